@@ -1,0 +1,1 @@
+"""Backends: from a scheduled module to an executor. Knows only `stoicc.ir`."""

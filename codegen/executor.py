@@ -1,0 +1,71 @@
+"""What a backend gives: an executor, the thing that multiplies.
+
+A backend is a function of a scheduled module and its pools; it keeps no state of its own but
+the build cache. An executor reads the pools it was built with and writes y.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stoicc.ir.types import Module
+
+Pools = Mapping[str, Tensor]
+
+
+class Executor(ABC):
+    """One emitted kernel bound to one weight.
+
+    Attributes:
+        source: the emitted text (C or Triton), or a line that says there is none.
+    """
+
+    source: str = ""
+
+    @abstractmethod
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        """Compute y for a batch of inputs.
+
+        Args:
+            x: `[N, K]`, contiguous, on the executor's device, N >= 1.
+            out: `[N, M]`, contiguous; every element is written, whatever it held before. Its
+                dtype is `output_dtype(weight dtype, x.dtype)`.
+            workspace: uint8, at least `workspace_bytes(N, x.dtype)` long, contents undefined.
+        """
+
+    def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
+        """Scratch memory that one call needs, in bytes; bounded, and none of it is kept."""
+        return 0
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that this executor keeps beside the canonical pools (repacked planes)."""
+        return 0
+
+
+class Backend(ABC):
+    """Emits executors for one kind of device."""
+
+    name: ClassVar[str]
+    device_type: ClassVar[str]
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """None where the backend can run here, else one clause that says what is missing."""
+
+    @abstractmethod
+    def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
+        """An executor of `kind` (`stoicc.ir.schedule.EXECUTORS`) for a scheduled module.
+
+        Args:
+            module: verified, with a schedule.
+            pools: the canonical pools by name, all on one device of `device_type`.
+            on_missing: "error" or "dense": what to do with a format that has no code here.
+        """
+
+    def emit(self, module: Module, x_dtype: torch.dtype) -> str:
+        """The source text of the `tiles` executor: the same text for the same input."""
+        return ""

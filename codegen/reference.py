@@ -1,0 +1,134 @@
+"""The reference backend: decode panels of tiles with torch, multiply with torch.
+
+It is the meaning of every other backend: any registered format, any device, float64 input too.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stoicc.codegen.executor import Backend, Executor, Pools
+from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.planes import tile_coordinates, tile_planes
+from stoicc.ir.types import Module, TileProgram
+
+PANEL_WEIGHTS = 1 << 22
+"""Weights decoded at a time: bounds the scratch of the reference and dense-once executors."""
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+class PanelDecoder:
+    """Decodes runs of whole tile rows of a program to a dense panel, with the formats' own decode."""
+
+    def __init__(self, program: TileProgram, pools: Pools) -> None:
+        self.program, self.pools = program, pools
+        self.device = next(iter(pools.values())).device if pools else torch.device("cpu")
+        self.coordinates = [tile_coordinates(program, index) for index in range(len(program.segments))]
+
+    @property
+    def height(self) -> int:
+        """Tile rows per panel that keep it within PANEL_WEIGHTS (at least one)."""
+        return max(1, PANEL_WEIGHTS // (self.program.tile[0] * self.program.tile[1] * self.program.grid[1]))
+
+    def panel(self, first: int, last: int) -> Tensor:
+        """Tile rows [first, last) as `[(last - first) * BM, tile columns * BK]`, tails included."""
+        program, (height, width) = self.program, self.program.tile
+        columns = program.grid[1]
+        panel = torch.zeros(
+            (last - first) * height, columns * width, dtype=TORCH_DTYPES[program.dtype], device=self.device
+        )
+        by_tile = panel.view(last - first, height, columns, width)
+        for index, segment in enumerate(program.segments):
+            rows, at = self.coordinates[index]
+            begin, end = np.searchsorted(rows, (first, last)).tolist()
+            if not segment.pools or begin == end:
+                continue
+            planes = tile_planes(program, index, self.pools, begin, end)
+            tiles = segment.resolve().decode(planes, program.tile, program.dtype)
+            row_index = torch.from_numpy(rows[begin:end] - first).to(self.device)
+            by_tile[row_index, :, torch.from_numpy(at[begin:end]).to(self.device)] = tiles
+        return panel
+
+
+def decode_tiles(program: TileProgram, pools: Pools) -> Tensor:
+    """The tile matrix `[M, K]` in tile order (permutations not undone), in the weight's dtype."""
+    decoder = PanelDecoder(program, pools)
+    rows, columns = program.shape
+    matrix = torch.empty(rows, columns, dtype=TORCH_DTYPES[program.dtype], device=decoder.device)
+    for first in range(0, program.grid[0], decoder.height):
+        last = min(first + decoder.height, program.grid[0])
+        top, bottom = first * program.tile[0], min(last * program.tile[0], rows)
+        matrix[top:bottom] = decoder.panel(first, last)[: bottom - top, :columns]
+    return matrix
+
+
+def scaled_input(program: TileProgram, pools: Pools, x: Tensor) -> Tensor:
+    """x `[N, K]` as the tiles meet it: input scale, then column permutation."""
+    if program.beside.input_scale is not None:
+        x = x * pools["input_scale"].to(x.dtype)
+    if program.beside.column_permutation is not None:
+        x = x[:, pools["column_permutation"].long()]
+    return x
+
+
+def finish_output(program: TileProgram, pools: Pools, y: Tensor, x: Tensor) -> Tensor:
+    """The epilogue on `y [N, M]` in tile row order: permutation, scale, low rank, bias, activation."""
+    beside = program.beside
+    if beside.row_permutation is not None:
+        y = torch.empty_like(y).index_copy_(1, pools["row_permutation"].long(), y)
+    if beside.output_scale is not None:
+        y = y * pools["output_scale"].to(y.dtype)
+    if beside.low_rank is not None:
+        y = y + (x @ pools["right"].to(x.dtype).T) @ pools["left"].to(x.dtype).T
+    if beside.bias is not None:
+        y = y + pools["bias"].to(y.dtype)
+    return y if beside.activation is None else ACTIVATION_FUNCTIONS[beside.activation](y)
+
+
+class ReferenceExecutor(Executor):
+    """Panels of tiles times x, in fp32 (float64 for float64 input), on any device."""
+
+    source = "# reference executor: decodes panels of tiles with torch, nothing is emitted\n"
+
+    def __init__(self, module: Module, pools: Pools) -> None:
+        self.program, self.pools = module.tiles, pools
+        self.decoder = PanelDecoder(module.tiles, pools)
+
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = x.to(compute)
+        inner = scaled_input(self.program, self.pools, wide)
+        rows, columns = self.program.shape
+        y = wide.new_empty(x.shape[0], rows)
+        for first in range(0, self.program.grid[0], self.decoder.height):
+            last = min(first + self.decoder.height, self.program.grid[0])
+            top, bottom = first * self.program.tile[0], min(last * self.program.tile[0], rows)
+            panel = self.decoder.panel(first, last)[: bottom - top, :columns]
+            y[:, top:bottom] = inner @ panel.to(compute).T
+        out.copy_(finish_output(self.program, self.pools, y, wide))
+
+
+class ReferenceBackend(Backend):
+    """Runs everywhere, on every format."""
+
+    name: ClassVar[str] = "reference"
+    device_type: ClassVar[str] = "any"
+
+    def available(self) -> str | None:
+        return None
+
+    def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
+        return ReferenceExecutor(module, pools)
+
+    def emit(self, module: Module, x_dtype: torch.dtype) -> str:
+        return ReferenceExecutor.source

@@ -1,0 +1,1 @@
+"""The tile-level IR: types, schedule, format protocol, text form, verifier. Knows nobody."""

@@ -1,0 +1,308 @@
+"""The tile format protocol: what a user subclasses to add a format.
+
+A format says how one [BM, BK] tile of a weight is stored. Its parameters are the fields of a
+frozen dataclass; its storage is a list of *planes*. Everything is batched: `encode` takes
+`[tiles, BM, BK]` and returns one tensor per plane with a leading dimension of `tiles`.
+
+The smallest useful format has `planes`, `encode` and `decode`. It runs on the reference
+backend. `decode_block` makes it fast on GPUs, `tile_mac` on CPUs. Passes and backends ask for
+these capabilities and never for a format's name.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from stoicc.ir.dtypes import TORCH_DTYPES, bits, itemsize
+from stoicc.ir.errors import FormatError
+
+Planes = dict[str, Tensor]
+Tile = tuple[int, int]
+
+
+class PlaneKind(Enum):
+    """How entries of a plane relate to tiles.
+
+    TILE: one entry of a fixed shape for each tile.
+    RAGGED: a run of elements for each tile, found by an offsets pool `[tiles + 1]`.
+    GROUP: one entry shared by `span` neighbouring tiles of a tile row (aligned: tile columns
+        c with equal c // span); span 0 shares it over the whole tile row.
+    MATRIX: one entry for the whole matrix (a tensor scale, a codebook).
+    """
+
+    TILE = "tile"
+    RAGGED = "ragged"
+    GROUP = "group"
+    MATRIX = "matrix"
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One array of a format: its name, element dtype and the shape of one entry."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: PlaneKind = PlaneKind.TILE
+    span: int = 1
+
+    @property
+    def entry_elements(self) -> int:
+        elements = 1
+        for extent in self.shape:
+            elements *= extent
+        return elements
+
+    @property
+    def entry_bytes(self) -> int:
+        return self.entry_elements * itemsize(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class TileCost:
+    """What one tile costs: bytes read, multiply-adds at batch 1, scalar decode operations."""
+
+    bytes: float
+    macs: float = 0.0
+    decode_ops: float = 0.0
+
+    def __add__(self, other: "TileCost") -> "TileCost":
+        return TileCost(self.bytes + other.bytes, self.macs + other.macs, self.decode_ops + other.decode_ops)
+
+
+class Approximation(NamedTuple):
+    """A lossy encoding: the planes, and the squared error of each tile `[tiles]` (float32)."""
+
+    planes: Planes
+    error: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TileCodes:
+    """Codes of a batch of tiles as a quantizing operator made them; nothing is guessed.
+
+    A weight is `(code - zero) * scale`, with zero = 2**(bits - 1) where `zeros` is None.
+
+    Attributes:
+        codes: uint8 `[tiles, BM, BK]`, unsigned codes of `bits` bits.
+        scales: `[tiles, BM, groups]` in the weight's dtype; groups = max(1, BK / group_size).
+        zeros: uint8 `[tiles, BM, groups]`, or None for symmetric codes.
+        bits: width of a code.
+        group_size: weights along K that share a scale; 0 means the whole row.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    bits: int
+    group_size: int
+
+    def select(self, chosen: Tensor) -> "TileCodes":
+        zeros = None if self.zeros is None else self.zeros[chosen]
+        return TileCodes(self.codes[chosen], self.scales[chosen], zeros, self.bits, self.group_size)
+
+
+@dataclass(frozen=True)
+class TritonDecode:
+    """A format's device decode for the portable Triton dialect.
+
+    Attributes:
+        function: a `@triton.jit` function
+            `(one pointer per plane at this tile's entry..., BM, BK, DTYPE, **constants)`
+            returning the `[BM, BK]` block in DTYPE, equal to `decode` bit for bit. The last
+            three are `tl.constexpr`. A RAGGED plane passes its pointer and then its count.
+        constants: further constexpr arguments, by name.
+    """
+
+    function: Any
+    constants: Mapping[str, int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TileMac:
+    """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
+
+    `source` is C for a function named `name`; `{name}` in it is filled in by the emitter.
+    See `codegen/cpu/emit.py` for the signature and `codegen/cpu/simd.h` for the vector
+    vocabulary it is written in.
+
+    Attributes:
+        source: C text of the function.
+        pack: canonical planes -> planes in SIMD lane order, same names and leading
+            dimensions; the C function reads the packed form.
+    """
+
+    source: str
+    pack: Callable[[Planes], Planes] = staticmethod(lambda planes: planes)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class TileFormat(ABC):
+    """How a tile is stored. Subclass, add parameters as dataclass fields, register.
+
+    Shapes: T tiles of BM rows and BK columns. `tiles` is always contiguous `[T, BM, BK]` in a
+    weight dtype (f32, f16, bf16); tails of the matrix arrive padded with +0.0.
+    """
+
+    name: ClassVar[str]
+
+    # -- storage ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        """The planes of a tile of this shape and weight dtype; `()` stores nothing."""
+
+    @abstractmethod
+    def encode(self, tiles: Tensor) -> Planes:
+        """Exact planes of tiles that `reject` accepts; one entry per tile in every plane.
+
+        A GROUP plane is returned per tile too; the caller folds equal neighbours into one.
+        """
+
+    @abstractmethod
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        """The `[T, BM, BK]` tiles that the planes stand for: what the format *means*."""
+
+    def reject(self, tiles: Tensor) -> Tensor:
+        """Bool `[T]`: True where a tile cannot be held bit for bit.
+
+        The default encodes, decodes and compares bit patterns.
+        """
+        dtype = next(name for name, dtype in TORCH_DTYPES.items() if dtype == tiles.dtype)
+        back = self.decode(self.encode(tiles), tile_shape(tiles), dtype)
+        return (bits(back) != bits(tiles)).flatten(1).any(1)
+
+    def why(self, tile: Tensor) -> str:
+        """For one rejected `[BM, BK]` tile: what was expected, what was found and where."""
+        return "expected a tile that survives encode and decode bit for bit, found one that changes"
+
+    def cost(self, tile: Tile, dtype: str) -> TileCost:
+        """Bytes from the planes (a shared entry counts by its share); one mac per weight."""
+        total = 0.0
+        for plane in self.planes(tile, dtype):
+            if plane.kind in (PlaneKind.TILE, PlaneKind.GROUP):
+                total += plane.entry_bytes / max(plane.span, 1)
+        return TileCost(bytes=total, macs=float(tile[0] * tile[1]))
+
+    def tile_bytes(self, tiles: Tensor, dtype: str) -> Tensor:
+        """Bytes of each tile, `[T]` float64: a constant unless a plane is RAGGED."""
+        return torch.full((tiles.shape[0],), self.cost(tile_shape(tiles), dtype).bytes, dtype=torch.float64)
+
+    # -- lossy doors -----------------------------------------------------------------------
+
+    def reject_shared(self, tiles: Tensor, slots: Tensor) -> Tensor:
+        """As `reject`, for formats with GROUP planes: a tile falls with those it shares with."""
+        return self.reject(tiles)
+
+    def encode_shared(self, tiles: Tensor, slots: Tensor) -> Planes:
+        """As `encode`, for formats with GROUP planes: tiles of equal `slots` share an entry.
+
+        Args:
+            slots: int64 `[T]`, the shared entry that each tile belongs to.
+        """
+        return self.encode(tiles)
+
+    def approximate(self, tiles: Tensor, slots: Tensor, statistics: Tensor | None = None) -> Approximation:
+        """The nearest planes under this format, for users who asked for a lossy choice.
+
+        Args:
+            statistics: `[T, BK]` mean squared activation of each column, to weight the error.
+
+        The default is exact encoding with zero error; formats that lose something override it.
+        """
+        return Approximation(self.encode_shared(tiles, slots), torch.zeros(tiles.shape[0]))
+
+    @property
+    def planes_hold_codes(self) -> bool:
+        """Whether the planes hold quantized codes (so that floats are only guessed into it)."""
+        return False
+
+    def for_codes(self, bits: int, group_size: int, zero_points: bool) -> "TileFormat | None":
+        """The variant of this format that holds codes of this kind, or None."""
+        return None
+
+    def reject_codes(self, codes: TileCodes) -> Tensor:
+        """Bool `[T]`: True where the tile's codes cannot be held as they are (default: all)."""
+        return torch.ones(codes.codes.shape[0], dtype=torch.bool)
+
+    def from_planes(self, codes: TileCodes) -> Planes:
+        """Planes from an operator's codes and scales, as they are."""
+        raise FormatError(f"format {self}: expected floats, found quantized codes; allow a format that holds codes")
+
+    # -- devices ---------------------------------------------------------------------------
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
+        """The Triton decode, or None: then GPUs need `on_missing="dense"`."""
+        return None
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        """The C multiply, or None: then CPUs need `on_missing="dense"`."""
+        return None
+
+    def fragment(self, tile: Tile, dtype: str) -> Any:
+        """Tensor-core fragment packer of the Gluon dialect, or None (no such dialect yet)."""
+        return None
+
+    def transposed(self, planes: Planes, tile: Tile, dtype: str) -> Planes | None:
+        """Planes of the transposed tiles where the format is closed under it, else None."""
+        return None
+
+    # -- text ------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        """`name` or `name<field=value, ...>` with the fields that differ from their default."""
+        changed = [
+            f"{f.name}={_text(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}<{', '.join(changed)}>" if changed else self.name
+
+    @classmethod
+    def from_text(cls, options: Mapping[str, str]) -> Self:
+        """Build the format from the options of its textual form."""
+        known = {f.name: f.type for f in dataclasses.fields(cls)}
+        for option in options:
+            if option not in known:
+                raise FormatError(
+                    f"format {cls.name}: expected options {sorted(known) or 'none'}, found {option!r}; correct the name"
+                )
+        return cls(**{option: _value(known[option], text, cls.name, option) for option, text in options.items()})
+
+
+def tile_shape(tiles: Tensor) -> Tile:
+    """(BM, BK) of a batch `[T, BM, BK]`."""
+    return tiles.shape[1], tiles.shape[2]
+
+
+def nonzero_codes(codes: TileCodes) -> Tensor:
+    """Bool `[T, BM, BK]`: where a code differs from its zero point."""
+    if codes.zeros is None:
+        return codes.codes != 1 << (codes.bits - 1)
+    return (codes.codes.unflatten(2, (codes.zeros.shape[2], -1)) != codes.zeros[..., None]).flatten(2)
+
+
+def squared_error(tiles: Tensor, decoded: Tensor, statistics: Tensor | None) -> Tensor:
+    """Sum of squared differences of each tile `[T]`, columns weighted by `statistics [T, BK]`."""
+    square = (tiles.float() - decoded.float()).square().sum(1)
+    return (square if statistics is None else square * statistics).sum(1)
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _value(annotation: Any, text: str, name: str, option: str) -> Any:
+    kind = annotation if isinstance(annotation, str) else annotation.__name__
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text]
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (KeyError, ValueError):
+        raise FormatError(f"format {name}, option {option}: expected {kind}, found {text!r}; correct the value") from None

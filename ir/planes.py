@@ -1,0 +1,69 @@
+"""From pools to planes and back: which entries a tile owns, and which it shares.
+
+The IR stores every plane once (`[entries, ...]`); formats see planes tile by tile
+(`[tiles, ...]`). The functions here are the only place that knows the difference.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stoicc.ir.format import Plane, PlaneKind, Planes
+from stoicc.ir.schedule import entry_slots
+from stoicc.ir.types import TileProgram
+
+
+def pool_name(segment: int, plane: str) -> str:
+    """The pool that holds a plane of a segment; a RAGGED plane's offsets are `plane + "_ptr"`."""
+    return f"p{segment}_{plane}"
+
+
+def tile_coordinates(program: TileProgram, segment: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tile rows and tile columns of a segment's tiles in payload (row-major) order."""
+    rows, columns = np.nonzero(program.map_array() == segment)
+    return rows, columns
+
+
+def plane_slots(plane: Plane, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The entry of a plane that each tile reads, `[tiles]` int64."""
+    if plane.kind is PlaneKind.MATRIX:
+        return np.zeros(rows.size, dtype=np.int64)
+    if plane.kind is PlaneKind.GROUP:
+        return entry_slots(rows, columns, plane.span)
+    return np.arange(rows.size, dtype=np.int64)
+
+
+def entry_count(plane: Plane, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> int:
+    """How many entries a plane's pool has for tiles at these coordinates."""
+    if plane.kind is PlaneKind.MATRIX:
+        return 1
+    slots = plane_slots(plane, rows, columns)
+    return int(slots[-1]) + 1 if slots.size else 0
+
+
+def tile_planes(
+    program: TileProgram, segment: int, pools: Mapping[str, Tensor], begin: int = 0, end: int | None = None
+) -> Planes:
+    """The planes of tiles [begin, end) of a segment, one entry per tile: what `decode` takes.
+
+    RAGGED planes come as the run of elements plus `<plane>_ptr`, offsets from 0 `[tiles + 1]`.
+    """
+    fmt = program.segments[segment].resolve()
+    rows, columns = tile_coordinates(program, segment)
+    stop = rows.size if end is None else end
+    planes: Planes = {}
+    for plane in fmt.planes(program.tile, program.dtype):
+        pool = pools[pool_name(segment, plane.name)]
+        if plane.kind is PlaneKind.TILE:
+            planes[plane.name] = pool[begin:stop]
+        elif plane.kind is PlaneKind.RAGGED:
+            ptr = pools[pool_name(segment, f"{plane.name}_ptr")][begin : stop + 1]
+            planes[plane.name] = pool[int(ptr[0]) : int(ptr[-1])]
+            planes[f"{plane.name}_ptr"] = ptr - ptr[0]
+        else:
+            slots = torch.from_numpy(plane_slots(plane, rows, columns)[begin:stop]).to(pool.device)
+            planes[plane.name] = pool[slots]
+    return planes

@@ -1,0 +1,96 @@
+"""Where tile formats are known by name.
+
+Built-in formats, formats of installed packages (entry-point group `stoicc.formats`) and a
+user's own all come through `register_format`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from stoicc.ir.errors import FormatError
+from stoicc.ir.format import TileFormat
+
+_TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:<([^<>]*)>)?\s*")
+
+
+class Registry:
+    """Formats by name; a name holds a default instance, its class parses options."""
+
+    def __init__(self) -> None:
+        self._formats: dict[str, TileFormat] = {}
+
+    def register(self, fmt: TileFormat) -> TileFormat:
+        """Make a format known by its name; a second, different class of that name is an error."""
+        if not isinstance(fmt, TileFormat):
+            raise FormatError(
+                f"register_format: expected an instance of a TileFormat subclass, found {fmt!r}; "
+                "derive from stoicc.TileFormat and pass MyFormat()"
+            )
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", getattr(fmt, "name", "")):
+            raise FormatError(
+                f"register_format: expected a name of a-z, 0-9 and _, found {getattr(fmt, 'name', None)!r}; "
+                "set the class variable `name`"
+            )
+        held = self._formats.get(fmt.name)
+        if held is not None and _origin(held) != _origin(fmt):
+            raise FormatError(
+                f"register_format: expected a new name, found {fmt.name!r} which {type(held).__qualname__} "
+                "holds; choose another name"
+            )
+        self._formats[fmt.name] = fmt
+        return fmt
+
+    def unregister(self, name: str) -> None:
+        """Forget a format (tests use this)."""
+        self._formats.pop(name, None)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._formats))
+
+    def parse(self, text: str) -> TileFormat:
+        """The format that a text such as `int4<group_size=128>` names."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise FormatError(f"format {text!r}: expected name or name<option=value, ...>; correct the text")
+        name, options = match.groups()
+        if name not in self._formats:
+            near = difflib.get_close_matches(name, self.names(), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known formats are {', '.join(self.names())}"
+            raise FormatError(f"format {name!r}: expected a registered format, found an unknown name; {hint}")
+        if options is None:
+            return self._formats[name]
+        return type(self._formats[name]).from_text(_options(text, options))
+
+
+def _origin(fmt: TileFormat) -> tuple[str, str]:
+    """Where a class was defined: the same class run again (a notebook cell) may replace itself."""
+    return type(fmt).__module__, type(fmt).__qualname__
+
+
+def _options(text: str, options: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for part in options.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise FormatError(f"format {text!r}: expected option=value, found {part.strip()!r}; correct the text")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+REGISTRY = Registry()
+
+
+def register_format(fmt: TileFormat) -> TileFormat:
+    """Make a tile format known to the whole process, by its `name`."""
+    return REGISTRY.register(fmt)
+
+
+def find_format(fmt: str | TileFormat) -> TileFormat:
+    """A format from its text, or the format itself."""
+    return fmt if isinstance(fmt, TileFormat) else REGISTRY.parse(fmt)
+
+
+def find_formats(formats: Iterable[str | TileFormat]) -> tuple[TileFormat, ...]:
+    """Several formats, without repeats, in the order given."""
+    return tuple(dict.fromkeys(find_format(fmt) for fmt in formats))

@@ -1,0 +1,53 @@
+"""stoicc: compile a weight matrix to a kernel, tile by tile.
+
+    kernel = stoicc.compile(weight)      # [out, in] tensor, or an operator's result
+    y = kernel(x)                        # like F.linear
+
+See README.md for the three uses: compile, register formats, schedule from Python.
+"""
+
+from stoicc import ops
+from stoicc.compiler import compile
+from stoicc.formats import formats
+from stoicc.inspector import inspect
+from stoicc.io import load
+from stoicc.ir.errors import (
+    CodegenError,
+    FormatError,
+    InputError,
+    ParseError,
+    PassError,
+    StoiccError,
+    VerifyError,
+)
+from stoicc.ir.format import Plane, PlaneKind, TileFormat, TileMac, TritonDecode
+from stoicc.ir.registry import register_format
+from stoicc.kernel import Kernel
+from stoicc.passes import Pipeline
+from stoicc.pools import TiledWeight
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CodegenError",
+    "FormatError",
+    "InputError",
+    "Kernel",
+    "ParseError",
+    "PassError",
+    "Pipeline",
+    "Plane",
+    "PlaneKind",
+    "StoiccError",
+    "TileFormat",
+    "TileMac",
+    "TiledWeight",
+    "TritonDecode",
+    "VerifyError",
+    "compile",
+    "formats",
+    "inspect",
+    "load",
+    "ops",
+    "register_format",
+]

@@ -1,0 +1,77 @@
+"""The one door to every executor: a `torch.library` op per executor kind.
+
+`stoicc::tiles`, `stoicc::dense_once` and `stoicc::reference` take x `[N, K]`, an optional uint8
+workspace (scratch; allocated inside where None) and the handle of a kernel, and return y
+`[N, M]`. Fake tensors, torch.compile and autograd see them as ordinary ops.
+"""
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stoicc.ir.dtypes import output_dtype
+from stoicc.ir.errors import InputError
+
+if TYPE_CHECKING:
+    from stoicc.kernel import Kernel
+
+_KERNELS: "weakref.WeakValueDictionary[int, Kernel]" = weakref.WeakValueDictionary()
+_HANDLES = itertools.count(1)
+_LIBRARY = torch.library.Library("stoicc", "DEF")
+KINDS = {"tiles": "tiles", "dense-once": "dense_once", "reference": "reference"}
+
+
+def new_handle(kernel: "Kernel") -> int:
+    """A number by which ops find the kernel; it does not keep the kernel alive."""
+    handle = next(_HANDLES)
+    _KERNELS[handle] = kernel
+    return handle
+
+
+def execute(kind: str, x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
+    """y `[N, M]` of a kernel for x `[N, K]`, through the op of this executor kind."""
+    y: Tensor = getattr(torch.ops.stoicc, KINDS[kind])(x, workspace, handle)
+    return y
+
+
+def _kernel(handle: int) -> "Kernel":
+    try:
+        return _KERNELS[handle]
+    except KeyError:
+        raise InputError(f"executor: expected the handle of a live kernel, found {handle}; keep the kernel alive") from None
+
+
+def _define(kind: str) -> None:
+    op = KINDS[kind]
+    _LIBRARY.define(f"{op}(Tensor x, Tensor? workspace, int handle) -> Tensor")
+
+    def run(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
+        kernel = _kernel(handle)
+        executor = kernel.executor(kind, x.device)
+        out = x.new_empty(x.shape[0], kernel.out_features, dtype=output_dtype(kernel.program.dtype, x.dtype))
+        if workspace is None:
+            needed = executor.workspace_bytes(x.shape[0], x.dtype)
+            workspace = torch.empty(needed, dtype=torch.uint8, device=x.device)
+        executor.run(x, out, workspace)
+        return out
+
+    def fake(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
+        kernel = _kernel(handle)
+        return x.new_empty(x.shape[0], kernel.out_features, dtype=output_dtype(kernel.program.dtype, x.dtype))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.handle = inputs[2]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _kernel(ctx.handle).input_gradient(grad), None, None
+
+    _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"stoicc::{op}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"stoicc::{op}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+for _kind in KINDS:
+    _define(_kind)

@@ -1,0 +1,161 @@
+"""C code and lane order of the affine formats, for the CPU backend.
+
+Codes are multiplied in fp32 and the sum of a group is scaled once; no weight is ever rounded to
+the weight's dtype. Symmetric codes are stored signed. Zero points cost one multiplication per
+group: the sum over a group of (code - zero) * x starts at -zero * sum(x).
+"""
+
+from collections.abc import Callable
+from string import Template
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu.lanes import to_lanes
+from stoicc.ir.format import Planes, TileMac
+
+Unpack = Callable[[Tensor], Tensor]
+"""Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
+
+_TILE = Template("""\
+static inline void {name}(
+    const $code *codes,$positions const $T *scales,$zeros
+    const float *x, float *acc, const int nb)
+{
+$before    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        for (int group = 0; group < $groups; group++) {
+            const float *xg = x + group * $size * nb;
+            vfloat sum[8];
+            clear_sums(sum, nb);
+$start$body
+            add_scaled_sums(acc, vf_load_$T(scales), sum, nb);
+            scales += LANES;
+        }
+    }
+}
+""")
+
+_INT8 = Template("""\
+            for (int k = 0; k < $size; k += 4, codes += 4 * LANES)
+                #pragma GCC unroll 4
+                for (int i = 0; i < 4; i++)
+                    multiply_add(vf_load_i8(codes + i * LANES), xg + k * nb + i, sum, i, nb);""")
+
+_INT4 = Template("""\
+            for (int k = 0; k < $size; k += 8, codes += LANES) {
+                vint eight = vi_load(codes); /* columns k .. k + 7 of each row */
+                #pragma GCC unroll 8
+                for (int j = 0; j < $present; j++)
+                    multiply_add(vf_nibble(eight, j), xg + (k + j / 4 * 4) * nb + j % 4, sum, j, nb);
+            }""")
+
+_INT4_NV24 = Template("""\
+            for (int k = 0; k < $size; k += 16, codes += LANES) {
+                vint eight = vi_load(codes); /* two codes of each of four groups of four columns */
+                #pragma GCC unroll 8
+                for (int j = 0; j < $present; j++)
+                    multiply_add_picked($weight, vi_spread2(*positions++), xg + (k + j / 2 * 4) * nb, sum, j, nb);
+            }""")
+
+_MINUS_SUMS = Template("""\
+    float minus_sum[$groups][8]; /* of the inputs of each group */
+    for (int group = 0; group < $groups; group++)
+        for (int n = 0; n < nb; n++)
+            minus_sum[group][n] = -sum_inputs(x + group * $size * nb, $size, n, nb);
+""")
+
+_START_AT_ZEROS = """\
+            vfloat zero = vf_load_i8(zeros);
+            zeros += LANES;
+            #pragma GCC unroll 8
+            for (int n = 0; n < nb; n++)
+                sum[n] = vf_mul(zero, vf_set1(minus_sum[group][n]));
+"""
+
+_LOAD_ZEROS = """\
+            vfloat zero = vf_load_i8(zeros);
+            zeros += LANES;
+"""
+
+
+def _fill(body: Template, dtype: str, groups: int, size: int, zeros: bool, **names: str) -> str:
+    names = {"T": dtype, "groups": str(groups), "size": str(size), "positions": "", "before": "", "start": ""} | names
+    names["zeros"] = " const int8_t *zeros," if zeros else ""
+    return _TILE.substitute(names, body=body.substitute(names))
+
+
+def _with_sums(zeros: bool, groups: int, size: int) -> dict[str, str]:
+    if not zeros:
+        return {}
+    return {"before": _MINUS_SUMS.substitute(groups=groups, size=size), "start": _START_AT_ZEROS}
+
+
+def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
+    """The C of 8-bit codes, `groups` groups of `size` columns to a tile; None where size % 4 != 0."""
+    if size % 4:
+        return None
+    source = _fill(_INT8, dtype, groups, size, zeros, code="int8_t", **_with_sums(zeros, groups, size))
+    return TileMac(source, lambda planes: {"codes": to_lanes(signed(planes["codes"], 8)), **_scales(planes, 8)})
+
+
+def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
+    """The C of 4-bit codes: eight columns of a row are one 32-bit lane."""
+    if size % 4:
+        return None
+    present = "8" if size % 8 == 0 else f"(k + 8 <= {size} ? 8 : {size} - k)"
+    names = {"code": "int32_t", "present": present, **_with_sums(zeros, groups, size)}
+
+    def pack(planes: Planes) -> Planes:
+        return {"codes": nibble_lanes(unpack(planes["codes"]), groups), **_scales(planes, 4)}
+
+    return TileMac(_fill(_INT4, dtype, groups, size, zeros, **names), pack)
+
+
+def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
+    """The C of 4-bit codes on 2:4: four groups of four columns of a row are one 32-bit lane."""
+    if size % 4:
+        return None
+    present = "8" if size % 16 == 0 else f"(k + 16 <= {size} ? 8 : ({size} - k) / 2)"
+    weight = "vf_sub(vf_nibble(eight, j), zero)" if zeros else "vf_nibble(eight, j)"
+    names = {"code": "int32_t", "present": present, "weight": weight, "positions": " const uint32_t *positions,"}
+    source = _fill(_INT4_NV24, dtype, groups, size, zeros, start=_LOAD_ZEROS if zeros else "", **names)
+
+    def pack(planes: Planes) -> Planes:
+        codes = nibble_lanes(unpack(planes["codes"]), groups)
+        return {"codes": codes, "positions": position_words(planes["positions"]), **_scales(planes, 4)}
+
+    return TileMac(source, pack)
+
+
+def signed(codes: Tensor, bits: int) -> Tensor:
+    """Unsigned codes or zeros u8 as int8, less the symmetric zero 2**(bits - 1)."""
+    return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+
+
+def nibble_lanes(codes: Tensor, groups: int) -> Tensor:
+    """4-bit codes u8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, eight codes a word.
+
+    Codes become two's complement (less 8) and stand in column order, the first in the low
+    nibble; a group whose count is not a multiple of eight ends in a word that is not full.
+    """
+    entries, rows, _ = codes.shape
+    grouped = (codes ^ 8).view(entries, rows, groups, -1)
+    grouped = torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8))
+    pairs = grouped[..., 0::2] | grouped[..., 1::2] << 4
+    return to_lanes(pairs.contiguous().view(torch.int32).flatten(2))
+
+
+def position_words(positions: Tensor) -> Tensor:
+    """2:4 positions u8 `[entries, BM, C / 8]` -> int32 `[entries, strips, C / 2]`.
+
+    One word per kept column: bits 2i and 2i + 1 are the position of row i of the strip.
+    """
+    fields = torch.stack([positions >> shift & 3 for shift in (0, 2, 4, 6)], -1).flatten(2)
+    lanes = to_lanes(fields)
+    quads = lanes[..., 0::4] | lanes[..., 1::4] << 2 | lanes[..., 2::4] << 4 | lanes[..., 3::4] << 6
+    return quads.contiguous().view(torch.int32).flatten(2)
+
+
+def _scales(planes: Planes, bits: int) -> Planes:
+    packed = {"scales": to_lanes(planes["scales"])}
+    return {**packed, "zeros": to_lanes(signed(planes["zeros"], bits))} if "zeros" in planes else packed

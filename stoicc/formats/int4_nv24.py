@@ -1,0 +1,53 @@
+"""4-bit codes on 2:4 structure: codes of the two kept weights of each four, and their columns."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stoicc.formats import _nm
+from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
+from stoicc.ir.format import Plane, Planes, Tile, TileCodes, nonzero_codes
+from stoicc.ir.registry import register_format
+
+
+@dataclass(frozen=True)
+class Int4Nv24(Affine):
+    """Codes u8 `[BM, BK / 4]` (one group of four a byte), positions u8 `[BM, BK / 8]`, scales, zeros.
+
+    A dropped weight is exactly zero; a kept one whose code is the zero point is zero as well.
+    """
+
+    name: ClassVar[str] = "int4_nv24"
+
+    @property
+    def bits(self) -> int:
+        return 4
+
+    def code_planes(self, tile: Tile) -> tuple[Plane, ...]:
+        rows, columns = tile
+        return (
+            Plane("codes", "u8", (rows, columns // 4)),
+            Plane("positions", "u8", (rows, columns // 8)),
+        )
+
+    def keeps(self, codes: TileCodes) -> Tensor:
+        return ~_nm.overfull(nonzero_codes(codes))
+
+    def pack(self, codes: TileCodes) -> Planes:
+        kept, positions = _nm.compress(codes.codes, _nm.group_masks(nonzero_codes(codes)))
+        return {"codes": pack_nibbles(kept), "positions": positions}
+
+    def unpack(self, planes: Planes, tile: Tile) -> Tensor:
+        fill = torch.full((planes["codes"].shape[0], *tile), 1 << (self.bits - 1), dtype=torch.uint8)
+        if self.zero_points:
+            fill = planes["zeros"].repeat_interleave(tile[1] // planes["zeros"].shape[2], 2)
+        return _nm.expand(unpack_nibbles(planes["codes"]), planes["positions"], fill.to(planes["codes"].device))
+
+    def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
+        magnitude = tiles.float().abs()
+        return tiles.where(_nm.top2(magnitude if statistics is None else magnitude * statistics[:, None].sqrt()), 0)
+
+
+register_format(Int4Nv24())

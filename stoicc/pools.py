@@ -1,0 +1,192 @@
+"""Tile programs with their pools: how planes are gathered, folded and decoded again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stoicc.codegen.reference import decode_tiles
+from stoicc.ir.digest import digest
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from stoicc.ir.errors import FormatError, InputError
+from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
+from stoicc.ir.planes import plane_slots, pool_name
+from stoicc.ir.types import ACTIVATIONS, Beside, Pool, Segment, TileProgram
+from stoicc.ops.lowering import Lowered
+
+Pools = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TiledWeight:
+    """What the inspector gives: a tile program and the tensors that its pools name."""
+
+    program: TileProgram
+    pools: dict[str, Tensor]
+
+    def to_dense(self) -> Tensor:
+        """The matrix `[M, K]` that the tiles and what stands beside them hold.
+
+        In the weight's dtype, bit for bit, where nothing but permutations stands beside the
+        tiles; float32 where scales or low-rank factors do.
+        """
+        return effective_matrix(self.program, self.pools)
+
+    def __str__(self) -> str:
+        return str(self.program)
+
+
+class PoolBuilder:
+    """Collects planes chunk by chunk and joins them into pools, one segment per format in use."""
+
+    def __init__(
+        self, name: str, shape: tuple[int, int], tile: tuple[int, int], dtype: str, formats: tuple[TileFormat, ...]
+    ) -> None:
+        self.name, self.shape, self.tile, self.dtype, self.formats = name, shape, tile, dtype, formats
+        self.columns = -(-shape[1] // tile[1])
+        self.choices: list[Tensor] = []
+        self.parts: dict[int, dict[str, list[Tensor]]] = {}
+
+    def add(self, choice: Tensor, planes: Mapping[int, Planes]) -> None:
+        """Take the next whole tile rows: a format index per tile, and the planes of each format."""
+        first = sum(c.numel() for c in self.choices)
+        self.choices.append(choice)
+        for index, encoded in planes.items():
+            position = first + (choice == index).nonzero().flatten().numpy()
+            rows, columns = np.divmod(position, self.columns)
+            lists = self.parts.setdefault(index, {})
+            for plane in self.formats[index].planes(self.tile, self.dtype):
+                if plane.name not in encoded:
+                    raise FormatError(
+                        f"format {self.formats[index]}: expected encode to return plane {plane.name!r}, "
+                        f"found {sorted(encoded)}"
+                    )
+                folded = self._fold(self.formats[index], plane, encoded[plane.name], rows, columns)
+                lists.setdefault(plane.name, []).append(folded)
+                if plane.kind is PlaneKind.RAGGED:
+                    lists.setdefault(f"{plane.name}_ptr", []).append(encoded[f"{plane.name}_ptr"])
+
+    def finish(self, beside: tuple[Beside, dict[str, Tensor]]) -> TiledWeight:
+        """The program with dense segment numbers, and its pools."""
+        choice = torch.cat(self.choices)
+        used, tile_map = choice.unique(return_inverse=True)
+        pools: dict[str, Tensor] = dict(beside[1])
+        segments = []
+        for number, index in enumerate(used.tolist()):
+            names = []
+            for plane, parts in self.parts.pop(index).items():
+                names.append(pool_name(number, plane))
+                pools[names[-1]] = _join_offsets(parts) if plane.endswith("_ptr") else _join(parts)
+            described = tuple(describe(name, pools[name]) for name in names)
+            count = int((tile_map == number).sum())
+            tile_bytes = self._ragged_bytes(index, number, pools)
+            segments.append(Segment(str(self.formats[index]), count, described, tile_bytes))
+        program = TileProgram(
+            self.name, self.shape, self.tile, self.dtype, tuple(segments), tuple(tile_map.tolist()), beside[0]
+        )
+        return TiledWeight(program, pools)
+
+    def _fold(
+        self, fmt: TileFormat, plane: Plane, entries: Tensor, rows: np.ndarray, columns: np.ndarray
+    ) -> Tensor:
+        """Per-tile entries -> stored entries; tiles that share one must agree bit for bit."""
+        if plane.kind not in (PlaneKind.GROUP, PlaneKind.MATRIX):
+            return entries.contiguous()
+        slots = plane_slots(plane, rows, columns)
+        first = torch.from_numpy(np.unique(slots, return_index=True)[1])
+        folded = entries[first]
+        differs = (folded[torch.from_numpy(slots)] != entries).flatten(1).any(1).nonzero()
+        if len(differs):
+            tile = int(differs[0])
+            raise FormatError(
+                f"format {fmt}, tile ({rows[tile]}, {columns[tile]}): expected the {plane.name} of the tiles it "
+                "shares them with, found others; use one operator for the whole group, or a smaller group_size"
+            )
+        return folded
+
+    def _ragged_bytes(self, index: int, number: int, pools: Pools) -> tuple[int, ...]:
+        planes = self.formats[index].planes(self.tile, self.dtype)
+        if all(plane.kind is not PlaneKind.RAGGED for plane in planes):
+            return ()
+        fixed = sum(plane.entry_bytes for plane in planes if plane.kind is PlaneKind.TILE)
+        total = fixed
+        for plane in planes:
+            if plane.kind is PlaneKind.RAGGED:
+                ptr = pools[pool_name(number, f"{plane.name}_ptr")]
+                total = total + ptr.diff() * TORCH_DTYPES[plane.dtype].itemsize
+        return tuple(torch.as_tensor(total).tolist())
+
+
+def describe(name: str, pool: Tensor) -> Pool:
+    """A pool as the IR names it: dtype, shape and content hash."""
+    return Pool(name, DTYPE_NAMES[pool.dtype], tuple(pool.shape), digest(pool))
+
+
+def beside_pools(lowered: Lowered, bias: Tensor | None, activation: str | None) -> tuple[Beside, dict[str, Tensor]]:
+    """What stands beside the tiles, as pools: vectors in f32, permutations in i32, factors as given."""
+    rows = lowered.values.shape[0]
+    if activation is not None and activation not in ACTIVATIONS:
+        raise InputError(f"activation: expected one of {', '.join(ACTIVATIONS)}, found {activation!r}")
+    if bias is not None and (tuple(bias.shape) != (rows,) or not bias.is_floating_point()):
+        raise InputError(f"bias: expected [{rows}] floats, found {list(bias.shape)} of {bias.dtype}")
+    if bias is not None and not bool(bias.isfinite().all()):
+        raise InputError(f"bias: expected finite values, found {bias[~bias.isfinite()][0].item()}")
+    vectors = {"bias": bias, "input_scale": lowered.input_scale, "output_scale": lowered.output_scale}
+    pools = {name: v.detach().float().contiguous().cpu() for name, v in vectors.items() if v is not None}
+    orders = {"row_permutation": lowered.row_permutation, "column_permutation": lowered.column_permutation}
+    pools |= {name: v.to(torch.int32).contiguous() for name, v in orders.items() if v is not None}
+    described = {name: describe(name, pool) for name, pool in pools.items()}
+    factors = None
+    if lowered.low_rank is not None:
+        pools["left"], pools["right"] = (factor.contiguous() for factor in lowered.low_rank)
+        factors = (describe("left", pools["left"]), describe("right", pools["right"]))
+    return Beside(low_rank=factors, activation=activation, **described), pools
+
+
+def effective_matrix(program: TileProgram, pools: Pools) -> Tensor:
+    """The matrix from x to y before bias and activation; see `TiledWeight.to_dense`."""
+
+    def pool(name: str) -> Tensor | None:
+        return pools[name] if getattr(program.beside, name) is not None else None
+
+    def order(name: str) -> Tensor | None:
+        permutation = pool(name)
+        return None if permutation is None else permutation.long()
+
+    low_rank = (pools["left"], pools["right"]) if program.beside.low_rank is not None else None
+    return Lowered(
+        decode_tiles(program, pools),
+        low_rank=low_rank,
+        row_permutation=order("row_permutation"),
+        column_permutation=order("column_permutation"),
+        input_scale=pool("input_scale"),
+        output_scale=pool("output_scale"),
+    ).dense()
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _join_offsets(parts: list[Tensor]) -> Tensor:
+    """Offsets of each chunk (from 0) -> offsets into the joined pool."""
+    lengths = torch.cat([part.diff() for part in parts])
+    return torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
+
+
+def rehash(program: TileProgram, pools: Pools) -> TileProgram:
+    """The program with the content hashes that its pools have now."""
+
+    def fresh(pool: Pool) -> Pool:
+        return replace(pool, digest=digest(pools[pool.name]))
+
+    segments = tuple(replace(segment, pools=tuple(map(fresh, segment.pools))) for segment in program.segments)
+    beside = program.beside
+    changed = {
+        entry.name: fresh(value) if isinstance(value, Pool) else tuple(map(fresh, value))
+        for entry in fields(beside)
+        if isinstance(value := getattr(beside, entry.name), (Pool, tuple))
+    }
+    return replace(program, segments=segments, beside=replace(beside, **changed))

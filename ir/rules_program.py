@@ -32,9 +32,7 @@ def _tile(module: Module) -> None:
 @rule(PROGRAM_RULES, "dtype")
 def _dtype(module: Module) -> None:
     if module.tiles.dtype not in WEIGHT_DTYPES:
-        raise broken(
-            _name(module), f"dtype {' or '.join(WEIGHT_DTYPES)}", repr(module.tiles.dtype), "cast the weight"
-        )
+        raise broken(_name(module), f"dtype {' or '.join(WEIGHT_DTYPES)}", repr(module.tiles.dtype), "cast the weight")
 
 
 @rule(PROGRAM_RULES, "map-length", "shape", "tile")
@@ -55,7 +53,10 @@ def _map_index(module: Module) -> None:
         row, column = wrong[0].tolist()
         found = f"%{tile_map[row, column]}"
         raise broken(
-            f"{_name(module)}, tile ({row}, {column})", f"one of {segments} segments", found, "add it or map the tile anew"
+            f"{_name(module)}, tile ({row}, {column})",
+            f"one of {segments} segments",
+            found,
+            "add it or map the tile anew",
         )
 
 
@@ -66,7 +67,10 @@ def _segment_format(module: Module) -> None:
             segment.resolve()
         except FormatError as error:
             raise broken(
-                _segment(index, segment), "the text of a registered format", f"none: {error}", "register the format first"
+                _segment(index, segment),
+                "the text of a registered format",
+                f"none: {error}",
+                "register the format first",
             ) from None
 
 
@@ -87,7 +91,10 @@ def _segment_count(module: Module) -> None:
     for index, segment in enumerate(module.tiles.segments):
         if segment.count != counts[index]:
             raise broken(
-                _segment(index, segment), f"a count of {counts[index]}, as in the tile map", segment.count, "correct one"
+                _segment(index, segment),
+                f"a count of {counts[index]}, as in the tile map",
+                segment.count,
+                "correct one",
             )
 
 
@@ -124,7 +131,10 @@ def _segment_pools(module: Module) -> None:
         found = [pool.name for pool in segment.pools]
         if expected != found:
             raise broken(
-                _segment(index, segment), f"pools {_listed(expected)}", _listed(found), "name a pool for every plane, in order"
+                _segment(index, segment),
+                f"pools {_listed(expected)}",
+                _listed(found),
+                "name a pool for every plane, in order",
             )
 
 
@@ -146,7 +156,9 @@ def _pool_type(module: Module) -> None:
 def _pool_unique(module: Module) -> None:
     name, times = next(iter(Counter(pool.name for pool in module.tiles.pools()).most_common(1)), ("", 0))
     if times > 1:
-        raise broken(f"{_name(module)}, pool {name}", "a name of its own for every pool", f"{times} of it", "rename one")
+        raise broken(
+            f"{_name(module)}, pool {name}", "a name of its own for every pool", f"{times} of it", "rename one"
+        )
 
 
 @rule(PROGRAM_RULES, "beside-bias", "shape", "dtype")
@@ -194,7 +206,10 @@ def _beside_activation(module: Module) -> None:
     activation = module.tiles.beside.activation
     if activation is not None and activation not in ACTIVATIONS:
         raise broken(
-            f"{_name(module)}, beside activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "apply it after"
+            f"{_name(module)}, beside activation",
+            f"one of {', '.join(ACTIVATIONS)}",
+            repr(activation),
+            "apply it after",
         )
 
 

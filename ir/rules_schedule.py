@@ -43,7 +43,10 @@ def _row_order(module: Module) -> None:
     rows, order = module.tiles.grid[0], _schedule(module).row_order
     if not np.array_equal(np.sort(np.asarray(order, dtype=np.int64)), np.arange(rows)):
         raise broken(
-            "schedule, order", f"each of {rows} tile rows once", f"{len(order)} entries", "give a permutation of the rows"
+            "schedule, order",
+            f"each of {rows} tile rows once",
+            f"{len(order)} entries",
+            "give a permutation of the rows",
         )
 
 
@@ -68,7 +71,9 @@ def _csr_tiles(module: Module) -> None:
             row = _first_difference(csr.row_ptr, row_ptr)
             raise broken(
                 f"{where}, tile row {max(row - 1, 0)}",
-                f"row_ptr[{row}] = {_at(row_ptr, row)} as in the tile map", _at(csr.row_ptr, row), "run build-csr again"
+                f"row_ptr[{row}] = {_at(row_ptr, row)} as in the tile map",
+                _at(csr.row_ptr, row),
+                "run build-csr again",
             )
         columns = np.nonzero(member)[1]
         if not _same(csr.col_idx, columns):
@@ -76,7 +81,9 @@ def _csr_tiles(module: Module) -> None:
             row = int(csr_rows(csr)[tile]) if tile < columns.size else -1
             raise broken(
                 f"{where}, tile ({row}, {_at(columns, tile)})",
-                f"col_idx[{tile}] = {_at(columns, tile)} as in the tile map", _at(csr.col_idx, tile), "run build-csr again"
+                f"col_idx[{tile}] = {_at(columns, tile)} as in the tile map",
+                _at(csr.col_idx, tile),
+                "run build-csr again",
             )
 
 
@@ -87,7 +94,9 @@ def _item_ranges(module: Module) -> None:
         if len(item.ranges) != len(schedule.csrs):
             raise broken(
                 f"schedule, item {index} (tile row {item.row})",
-                f"a tile range of each of {len(schedule.csrs)} csrs", len(item.ranges), "run build-csr again"
+                f"a tile range of each of {len(schedule.csrs)} csrs",
+                len(item.ranges),
+                "run build-csr again",
             )
     if schedule.items and schedule.live and not schedule.csrs:
         raise broken("schedule, items", "no items before there is a csr", len(schedule.items), "run build-csr first")

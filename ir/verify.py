@@ -104,5 +104,8 @@ def _check_offsets(where: str, pools: Mapping[str, Tensor], name: str) -> None:
     ptr, elements = pools[f"{name}_ptr"].cpu().long(), pools[name].shape[0]
     if int(ptr[0]) != 0 or int(ptr[-1]) != elements or bool((ptr.diff() < 0).any()):
         raise broken(
-            where, f"ascending offsets from 0 to {elements}", f"{int(ptr[0])} to {int(ptr[-1])}", "encode the tiles again"
+            where,
+            f"ascending offsets from 0 to {elements}",
+            f"{int(ptr[0])} to {int(ptr[-1])}",
+            "encode the tiles again",
         )

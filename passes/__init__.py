@@ -1,0 +1,21 @@
+"""Scheduling passes: one file per pass, and the pipeline. Knows only `stoicc.ir`."""
+
+from stoicc.passes.base import Pass, initial_schedule
+from stoicc.passes.catalogue import find_pass, parse_pass, pass_names, register_pass
+from stoicc.passes.instruments import Instrument, PrintIR, Timing
+from stoicc.passes.pipeline import Pipeline, default_pipeline, run_text
+
+__all__ = [
+    "Instrument",
+    "Pass",
+    "Pipeline",
+    "PrintIR",
+    "Timing",
+    "default_pipeline",
+    "find_pass",
+    "initial_schedule",
+    "parse_pass",
+    "pass_names",
+    "register_pass",
+    "run_text",
+]

@@ -1,0 +1,128 @@
+"""Pipelines: passes in order, as text and as an object, verified between passes."""
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from stoicc.ir.errors import PassError, VerifyError
+from stoicc.ir.types import Module
+from stoicc.ir.verify import verify, verify_schedule
+from stoicc.passes.base import Pass, scheduled, with_schedule
+from stoicc.passes.catalogue import parse_pass
+from stoicc.passes.dependencies import check_order, missing, sort_passes
+from stoicc.passes.instruments import Instrument, PrintIR
+
+_BETWEEN = re.compile(r",(?![^{}]*\})")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order in which they run. Round-trips through text.
+
+    Attributes:
+        passes: the passes; PassError where one comes before a pass that it must follow.
+        instruments: called around every pass; no part of the pipeline's text or equality.
+    """
+
+    passes: tuple[Pass, ...]
+    instruments: tuple[Instrument, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        check_order(self.passes, str(self))
+
+    @staticmethod
+    def parse(text: str, instruments: Iterable[Instrument] = ()) -> "Pipeline":
+        """A pipeline from text: `order{by=cost},build-csr,split-k{parts=4}`; "" has no passes."""
+        steps = _BETWEEN.split(text) if text.strip() else []
+        return Pipeline(tuple(parse_pass(step) for step in steps), tuple(instruments))
+
+    @staticmethod
+    def ordered(passes: Iterable[str | Pass], instruments: Iterable[Instrument] = ()) -> "Pipeline":
+        """A pipeline of these passes (texts or objects), sorted by their dependencies."""
+        steps = [parse_pass(step) if isinstance(step, str) else step for step in passes]
+        return Pipeline(tuple(sort_passes(steps)), tuple(instruments))
+
+    def __str__(self) -> str:
+        return ",".join(str(step) for step in self.passes)
+
+    def run(self, module: Module) -> Module:
+        """Apply the passes to a module (with or without a schedule) and return the new one.
+
+        The module is verified before the first pass and after each; each pass is recorded in
+        `schedule.applied`.
+
+        Raises:
+            PassError: a pass requires one that has not run.
+            VerifyError: the input breaks an invariant, or a pass broke one (it is named).
+        """
+        verify(module)
+        module = with_schedule(module, scheduled(module))
+        for step in self.passes:
+            self._check_required(step, module)
+            for instrument in self.instruments:
+                instrument.before_pass(step, module)
+            module = _apply(step, module)
+            for instrument in self.instruments:
+                instrument.after_pass(step, module)
+        return module
+
+    def _check_required(self, step: Pass, module: Module) -> None:
+        ran = [applied.partition("{")[0] for applied in scheduled(module).applied]
+        absent = missing(step, ran)
+        if absent:
+            raise PassError(
+                f"pipeline {str(self)!r}: expected {absent[0]} before {step.name}, found that it has not run; "
+                f"put {absent[0]} in front of {step.name}"
+            )
+
+
+def default_pipeline(target: str) -> Pipeline:
+    """The pipeline that `compile` uses for a target: "cpu", "triton" or "reference"."""
+    if target not in DEFAULTS:
+        raise PassError(f"default_pipeline: expected one of {', '.join(DEFAULTS)}, found {target!r}; name a target")
+    return Pipeline.parse(DEFAULTS[target])
+
+
+DEFAULTS = {
+    "cpu": "drop-empty,order{by=cost},build-csr,split-k{parts=1},balance{bins=256},fuse-epilogue,regimes{tiles=32}",
+    # 264 items: two for each of the 132 SMs of a large GPU
+    "triton": "drop-empty,order{by=cost},build-csr,split-k{parts=auto,min_items=264},fuse-epilogue,regimes{tiles=256}",
+    "reference": "drop-empty,order{by=row},build-csr,fuse-epilogue",
+}
+
+
+def run_text(text: str, pipeline_text: str, print_after_all: bool = False, exact: bool = False) -> str:
+    """Run a pipeline on a textual module: what `stoicc opt` does.
+
+    Args:
+        text: an exact textual module.
+        print_after_all: also print the module after every pass, each under a comment.
+        exact: print in exact mode.
+
+    Returns:
+        the text of the scheduled module; with `print_after_all` that of every step, the last one last.
+    """
+    from stoicc.ir.parser import parse
+    from stoicc.ir.printer import print_module
+
+    stream = io.StringIO()
+    pipeline = Pipeline.parse(pipeline_text, (PrintIR(stream, exact),) if print_after_all else ())
+    module = pipeline.run(parse(text))
+    # the last pass printed the result already
+    return stream.getvalue() or f"{print_module(module, exact=exact)}\n"
+
+
+def _apply(step: Pass, module: Module) -> Module:
+    """One pass, recorded and verified."""
+    made = step.apply(module)
+    schedule = scheduled(made)
+    made = with_schedule(made, replace(schedule, applied=(*schedule.applied, str(step))))
+    try:
+        if made.tiles is module.tiles:
+            verify_schedule(made)
+        else:
+            verify(made)
+    except VerifyError as error:
+        raise VerifyError(f"after pass {step}: {error}") from error
+    return made

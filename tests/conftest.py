@@ -28,9 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     _share_cache(config)
     _share_cores()
     # A shared CI core stalls at random: a deadline or a slow draw there says nothing about the code.
-    common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": "CI" in os.environ}
-    settings.register_profile("ci", max_examples=25, **common)
-    settings.register_profile("full", max_examples=200, **common)
+    common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ)
+    settings.register_profile("ci", common, max_examples=25)
+    settings.register_profile("full", common, max_examples=200)
     settings.load_profile("full" if config.getoption("--slow") else "ci")
 
 

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+Seen = dict[str, Any]
 
 HEAVY = {"matplotlib", "typer", "rich", "transformers", "sentence_transformers"}
 
@@ -38,7 +41,7 @@ print(json.dumps({{
 """
 
 
-def probe(statement: str) -> dict:
+def probe(statement: str) -> Seen:
     """What `statement` did in a fresh interpreter at the repository's root."""
     command = [sys.executable, "-c", PROBE.format(statement=statement)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -47,7 +50,7 @@ def probe(statement: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def imported() -> dict:
+def imported() -> Seen:
     return probe("import stoicc")
 
 

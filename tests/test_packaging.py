@@ -1,5 +1,6 @@
 """What pyproject.toml says about packages is what the tree holds and what a wheel installs."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,11 @@ def test_wheel_installs_nothing_beside_stoicc(wheel):
 def test_wheel_carries_licence_and_command(wheel):
     held = {name.partition(".dist-info/")[2] for name in wheel if ".dist-info/" in name}
     assert {"licenses/LICENSE", "entry_points.txt"} <= held
+
+
+def test_version_stands_the_same_in_both_places():
+    text = (ROOT / "stoicc/__init__.py").read_text(encoding="utf-8")
+    assert re.findall(r'^__version__ = "(.*)"$', text, re.MULTILINE) == [PROJECT["project"]["version"]]
 
 
 def test_every_dependency_is_a_range_with_a_reason():

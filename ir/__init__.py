@@ -26,7 +26,7 @@ from stoicc.ir.printer import print_module, print_program, print_schedule
 from stoicc.ir.registry import find_format, find_formats, register_format
 from stoicc.ir.schedule import Regime, Schedule, TileCsr, WorkItem
 from stoicc.ir.types import Beside, Module, Pool, Segment, TileProgram
-from stoicc.ir.verify import failures, verify, verify_pools, verify_schedule
+from stoicc.ir.verify import failures, verify, verify_pools, verify_runnable, verify_schedule
 
 __all__ = [
     "Approximation",
@@ -67,5 +67,6 @@ __all__ = [
     "register_format",
     "verify",
     "verify_pools",
+    "verify_runnable",
     "verify_schedule",
 ]

@@ -225,11 +225,11 @@ def _schedule(schedule: Schedule, style: _Exact) -> Iterator[str]:
     yield from style.block(csrs, 7, "csrs")
     if style.elides and len(schedule.items) > 6:
         # only what is shown is formatted: a schedule may have very many items
-        yield from (_item(item) for item in schedule.items[:4])
+        yield from (_item(item, style) for item in schedule.items[:4])
         yield f"  ... {len(schedule.items) - 5} more items (#{_hash(schedule.items)})"
-        yield _item(schedule.items[-1])
+        yield _item(schedule.items[-1], style)
     else:
-        yield from (_item(item) for item in schedule.items)
+        yield from (_item(item, style) for item in schedule.items)
     if schedule.bin_ptr:
         yield f"  bins {style.ints(schedule.bin_ptr)}"
     yield from _short_lists(schedule, style)
@@ -263,10 +263,12 @@ def _csr(csr: TileCsr, style: _Exact) -> Iterator[str]:
     yield from [line] if len(line) <= 100 else [head, *(f"    {part}" for part in parts)]
 
 
-def _item(item: WorkItem) -> str:
+def _item(item: WorkItem, style: _Exact) -> str:
     part = "" if (item.part, item.parts) == (0, 1) else f" part {item.part}/{item.parts}"
-    ranges = "".join(f" [{begin}, {end})" for begin, end in item.ranges)
-    return f"  item row {item.row}{part} :{ranges}"
+    ranges = [f"[{begin}, {end})" for begin, end in item.ranges]
+    if style.elides and len(ranges) > 8:
+        ranges = [*ranges[:6], f"... {len(ranges) - 6} more (#{_hash(ranges)})"]
+    return " ".join([f"  item row {item.row}{part} :", *ranges])
 
 
 # -- words and numbers ---------------------------------------------------------------------

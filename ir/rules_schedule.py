@@ -109,12 +109,12 @@ def _item_parts(module: Module) -> None:
     if not schedule.items and not schedule.csrs:
         return
     for row in schedule.row_order:
-        parts = schedule.items[place].parts if place < len(schedule.items) else 0
-        found = [(item.row, item.part, item.parts) for item in schedule.items[place : place + max(parts, 1)]]
-        if found != [(row, part, parts) for part in range(max(parts, 1))]:
+        parts = max(schedule.items[place].parts, 1) if place < len(schedule.items) else 1
+        found = [(item.row, item.part, item.parts) for item in schedule.items[place : place + parts]]
+        if found != [(row, part, parts) for part in range(parts)]:
             raise broken(
                 f"schedule, item {place}, tile row {row}",
-                f"its parts 0 to {max(parts, 1) - 1} of {max(parts, 1)}, in run order",
+                f"its parts 0 to {parts - 1} of {parts}, in run order",
                 ", ".join(f"part {part}/{of} of row {r}" for r, part, of in found[:4]) or "no item",
                 "run split-k again",
             )

@@ -17,6 +17,7 @@ from stoicc.ir.planes import pool_name
 from stoicc.ir.rules import broken, run_rules
 from stoicc.ir.rules_program import PROGRAM_RULES
 from stoicc.ir.rules_schedule import SCHEDULE_RULES
+from stoicc.ir.schedule import EPILOGUE, PROLOGUE
 from stoicc.ir.types import Module, Pool, TileProgram
 
 
@@ -31,6 +32,21 @@ def verify_schedule(module: Module) -> None:
     if module.schedule is not None:
         run_rules(SCHEDULE_RULES, module, failed, stop=True)
     _raise_first(failed)
+
+
+def verify_runnable(module: Module) -> None:
+    """Check that a verified module says all that an executor needs: csrs, items, and all beside the tiles fused.
+
+    A pipeline may stop half-way, and its module is good; an executor of it would leave something out.
+    """
+    schedule = module.schedule
+    where = f"program {module.tiles.name!r}, schedule"
+    if schedule is None or not schedule.items:
+        raise broken(where, "work items", "none", "run build-csr, or a whole default_pipeline")
+    beside = [name for name in (*PROLOGUE, *EPILOGUE) if getattr(module.tiles.beside, name) is not None]
+    fused = (*schedule.prologue, *schedule.epilogue)
+    if left := [name for name in beside if name not in fused]:
+        raise broken(where, f"{', '.join(left)} in the prologue or epilogue", "it left out", "run fuse-epilogue")
 
 
 def failures(module: Module, stop: bool = False) -> dict[str, VerifyError]:

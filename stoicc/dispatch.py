@@ -2,7 +2,8 @@
 
 `stoicc::tiles`, `stoicc::dense_once` and `stoicc::reference` take x `[N, K]`, an optional uint8
 workspace (scratch; allocated inside where None) and the handle of a kernel, and return y
-`[N, M]`. Fake tensors, torch.compile and autograd see them as ordinary ops.
+`[N, M]`; `stoicc::input_gradient` is their backward. Fake tensors, torch.compile and autograd see
+them as ordinary ops.
 """
 
 import itertools
@@ -66,12 +67,23 @@ def _define(kind: str) -> None:
         ctx.handle = inputs[2]
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _kernel(ctx.handle).input_gradient(grad), None, None
+        return torch.ops.stoicc.input_gradient(grad, ctx.handle), None, None
 
     _LIBRARY.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"stoicc::{op}", fake, lib=_LIBRARY)
     torch.library.register_autograd(f"stoicc::{op}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
+def _input_gradient(grad: Tensor, handle: int) -> Tensor:
+    return _kernel(handle).input_gradient(grad)
+
+
+def _fake_input_gradient(grad: Tensor, handle: int) -> Tensor:
+    return grad.new_empty(grad.shape[0], _kernel(handle).in_features)
+
+
+_LIBRARY.define("input_gradient(Tensor grad, int handle) -> Tensor")
+_LIBRARY.impl("input_gradient", _input_gradient, "CompositeExplicitAutograd")
+torch.library.register_fake("stoicc::input_gradient", _fake_input_gradient, lib=_LIBRARY)
 for _kind in KINDS:
     _define(_kind)

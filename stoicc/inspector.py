@@ -258,7 +258,8 @@ def _tile_codes(sheet: CodeSheet, lines: slice, tile: tuple[int, int]) -> tuple[
     zeros = None if sheet.zeros is None else groups(sheet.zeros[lines])
     if zeros is not None and codes.shape[2] * columns > sheet.codes.shape[1]:
         codes = _fill_tail(codes, zeros, sheet.codes.shape[1] - (columns - 1) * tile[1], columns)
-    held = to_tiles(sheet.where[lines], tile).flatten(1).any(1)
+    # A tile at the seam of a stack may be quantized in part: it keeps its values instead.
+    held = to_tiles(sheet.where[lines], tile, fill=True).flatten(1).all(1)
     return TileCodes(codes, groups(sheet.scales[lines]), zeros, sheet.bits, sheet.group_size), held
 
 

@@ -1,21 +1,30 @@
 """Which backend serves which target and device."""
 
+import importlib
 import warnings
-from functools import cache
 
-from stoicc.codegen.cpu.backend import CpuBackend
 from stoicc.codegen.executor import Backend
-from stoicc.codegen.reference import ReferenceBackend
-from stoicc.codegen.triton.backend import TritonBackend
 from stoicc.ir.errors import InputError
 
 TARGETS = ("auto", "cpu", "cuda", "reference")
 
 
-@cache
+_WARNED: set[str] = set()
+_BACKENDS: dict[str, Backend] = {}
+CATALOGUE = {
+    "cpu": "stoicc.codegen.cpu.backend:CpuBackend",
+    "triton": "stoicc.codegen.triton.backend:TritonBackend",
+    "reference": "stoicc.codegen.reference:ReferenceBackend",
+}
+"""Backends by name, imported on use."""
+
+
 def backend_named(name: str) -> Backend:
     """The backend of a name; one object per process, as backends keep nothing but build caches."""
-    return {"cpu": CpuBackend, "triton": TritonBackend, "reference": ReferenceBackend}[name]()
+    if name not in _BACKENDS:
+        module, _, attribute = CATALOGUE[name].partition(":")
+        _BACKENDS[name] = getattr(importlib.import_module(module), attribute)()
+    return _BACKENDS[name]
 
 
 def backend_for(target: str, device_type: str) -> Backend:
@@ -45,8 +54,10 @@ def check_target(target: str) -> str:
     return target
 
 
-@cache
 def _warn_once(missing: str) -> None:
+    if missing in _WARNED:
+        return
+    _WARNED.add(missing)
     warnings.warn(
         f"target 'cpu': expected a C compiler, found {missing}; kernels run on the slow reference backend "
         "(install gcc or clang)",

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, LowRank, Permute, Scale
+from stoicc.ops.lowering import lower
 
 
 def low_rank(weight: Tensor | CompressedWeight, left: Tensor, right: Tensor) -> CompressedWeight:
@@ -39,6 +40,8 @@ def permute(
     for what, permutation, extent in zip(("rows", "columns"), (rows, columns), compressed.shape, strict=True):
         if permutation is not None and not torch.equal(permutation.sort().values, torch.arange(extent)):
             raise InputError(f"ops.permute: expected {what} to be a permutation of {extent}, found repeats or gaps")
+    if lower(compressed).sheets:
+        raise InputError("ops.permute: expected a weight that is not quantized yet, found codes; permute first")
     return compressed.then(Permute(rows, columns))
 
 
@@ -51,14 +54,11 @@ def scale(
     SLiM-Quant-O do. Scales are float32, positive and finite, in the order of the source.
     """
     compressed = CompressedWeight.of(weight)
-    values = compressed.values()
-    state_rows, state_columns = values.shape
+    state = lower(compressed)
+    values, (state_rows, state_columns) = state.values, state.values.shape
     for what, vector, extent in (("input_scale", input_scale, state_columns), ("output_scale", output_scale, state_rows)):
         if vector is not None and (vector.shape != (extent,) or not bool((vector > 0).all() & vector.isfinite().all())):
             raise InputError(f"ops.scale: expected {what} of {extent} positive finite values, found {list(vector.shape)}")
-    from stoicc.ops.lowering import lower
-
-    state = lower(compressed)
     if state.sheets:
         raise InputError("ops.scale: expected a weight that is not quantized yet, found codes; scale first")
     scaled = values.float()
@@ -74,4 +74,6 @@ def scale(
 
 def stack(*weights: Tensor | CompressedWeight) -> CompressedWeight:
     """Weights of equal K below each other, as one matrix (q, k and v in one launch)."""
-    return CompressedWeight.stack([CompressedWeight.of(weight) for weight in weights])
+    stacked = CompressedWeight.stack([CompressedWeight.of(weight) for weight in weights])
+    lower(stacked)  # shapes that disagree are refused here, not when it is compiled
+    return stacked

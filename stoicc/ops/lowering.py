@@ -122,8 +122,7 @@ def _low_rank(state: Lowered, node: LowRank) -> Lowered:
 
 
 def _permute(state: Lowered, node: Permute) -> Lowered:
-    if state.sheets:
-        raise InputError("ops.permute: expected a weight that is not quantized yet, found codes; permute first")
+    assert not state.sheets, "ops.permute refuses quantized weights"
     values = state.values
     if node.rows is not None:
         values = values[node.rows]

@@ -1,0 +1,134 @@
+"""Every built-in format, at several parameters and tile shapes, through the one contract suite."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import stoicc
+from stoicc.formats.dense import Dense
+from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat
+from stoicc.ir.registry import REGISTRY
+from stoicc.testing import CHECKS, check_format
+
+AFFINE = ("int8", "int4", "int4_nv24")
+GROUPS = (16, 64, 128, 0)
+FORMATS = [
+    "empty",
+    "dense",
+    "nv24",
+    *(f"{name}<group_size={size}>" for name in AFFINE for size in GROUPS),
+    *(f"{name}<group_size={size}, zero_points=true>" for name in AFFINE for size in (64, 0)),
+]
+
+
+@pytest.mark.parametrize("text", FORMATS)
+def test_built_in_formats_keep_the_contract(text):
+    assert check_format(text) == tuple(CHECKS)
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (32, 128)])
+@pytest.mark.parametrize("text", ["empty", "dense", "nv24", "int4<group_size=16>", "int8<group_size=0>", "int4_nv24<group_size=0>"])
+def test_contract_at_other_tiles(text, tile):
+    check_format(text, tile, ("bf16",))
+
+
+def test_every_registered_format_is_under_contract():
+    assert set(stoicc.formats()) == {text.partition("<")[0] for text in FORMATS}
+
+
+@dataclass(frozen=True)
+class Ternary(TileFormat):
+    """A user's smallest useful format: signs and one scale per tile, no device code."""
+
+    name: ClassVar[str] = "ternary"
+
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        return (Plane("signs", "i8", tile), Plane("scale", dtype, (1,)))
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return {"signs": tiles.sign().to(torch.int8), "scale": tiles.abs().amax((1, 2)).view(-1, 1)}
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        return planes["signs"].to(planes["scale"].dtype) * planes["scale"][:, :, None]
+
+    def approximate(self, tiles: Tensor, slots: Tensor, statistics: Tensor | None = None) -> Approximation:
+        planes = self.encode(tiles)
+        back = self.decode(planes, (tiles.shape[1], tiles.shape[2]), "f32")
+        return Approximation(planes, (back - tiles).float().square().flatten(1).sum(1))
+
+
+@pytest.fixture
+def ternary():
+    stoicc.register_format(Ternary())
+    yield
+    REGISTRY.unregister("ternary")
+
+
+def test_a_users_format_in_one_class(ternary):
+    check_format("ternary")
+    weight = torch.randn(100, 130).sign() * 0.3
+    kernel = stoicc.compile(weight, ["ternary"], target="reference")
+    assert torch.equal(kernel.to_dense(), weight)
+    x = torch.randn(7, 130)
+    torch.testing.assert_close(kernel(x), x @ weight.T)
+
+
+def test_missing_device_code_is_an_error_or_dense_on_request(ternary):
+    weight = torch.randn(100, 130).sign() * 0.3
+    kernel = stoicc.compile(weight, ["ternary"], target="cpu")
+    with pytest.raises(stoicc.StoiccError, match=r"ternary.*on_missing"):
+        kernel(torch.randn(7, 130))
+    kernel = stoicc.compile(weight, ["ternary"], target="cpu", on_missing="dense")
+    x = torch.randn(7, 130)
+    torch.testing.assert_close(kernel(x), x @ weight.T)
+    assert kernel.stats().packed_bytes >= weight.nbytes
+
+
+class Forgetful(Dense):
+    """Drops the sign of zero, and says that it does not."""
+
+    name: ClassVar[str] = "forgetful"
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return {"values": tiles + 0.0}
+
+
+class Misdeclared(Dense):
+    """Encodes another dtype than it declares."""
+
+    name: ClassVar[str] = "misdeclared"
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return {"values": tiles.double()}
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        return planes["values"].float()
+
+
+class Shy(Dense):
+    """Rejects everything and gives no reason."""
+
+    name: ClassVar[str] = "shy"
+
+    def reject(self, tiles: Tensor) -> Tensor:
+        return torch.ones(len(tiles), dtype=torch.bool)
+
+    def why(self, tile: Tensor) -> str:
+        return "no"
+
+
+@pytest.mark.parametrize(
+    ("fmt", "promise"),
+    [
+        (Forgetful(), "negative zero tiles are accepted but come back with other bits"),
+        (Misdeclared(), "declared f32 but encoded as torch.float64"),
+        (Shy(), "every format holds zeros"),
+        (Shy(), "should say what was expected and found"),
+    ],
+)
+def test_broken_promises_are_named(fmt, promise):
+    with pytest.raises(stoicc.FormatError, match=promise):
+        check_format(fmt, dtypes=("f32",))

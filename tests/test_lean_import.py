@@ -14,6 +14,9 @@ Seen = dict[str, Any]
 
 HEAVY = {"matplotlib", "typer", "rich", "transformers", "sentence_transformers"}
 
+ABSENT = HEAVY | {"safetensors", "platformdirs"}
+"""What a machine that only has torch, triton, numpy, scipy and pytest lacks (torch brings networkx and filelock)."""
+
 # Every way to ask torch for a GPU is replaced by one that records who asked, then `{statement}` runs.
 PROBE = """
 import json, sys, traceback
@@ -68,3 +71,9 @@ def test_the_probe_sees_a_question_and_an_import():
     seen = probe("import rich; torch.cuda.is_available()")
     assert [question.partition(" ")[0] for question in seen["asked"]] == ["is_available"]
     assert "rich" in seen["imported"]
+
+
+@pytest.mark.parametrize("module", ["stoicc", "bench.gpu_check"])
+def test_a_gpu_machine_with_little_more_than_torch_can_import(module):
+    seen = probe(f"sys.modules.update(dict.fromkeys({sorted(ABSENT)})); import {module}")
+    assert seen["file"] is not None

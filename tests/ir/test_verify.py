@@ -16,6 +16,7 @@ from stoicc.ir.rules_schedule import SCHEDULE_RULES
 from stoicc.ir.schedule import Regime
 from stoicc.ir.types import Beside, Module, Pool, TileProgram
 from stoicc.passes import Pipeline
+from stoicc.passes.base import scheduled
 from tests.ir.modules import full_beside, make_program, modules
 
 SHAPE = (200, 300)
@@ -34,7 +35,7 @@ def beside(**fields: Any) -> Change:
 
 
 def schedule(**fields: Any) -> Change:
-    return lambda m: replace(m, schedule=replace(m.schedule, **fields))
+    return lambda m: replace(m, schedule=replace(scheduled(m), **fields))
 
 
 def segment(index: int, **fields: Any) -> Change:
@@ -56,22 +57,22 @@ def pool(index: int, place: int, **fields: Any) -> Change:
 
 
 def item(index: int, **fields: Any) -> Change:
-    items = list(BASE.schedule.items)
+    items = list(scheduled(BASE).items)
     items[index] = replace(items[index], **fields)
     return schedule(items=tuple(items))
 
 
 def csr(index: int, **fields: Any) -> Change:
-    csrs = list(BASE.schedule.csrs)
+    csrs = list(scheduled(BASE).csrs)
     csrs[index] = replace(csrs[index], **fields)
     return schedule(csrs=tuple(csrs))
 
 
 _DENSE_TWICE = Module(make_program((64, 128), formats=["dense", "dense"], tile_map=[0, 1]))
-_MAP, _ITEMS, _CSRS = BASE.tiles.tile_map, BASE.schedule.items, BASE.schedule.csrs
-_BIAS = BASE.tiles.beside.bias
+_MAP, _ITEMS, _CSRS = BASE.tiles.tile_map, scheduled(BASE).items, scheduled(BASE).csrs
 _SWAPPED = (_ITEMS[1], _ITEMS[0], *_ITEMS[2:])
-_LEFT, _RIGHT = BASE.tiles.beside.low_rank
+_LEFT, _RIGHT = Pool("left", "bf16", (200, 4), "b2"), Pool("right", "bf16", (4, 300), "b3")
+_BIAS = Pool("bias", "f32", (200,), "b1")
 
 BROKEN: list[tuple[str, Change, str]] = [
     ("shape", tiles(shape=(0, 300)), r"program 'w': expected a shape \[M, K\] of at least \[1, 1\], found \[0, 300\]"),

@@ -17,18 +17,20 @@ help: ## list the targets
 venv: $(VENV)/.installed ## make .venv with stoicc (editable), tests and checkers
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(VENV)/bin/python || $(PYTHON3) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two)"
+	@test -x $(VENV)/bin/python || $(PYTHON3) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test,dev]'
-	touch $@
+	@touch $@
 
 $(VENV)/.demo: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[demo]'
-	touch $@
+	@touch $@
 
 $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
-	test -x $(COMPAT)/bin/python || $(PYTHON3) -m venv $(COMPAT)
+	@echo "installing into $(COMPAT) (a minute or two)"
+	@test -x $(COMPAT)/bin/python || $(PYTHON3) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt -e '.[test]'
-	touch $@
+	@touch $@
 
 demo: $(VENV)/.demo ## compile every linear layer of all-MiniLM-L6-v2 and run sentences through it
 	$(VENV)/bin/python -m bench.demo
@@ -57,9 +59,8 @@ golden: $(VENV)/.installed ## rewrite tests/golden from what the code prints now
 	$(PYTEST) --update-golden
 	git --no-pager diff --stat -- tests/golden
 
-bench: $(VENV)/.installed ## measure on this machine; see bench/
-	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
-	$(VENV)/bin/python -m bench
+bench: $(VENV)/.installed ## how long a large weight takes to inspect, schedule and encode here
+	$(VENV)/bin/python -m bench.inspector
 
 gpu-check: ## correctness and times on this machine's GPU (any python3 with torch will do)
 	$(PYTHON) -m bench.gpu_check

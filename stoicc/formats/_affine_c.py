@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import to_lanes
+from stoicc.formats._nm_c import position_words
 from stoicc.ir.format import Planes, TileMac
 
 Unpack = Callable[[Tensor], Tensor]
 """Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
 
 _TILE = Template("""\
-static inline void {name}(
+INLINE void {name}(
     const $code *codes,$positions const $T *scales,$zeros
     const float *x, float *acc, const int nb)
 {
@@ -143,17 +144,6 @@ def nibble_lanes(codes: Tensor, groups: int) -> Tensor:
     grouped = torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8))
     pairs = grouped[..., 0::2] | grouped[..., 1::2] << 4
     return to_lanes(pairs.contiguous().view(torch.int32).flatten(2))
-
-
-def position_words(positions: Tensor) -> Tensor:
-    """2:4 positions u8 `[entries, BM, C / 8]` -> int32 `[entries, strips, C / 2]`.
-
-    One word per kept column: bits 2i and 2i + 1 are the position of row i of the strip.
-    """
-    fields = torch.stack([positions >> shift & 3 for shift in (0, 2, 4, 6)], -1).flatten(2)
-    lanes = to_lanes(fields)
-    quads = lanes[..., 0::4] | lanes[..., 1::4] << 2 | lanes[..., 2::4] << 4 | lanes[..., 3::4] << 6
-    return quads.contiguous().view(torch.int32).flatten(2)
 
 
 def _scales(planes: Planes, bits: int) -> Planes:

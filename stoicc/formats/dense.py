@@ -4,10 +4,39 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from stoicc.ir.format import Plane, Planes, Tile, TileFormat
+from stoicc.codegen.cpu.lanes import to_lanes, to_pairs
+from stoicc.ir.format import Plane, Planes, Tile, TileFormat, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
+
+
+@triton.jit
+def decode_dense(values, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+    """The tile as it is stored."""
+    return tl.load(values + tl.arange(0, BM)[:, None] * BK + tl.arange(0, BK)[None, :])
+
+
+_MAC = """\
+INLINE void {name}(const $T *values, const float *x, float *acc, const int nb)
+{
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        vfloat sum[8];
+        clear_sums(sum, nb);
+        for (int k = 0; k < COLUMNS; k += 4, values += 4 * LANES) {
+            vfloat w[4];
+            vf_pair_$T(values, &w[0], &w[1]);
+            vf_pair_$T(values + 2 * LANES, &w[2], &w[3]);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                multiply_add(w[i], x + k * nb + i, sum, i, nb);
+        }
+        add_sums(acc, sum, nb);
+    }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +56,15 @@ class Dense(TileFormat):
 
     def reject(self, tiles: Tensor) -> Tensor:
         return torch.zeros(tiles.shape[0], dtype=torch.bool)
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
+        return TritonDecode(decode_dense)
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        columns = -(-tile[1] // 4) * 4
+        return TileMac(
+            _MAC.replace("$T", dtype), lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))}
+        )
 
 
 register_format(Dense())

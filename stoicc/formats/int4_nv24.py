@@ -4,12 +4,36 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from stoicc.formats import _nm
+from stoicc.formats import _affine_c, _nm
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
-from stoicc.ir.format import Plane, Planes, Tile, TileCodes, nonzero_codes
+from stoicc.formats._device import load_groups, load_words, nibbles, scale_codes, shift_codes, spread_pairs, zero_weights
+from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
 from stoicc.ir.registry import register_format
+
+
+@triton.jit
+def decode_int4_nv24(
+    codes, positions, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
+):
+    """`(code - 8) * scale` of the two kept weights of each four, at their columns."""
+    steps = load_groups(scales, BM, GROUPS)
+    kept = scale_codes(nibbles(load_words(codes, BM, BK // 16), 8), steps, GROUPS, DTYPE)
+    return spread_pairs(kept, positions, zero_weights(steps, BM, BK // 4, GROUPS, DTYPE), BM, BK)
+
+
+@triton.jit
+def decode_int4_nv24_zeros(
+    codes, positions, scales, zeros, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
+):
+    """`(code - zero) * scale` of the two kept weights of each four, at their columns."""
+    steps = load_groups(scales, BM, GROUPS)
+    shifted = shift_codes(nibbles(load_words(codes, BM, BK // 16), 0), load_groups(zeros, BM, GROUPS), GROUPS)
+    kept = scale_codes(shifted, steps, GROUPS, DTYPE)
+    return spread_pairs(kept, positions, zero_weights(steps, BM, BK // 4, GROUPS, DTYPE), BM, BK)
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,14 @@ class Int4Nv24(Affine):
     def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
         magnitude = tiles.float().abs()
         return tiles.where(_nm.top2(magnitude if statistics is None else magnitude * statistics[:, None].sqrt()), 0)
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
+        function = decode_int4_nv24_zeros if self.zero_points else decode_int4_nv24
+        return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        groups = self.grid(tile[1]).per_tile
+        return _affine_c.int4_nv24_mac(dtype, groups, tile[1] // groups, self.zero_points, unpack_nibbles)
 
 
 register_format(Int4Nv24())

@@ -3,11 +3,32 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from stoicc.formats import _affine_c
 from stoicc.formats._affine import Affine
-from stoicc.ir.format import Plane, Planes, Tile, TileCodes
+from stoicc.formats._device import load_groups, load_words, octets, scale_codes, shift_codes
+from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
+
+
+@triton.jit
+def decode_int8(codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr):
+    """`(code - 128) * scale`, 4 codes a word."""
+    values = octets(load_words(codes, BM, BK // 4), 128)
+    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+
+
+@triton.jit
+def decode_int8_zeros(
+    codes, scales, zeros, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
+):
+    """`(code - zero) * scale`, 4 codes a word."""
+    values = octets(load_words(codes, BM, BK // 4), 0)
+    values = shift_codes(values, load_groups(zeros, BM, GROUPS), GROUPS)
+    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,14 @@ class Int8(Affine):
 
     def unpack(self, planes: Planes, tile: Tile) -> Tensor:
         return planes["codes"]
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
+        function = decode_int8_zeros if self.zero_points else decode_int8
+        return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        groups = self.grid(tile[1]).per_tile
+        return _affine_c.int8_mac(dtype, groups, tile[1] // groups, self.zero_points)
 
 
 register_format(Int8())

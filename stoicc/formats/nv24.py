@@ -7,12 +7,45 @@ arXiv 2104.08378, section 3).
 from dataclasses import dataclass
 from typing import ClassVar
 
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from stoicc.codegen.cpu.lanes import to_lanes, to_pairs
 from stoicc.formats import _nm
+from stoicc.formats._device import spread_pairs
+from stoicc.formats._nm_c import position_words
 from stoicc.ir.dtypes import bits
-from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat, squared_error
+from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat, TileMac, TritonDecode, squared_error
 from stoicc.ir.registry import register_format
+
+
+@triton.jit
+def decode_nv24(values, positions, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+    """Two kept values of each four at their columns, zeros between them."""
+    kept = tl.load(values + tl.arange(0, BM)[:, None] * (BK // 2) + tl.arange(0, BK // 2)[None, :])
+    return spread_pairs(kept, positions, tl.zeros((1, 1), DTYPE), BM, BK)
+
+
+_MAC = """\
+INLINE void {name}(
+    const $T *values, const uint32_t *positions, const float *x, float *acc, const int nb)
+{
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        vfloat sum[8];
+        clear_sums(sum, nb);
+        for (int k = 0; k < BK; k += 8, values += 4 * LANES) {
+            vfloat kept[4]; /* two of columns k .. k + 3, two of columns k + 4 .. k + 7 */
+            vf_pair_$T(values, &kept[0], &kept[1]);
+            vf_pair_$T(values + 2 * LANES, &kept[2], &kept[3]);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                multiply_add_picked(kept[i], vi_spread2(*positions++), x + (k + i / 2 * 4) * nb, sum, i, nb);
+        }
+        add_sums(acc, sum, nb);
+    }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +83,16 @@ class Nv24(TileFormat):
         kept = _nm.top2(magnitude if statistics is None else magnitude * statistics[:, None, :].sqrt())
         planes = self.encode(tiles.where(kept, 0))
         return Approximation(planes, squared_error(tiles, tiles.where(kept, 0), statistics))
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
+        return TritonDecode(decode_nv24)
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        def pack(planes: Planes) -> Planes:
+            values = to_pairs(to_lanes(planes["values"]))
+            return {"values": values, "positions": position_words(planes["positions"])}
+
+        return TileMac(_MAC.replace("$T", dtype), pack)
 
 
 register_format(Nv24())

@@ -1,0 +1,1 @@
+"""CPU executors: C with explicit SIMD, built with the system's compiler, loaded with ctypes."""

@@ -1,0 +1,89 @@
+"""The CPU backend: kernels in C, and panels decoded once for the BLAS at a large batch."""
+
+import ctypes
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu.bind import Binding
+from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
+from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
+from stoicc.codegen.cpu.emit import emit
+from stoicc.codegen.cpu.plan import KernelClass, classify
+from stoicc.codegen.executor import Backend, Executor, Pools
+from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.errors import CodegenError
+from stoicc.ir.types import Module
+
+_ALIGNMENT = 64
+_BYTES_PER_THREAD = 1 << 16
+"""Payload bytes times batch below which another thread costs more than it brings."""
+
+
+class TilesExecutor(Executor):
+    """One weight bound to its C kernel; a library is built for each dtype of x when first met."""
+
+    def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
+        self._module, self._on_missing = module, on_missing
+        self._isa = instruction_set()
+        self._class = self._classify(TORCH_DTYPES[module.tiles.dtype])
+        self._binding = Binding(self._class, module, pools)
+        self._functions: dict[torch.dtype, Any] = {}
+        self.source = emit(self._class)
+
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        run = self._functions.get(x.dtype) or self._function(x.dtype)
+        scratch = workspace.data_ptr()
+        batch = x.shape[0]
+        run(
+            self._binding.address,
+            x.data_ptr(),
+            out.data_ptr(),
+            scratch + -scratch % _ALIGNMENT,
+            batch,
+            min(torch.get_num_threads(), self._binding.bins, 1 + self._binding.bytes * batch // _BYTES_PER_THREAD),
+        )
+
+    def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
+        kernel, entries = self._class, self._class.padded(batch)
+        packed = entries * self._module.tiles.grid[1] * kernel.columns
+        inner = batch * self._binding.rank
+        partials = self._binding.partials * entries * kernel.strips * 16
+        return 4 * (packed + inner + partials) + _ALIGNMENT
+
+    @property
+    def resident_bytes(self) -> int:
+        return self._binding.bytes
+
+    def _classify(self, x_dtype: torch.dtype) -> KernelClass:
+        return classify(self._module, x_dtype, self._isa, self._on_missing)
+
+    def _function(self, x_dtype: torch.dtype) -> Any:
+        kernel = self._classify(x_dtype)
+        function = load(emit(kernel), kernel.label, self._isa).stoicc_run
+        pointer = ctypes.c_void_p
+        function.argtypes = (pointer, pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int)
+        function.restype = None
+        self._functions[x_dtype] = function
+        return function
+
+
+class CpuBackend(Backend):
+    """C kernels with explicit SIMD, compiled by the system's compiler."""
+
+    name: ClassVar[str] = "cpu"
+    device_type: ClassVar[str] = "cpu"
+
+    def available(self) -> str | None:
+        return missing_compiler()
+
+    def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
+        if kind == "tiles":
+            return TilesExecutor(module, pools, on_missing)
+        if kind == "dense-once":
+            return DenseOnceExecutor(module, pools)
+        raise CodegenError(f"cpu backend: expected executor 'tiles' or 'dense-once', found {kind!r}")
+
+    def emit(self, module: Module, x_dtype: torch.dtype) -> str:
+        return emit(classify(module, x_dtype, instruction_set(), "dense"))

@@ -1,0 +1,140 @@
+"""From pools to the arrays that a CPU kernel reads: packed planes, work items, vectors in lane order."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from stoicc.codegen.cpu.emit import fields
+from stoicc.codegen.cpu.lanes import to_lanes
+from stoicc.codegen.cpu.plan import FormatPart, KernelClass
+from stoicc.ir.format import PlaneKind, Planes
+from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates, tile_planes
+from stoicc.ir.schedule import Schedule
+from stoicc.ir.types import Module, TileProgram
+
+Pools = Mapping[str, Tensor]
+Array = Tensor | NDArray[np.int32] | NDArray[np.int64]
+
+
+class Binding:
+    """The `struct weight` of one weight, and all that its pointers point to.
+
+    Attributes:
+        address: of the struct.
+        bytes: of everything it holds.
+        partials: partial sums of split rows, in tile rows.
+        rank: of the low-rank factors; 0 without them.
+    """
+
+    def __init__(self, kernel: KernelClass, module: Module, pools: Pools) -> None:
+        program, schedule = module.tiles, module.schedule
+        assert schedule is not None
+        self._arrays: dict[str, Array] = {}
+        numbers = {
+            "rows": program.shape[0],
+            "columns": program.shape[1],
+            "tile_columns": program.grid[1],
+            "bins": len(_bins(schedule)) - 1,
+        }
+        items, splits = _items(kernel, schedule)
+        self._arrays |= {"items": items, "splits": splits, "bin_ptr": np.asarray(_bins(schedule), dtype=np.int32)}
+        for part in kernel.parts:
+            self._arrays |= _part_arrays(part, module, pools)
+        self._arrays |= _beside_arrays(program, pools)
+        self.partials = int(splits[:, 2].sum())
+        self.rank = self._arrays["right"].shape[0] if "right" in self._arrays else 0
+        self.bins = numbers["bins"]
+        numbers |= {"split_rows": len(splits), "rank": self.rank}
+        members = [name for _, name in fields(kernel)]
+        values = [numbers[name] if name in numbers else _address(self._arrays[name]) for name in members]
+        self._struct = np.array(values, dtype=np.int64)
+        self.address = int(self._struct.ctypes.data)
+        self.bytes = sum(array.nbytes for array in self._arrays.values())
+
+
+def _address(array: Array) -> int:
+    return array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data)
+
+
+def _bins(schedule: Schedule) -> tuple[int, ...]:
+    return schedule.bin_ptr or tuple(range(len(schedule.items) + 1))
+
+
+def _items(kernel: KernelClass, schedule: Schedule) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Rows of `struct item` and of `struct split`."""
+    first: dict[int, int] = {}
+    splits, used = [], 0
+    for item in schedule.items:
+        if item.parts > 1 and item.row not in first:
+            first[item.row] = used
+            splits.append((item.row, used, item.parts))
+            used += item.parts
+    rows = []
+    for item in schedule.items:
+        partial = (first[item.row] + item.part if item.parts > 1 else -1,) if kernel.split else ()
+        ranges = (bound for part in kernel.parts for bound in item.ranges[part.csr])
+        rows.append((item.row, *partial, *ranges))
+    width = 1 + kernel.split + 2 * len(kernel.parts)
+    return np.array(rows, dtype=np.int32).reshape(-1, width), np.array(splits, dtype=np.int32).reshape(-1, 3)
+
+
+def _part_arrays(part: FormatPart, module: Module, pools: Pools) -> dict[str, Array]:
+    program, schedule = module.tiles, module.schedule
+    assert schedule is not None
+    csr = schedule.csrs[part.csr]
+    arrays: dict[str, Array] = {f"{part.name}_column": np.asarray(csr.col_idx, dtype=np.int32)}
+    for name, plane in part.code.pack(_entries(part, program, csr.segment, pools)).items():
+        arrays[f"{part.name}_{name}"] = plane.contiguous()
+    rows, columns = tile_coordinates(program, csr.segment)
+    for plane in part.format.planes(program.tile, program.dtype):
+        if plane.kind is PlaneKind.GROUP:
+            arrays[f"{part.name}_{plane.name}_entry"] = plane_slots(plane, rows, columns).astype(np.int32)
+    return arrays
+
+
+def _entries(part: FormatPart, program: TileProgram, segment: int, pools: Pools) -> Planes:
+    """The canonical planes of a part, one row per entry; decoded to dense where it has no code."""
+    original = program.segments[segment].resolve()
+    if part.materialised:
+        planes = tile_planes(program, segment, pools)
+        return part.format.encode(original.decode(planes, program.tile, program.dtype))
+    planes = {}
+    for plane in original.planes(program.tile, program.dtype):
+        planes[plane.name] = pools[pool_name(segment, plane.name)]
+        if plane.kind is PlaneKind.RAGGED:
+            planes[f"{plane.name}_ptr"] = pools[pool_name(segment, f"{plane.name}_ptr")]
+    return planes
+
+
+def _beside_arrays(program: TileProgram, pools: Pools) -> dict[str, Array]:
+    """What stands beside the tiles, in the order of W: output vectors by lane, input vectors by column."""
+    beside = program.beside
+    arrays: dict[str, Array] = {}
+    output = None if beside.row_permutation is None else pools[beside.row_permutation.name].long()
+    column = None if beside.column_permutation is None else pools[beside.column_permutation.name].long()
+    if output is not None:
+        arrays["output_row"] = output.int()
+    if column is not None:
+        arrays["input_column"] = column.int()
+    if beside.input_scale is not None:
+        scale = pools[beside.input_scale.name].float()
+        arrays["input_scale"] = (scale if column is None else scale[column]).contiguous()
+    for name, entry in (("output_scale", beside.output_scale), ("bias", beside.bias)):
+        if entry is not None:
+            arrays[name] = _by_lane(pools[entry.name].float()[:, None], output, program)
+    if beside.low_rank is not None:
+        left, right = beside.low_rank
+        arrays["left"] = _by_lane(pools[left.name], output, program)
+        arrays["right"] = pools[right.name].contiguous()
+    return arrays
+
+
+def _by_lane(rows: Tensor, output: Tensor | None, program: TileProgram) -> Tensor:
+    """`[M, C]` in the order of y -> `[tile rows, strips, C, 16]` in the order of W."""
+    ordered = rows if output is None else rows[output]
+    tile_rows, height = program.grid[0], program.tile[0]
+    padded = pad(ordered, (0, 0, 0, tile_rows * height - ordered.shape[0]))
+    return to_lanes(padded.contiguous().view(tile_rows, height, -1))

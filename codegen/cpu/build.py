@@ -1,0 +1,138 @@
+"""From C text to a loaded library: find the compiler, build once, keep in a cache folder.
+
+The library shares torch's OpenMP runtime: it links against the very file that torch has loaded,
+so one pool of threads serves both (two pools spin against each other on small machines).
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from stoicc.codegen.cpu.simd import ISAS
+from stoicc.ir.errors import CodegenError
+
+_ISA_FLAGS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "portable": ("-Wno-psabi",),
+}
+_ISA_NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "portable": set(),
+}
+_COMMON_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno")
+
+
+def compiler() -> str | None:
+    """The C compiler: the environment's CC, else gcc, cc or clang, or None."""
+    chosen = os.environ.get("CC")
+    for name in (chosen,) if chosen else ("gcc", "cc", "clang"):
+        found = shutil.which(name.split()[0])
+        if found:
+            return found
+    return None
+
+
+def missing_compiler() -> str | None:
+    """One clause that says what is missing, or None where a compiler is there."""
+    if compiler():
+        return None
+    chosen = os.environ.get("CC")
+    return f"no C compiler (CC is {chosen!r})" if chosen else "no C compiler (gcc, cc or clang)"
+
+
+def instruction_set() -> str:
+    """The best instruction set of this machine, or the one that STOICC_CPU_ISA names."""
+    have = _cpu_flags()
+    able = tuple(isa for isa in ISAS if _ISA_NEEDS[isa] <= have)
+    forced = os.environ.get("STOICC_CPU_ISA")
+    if forced and forced not in able:
+        raise CodegenError(
+            f"STOICC_CPU_ISA: expected one of {', '.join(able)} on this machine, found {forced!r}; unset it"
+        )
+    return forced or able[0]
+
+
+def cache_folder() -> Path:
+    """Where sources and libraries are kept: STOICC_CACHE_DIR, or the user's cache folder."""
+    return Path(os.environ.get("STOICC_CACHE_DIR") or user_cache_dir("stoicc")) / "cpu"
+
+
+def load(source: str, label: str, isa: str) -> ctypes.CDLL:
+    """Compile C text (once per text, flags and compiler) and load it.
+
+    Raises:
+        CodegenError: there is no compiler, or it refuses the text.
+    """
+    cc = compiler()
+    if cc is None:
+        raise CodegenError(f"cpu backend: expected a C compiler, found {missing_compiler()}; install gcc or set CC")
+    flags = (*_COMMON_FLAGS, *_ISA_FLAGS[isa])
+    openmp = openmp_library()
+    key = "\n".join((source, cc, *flags, Path(openmp or "").name, platform.machine()))
+    stem = f"{label[:150]}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    library = cache_folder() / f"{stem}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{library}.lock"):
+            if not library.exists():
+                _compile(cc, flags, openmp, source, library)
+    return ctypes.CDLL(str(library))
+
+
+def openmp_library() -> str | None:
+    """The OpenMP runtime that this process (torch) has loaded, or None."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in lines if "omp" in line.rpartition("/")[2]}
+    found = sorted(p for p in paths if Path(p).name.startswith(("libgomp", "libomp", "libiomp")))
+    return found[0] if found else None
+
+
+def _compile(cc: str, flags: tuple[str, ...], openmp: str | None, source: str, library: Path) -> None:
+    """Build next to the target and rename: another process never sees half a library."""
+    text = library.with_suffix(".c")
+    part = library.with_suffix(f".{os.getpid()}")
+    half_text, half_object, half_library = (part.with_suffix(f"{part.suffix}{end}") for end in (".c", ".o", ".so"))
+    runtime = (openmp,) if openmp else ("-fopenmp",)
+    half_text.write_text(source)
+    try:
+        half_text.replace(text)
+        _call(cc, *flags, "-c", str(text), "-o", str(half_object))
+        _call(cc, "-shared", str(half_object), *runtime, "-lm", "-o", str(half_library))
+        half_library.replace(library)
+    finally:
+        for left in (half_text, half_object, half_library):
+            left.unlink(missing_ok=True)
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
+    raise CodegenError(
+        f"cpu backend, {Path(command[0]).name}: expected the emitted C to compile, found {lines[0]!r}; "
+        "look at the file it names, and at a format's tile_mac if you wrote one"
+    )
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """Feature flags of this x86 CPU; empty on other machines, where only portable code runs."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))

@@ -1,0 +1,200 @@
+"""What a CPU kernel is made of: everything that the emitted text depends on, and nothing else.
+
+A `KernelClass` holds formats, tile, dtypes and what is fused, but no sizes and no values: two
+layers with the same class share one compiled file.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from stoicc.codegen.cpu.lanes import LANES, strips
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
+from stoicc.ir.errors import CodegenError, FormatError
+from stoicc.ir.format import PlaneKind, Tile, TileFormat, TileMac
+from stoicc.ir.registry import find_format
+from stoicc.ir.schedule import EPILOGUE, PROLOGUE, Schedule
+from stoicc.ir.types import Beside, Module, TileProgram
+
+C_TYPES = {
+    "f32": "float",
+    "f16": "f16",
+    "bf16": "bf16",
+    "u8": "uint8_t",
+    "i8": "int8_t",
+    "i16": "int16_t",
+    "i32": "int32_t",
+    "i64": "int64_t",
+}
+
+
+@dataclass(frozen=True)
+class PackedPlane:
+    """A plane as the C code sees it: element dtype and count of one packed entry."""
+
+    name: str
+    dtype: str
+    elements: int
+    kind: PlaneKind
+
+
+@dataclass(frozen=True)
+class FormatPart:
+    """One format of a kernel: its C name, its code, its planes, and the csr it walks.
+
+    Attributes:
+        csr: index in `schedule.csrs`.
+        materialised: True where tiles are decoded to dense when the kernel is built.
+    """
+
+    name: str
+    format: TileFormat
+    code: TileMac
+    planes: tuple[PackedPlane, ...]
+    csr: int
+    materialised: bool = False
+
+
+@dataclass(frozen=True)
+class KernelClass:
+    """All that the text of a kernel depends on.
+
+    Attributes:
+        fused: (what stands beside the tiles, dtype of its pool or name of the activation).
+        split: True where some tile row is cut in parts.
+    """
+
+    parts: tuple[FormatPart, ...]
+    tile: Tile
+    dtype: str
+    x_dtype: str
+    out_dtype: str
+    fused: tuple[tuple[str, str], ...]
+    split: bool
+    isa: str
+
+    @property
+    def strips(self) -> int:
+        """Strips of 16 rows of a tile."""
+        return strips(self.tile[0])
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tile in packed x: BK rounded up to a multiple of 4."""
+        return -(-self.tile[1] // 4) * 4
+
+    @property
+    def wide(self) -> int:
+        """Most batch entries of one call of a format's function: what the registers hold."""
+        return 8 if self.isa == "avx512" else 4
+
+    @property
+    def chunk(self) -> int:
+        """Batch entries whose sums are kept together: at most 64, and 32 KB of sums."""
+        return max(8, min(64, 8192 // (self.strips * LANES) // 8 * 8))
+
+    def padded(self, batch: int) -> int:
+        """Batch entries in packed x: the last block is rounded up to a power of two."""
+        tail = batch % self.wide
+        return batch - tail + (1 << (tail - 1).bit_length() if tail else 0)
+
+    def has(self, what: str) -> str | None:
+        """The dtype (or activation) of something fused, or None."""
+        return dict(self.fused).get(what)
+
+    @property
+    def label(self) -> str:
+        """A readable name: the class in the kernel's file name."""
+        formats = "_".join(part.name for part in self.parts) or "empty"
+        fused = "".join(f"_{what if what != 'activation' else value}" for what, value in self.fused)
+        split = "_split" if self.split else ""
+        return f"{self.dtype}_{self.tile[0]}x{self.tile[1]}_{formats}_x_{self.x_dtype}{fused}{split}_{self.isa}"
+
+
+def classify(module: Module, x_dtype: torch.dtype, isa: str, on_missing: str = "error") -> KernelClass:
+    """The kernel class of a scheduled module for inputs of a dtype.
+
+    Raises:
+        CodegenError: no schedule, something beside the tiles that the schedule does not fuse, or
+            a dtype that these kernels do not compute in.
+        FormatError: a format without `tile_mac`, and on_missing is "error".
+    """
+    program, schedule = module.tiles, module.schedule
+    if schedule is None:
+        raise CodegenError(f"cpu kernel of {program.name}: expected a schedule, found none; run a pipeline first")
+    if x_dtype == torch.float64:
+        raise CodegenError(f"cpu kernel of {program.name}: expected x of 16 or 32 bits, found f64; use the reference")
+    out = DTYPE_NAMES[output_dtype(program.dtype, x_dtype)]
+    parts = _parts(program, schedule, on_missing)
+    split = schedule.max_parts > 1
+    fused = _fused(program, schedule)
+    return KernelClass(parts, program.tile, program.dtype, DTYPE_NAMES[x_dtype], out, fused, split, isa)
+
+
+def _parts(program: TileProgram, schedule: Schedule, on_missing: str) -> tuple[FormatPart, ...]:
+    parts: list[FormatPart] = []
+    for index, csr in enumerate(schedule.csrs):
+        fmt = program.segments[csr.segment].resolve()
+        if not fmt.planes(program.tile, program.dtype):
+            continue  # nothing stored, nothing to add: empty tiles
+        code, materialised = fmt.tile_mac(program.tile, program.dtype), False
+        if code is None:
+            fmt, materialised = _materialise(fmt, program, on_missing), True
+            code = fmt.tile_mac(program.tile, program.dtype)
+            assert code is not None
+        name = re.sub(r"\W+", "_", str(fmt)).strip("_")
+        name += f"_{index}" if any(part.name == name for part in parts) else ""
+        planes = packed_planes(fmt, code, program.tile, program.dtype)
+        parts.append(FormatPart(name, fmt, code, planes, index, materialised))
+    return tuple(parts)
+
+
+def _materialise(fmt: TileFormat, program: TileProgram, on_missing: str) -> TileFormat:
+    if on_missing != "dense":
+        rows, columns = program.tile
+        raise FormatError(
+            f"format {fmt}: expected C code (tile_mac) for {rows}x{columns} tiles of {program.dtype}, found none; "
+            "add tile_mac to the format, or pass on_missing='dense'"
+        )
+    return find_format("dense")
+
+
+def packed_planes(fmt: TileFormat, code: TileMac, tile: Tile, dtype: str) -> tuple[PackedPlane, ...]:
+    """Dtype and size of a packed entry of each plane, found by packing one entry of zeros."""
+    planes = fmt.planes(tile, dtype)
+    zeros = {p.name: torch.zeros(1, *p.shape, dtype=TORCH_DTYPES[p.dtype]) for p in planes}
+    for plane in planes:
+        if plane.kind is PlaneKind.RAGGED:
+            zeros[plane.name] = torch.zeros(plane.shape, dtype=TORCH_DTYPES[plane.dtype])[:0]
+            zeros[f"{plane.name}_ptr"] = torch.zeros(2, dtype=torch.int64)
+    packed = code.pack(zeros)
+    result = []
+    for plane in planes:
+        values = packed[plane.name]
+        elements = 1 if plane.kind is PlaneKind.RAGGED else values.numel()
+        result.append(PackedPlane(plane.name, DTYPE_NAMES[values.dtype], elements, plane.kind))
+    return tuple(result)
+
+
+def _fused(program: TileProgram, schedule: Schedule) -> tuple[tuple[str, str], ...]:
+    fused = []
+    for what in (*PROLOGUE, *EPILOGUE):
+        value = getattr(program.beside, what)
+        if value is None:
+            continue
+        if what not in schedule.prologue + schedule.epilogue:
+            raise CodegenError(
+                f"cpu kernel of {program.name}: expected {what} in the schedule's prologue or epilogue, found it "
+                "in neither; add fuse-epilogue to the pipeline"
+            )
+        fused.append((what, value if what == "activation" else _dtype_of(program.beside, what)))
+    return tuple(fused)
+
+
+def _dtype_of(beside: Beside, what: str) -> str:
+    """Low-rank factors stay in their dtype (left, right); the rest becomes fp32 or int32 when packed."""
+    if what != "low_rank":
+        return ""
+    assert beside.low_rank is not None
+    return " ".join(pool.dtype for pool in beside.low_rank)

@@ -1,0 +1,76 @@
+"""The vector vocabulary: which primitives there are, and the text of those that a kernel uses.
+
+One header per instruction set (`simd_avx512.h`, `simd_avx2.h`, `simd_portable.h`) implements the
+same names; `simd_common.h` builds on them. An emitted file holds only the definitions it needs.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+ISAS = ("avx512", "avx2", "portable")
+
+_NAME = re.compile(r"(?:typedef .*?|^(?:static inline|INLINE) \w+ )(\w+)(?=;$|\(| __attribute__)", re.MULTILINE)
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One typedef or function of a header, with the comment above it."""
+
+    name: str
+    text: str
+    uses: tuple[str, ...]
+
+
+@cache
+def vocabulary(isa: str) -> dict[str, Definition]:
+    """Every definition for an instruction set, by name, in the order of the headers."""
+    blocks: dict[str, str] = {}
+    for header in (f"simd_{isa}.h", "simd_common.h"):
+        for block in _blocks(files(__package__).joinpath(header).read_text()):
+            match = _NAME.search(block)
+            if match:
+                blocks[match.group(1)] = block
+    return {
+        name: Definition(name, text, tuple(w for w in dict.fromkeys(_WORD.findall(text)) if w in blocks and w != name))
+        for name, text in blocks.items()
+    }
+
+
+def includes(isa: str) -> tuple[str, ...]:
+    """The `#include` lines that the header of an instruction set needs."""
+    text = files(__package__).joinpath(f"simd_{isa}.h").read_text()
+    return tuple(line for line in text.splitlines() if line.startswith("#include"))
+
+
+def definitions(isa: str, text: str) -> str:
+    """C text of all that `text` uses of the vocabulary, each definition after those it uses."""
+    known = vocabulary(isa)
+    placed: dict[str, str] = {}
+
+    def place(name: str) -> None:
+        if name not in placed:
+            for used in known[name].uses:
+                place(used)
+            placed[name] = known[name].text
+
+    used = set(_WORD.findall(text))
+    for name in known:
+        if name in used:
+            place(name)
+    return "\n\n".join(placed.values())
+
+
+def _blocks(text: str) -> list[str]:
+    """Top-level chunks of a header: what stands between blank lines, bodies kept whole."""
+    blocks: list[str] = []
+    depth = 0
+    for chunk in text.split("\n\n"):
+        if depth:
+            blocks[-1] += "\n\n" + chunk
+        else:
+            blocks.append(chunk)
+        depth += chunk.count("{") - chunk.count("}")
+    return [block.strip("\n") for block in blocks]

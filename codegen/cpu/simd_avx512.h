@@ -1,0 +1,180 @@
+/* Sixteen lanes in one AVX-512 register. Needs AVX512F, BW, DQ and VL; F16C is part of AVX512F. */
+#include <immintrin.h>
+
+typedef float f32;
+
+typedef uint16_t f16;
+
+typedef uint16_t bf16;
+
+/* Sixteen floats. */
+typedef __m512 vfloat;
+
+/* Sixteen 32-bit integers. */
+typedef __m512i vint;
+
+static inline vfloat vf_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+static inline vfloat vf_set1(float value)
+{
+    return _mm512_set1_ps(value);
+}
+
+static inline vfloat vf_load_f32(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+static inline vfloat vf_load_f16(const f16 *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+static inline vfloat vf_load_bf16(const bf16 *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+static inline vfloat vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
+/* Two vectors that stand one after the other. */
+static inline void vf_pair_f32(const float *p, vfloat *first, vfloat *second)
+{
+    *first = vf_load_f32(p);
+    *second = vf_load_f32(p + 16);
+}
+
+/* Two vectors that stand one after the other. */
+static inline void vf_pair_f16(const f16 *p, vfloat *first, vfloat *second)
+{
+    *first = vf_load_f16(p);
+    *second = vf_load_f16(p + 16);
+}
+
+/* Two interleaved vectors: lane i of both is one 32-bit word, the first in its low half. */
+static inline void vf_pair_bf16(const bf16 *p, vfloat *first, vfloat *second)
+{
+    __m512i both = _mm512_loadu_si512(p);
+    *first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static inline void vf_store_f32(float *p, vfloat v)
+{
+    _mm512_storeu_ps(p, v);
+}
+
+static inline void vf_store_f16(f16 *p, vfloat v)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+/* Round to nearest even; a NaN stays a (quiet) NaN. */
+static inline void vf_store_bf16(bf16 *p, vfloat v)
+{
+    __m512i word = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(word, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, word, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+static inline vfloat vf_add(vfloat a, vfloat b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+static inline vfloat vf_sub(vfloat a, vfloat b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+static inline vfloat vf_mul(vfloat a, vfloat b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+/* a * b + c */
+static inline vfloat vf_fma(vfloat a, vfloat b, vfloat c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+/* Sum of the lanes, in one fixed order. */
+static inline float vf_sum(vfloat v)
+{
+    return _mm512_reduce_add_ps(v);
+}
+
+/* Four floats, four times over. */
+static inline vfloat vf_broadcast4(const float *p)
+{
+    return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+}
+
+/* Each lane takes one of four broadcast floats, by the low two bits of its index. */
+static inline vfloat vf_pick4(vfloat four, vint index)
+{
+    return _mm512_permutevar_ps(four, index);
+}
+
+static inline vint vi_load(const int32_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+
+/* Lane i takes bits 2i and 2i + 1 of a word as its low two bits; higher bits are not defined. */
+static inline vint vi_spread2(uint32_t word)
+{
+    const __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_srlv_epi32(_mm512_set1_epi32((int)word), shifts);
+}
+
+/* Nibble j of each lane, a two's complement number of 4 bits: one shift and one table look-up. */
+static inline vfloat vf_nibble(vint word, const int j)
+{
+    const __m512 value = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), value);
+}
+
+static inline float f32_to_float(float value)
+{
+    return value;
+}
+
+static inline float f16_to_float(f16 value)
+{
+    return _cvtsh_ss(value);
+}
+
+static inline float bf16_to_float(bf16 value)
+{
+    union { uint32_t word; float value; } both = {(uint32_t)value << 16};
+    return both.value;
+}
+
+static inline float float_to_f32(float value)
+{
+    return value;
+}
+
+static inline f16 float_to_f16(float value)
+{
+    return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+}
+
+/* Round to nearest even; a NaN stays a (quiet) NaN. */
+static inline bf16 float_to_bf16(float value)
+{
+    union { float value; uint32_t word; } both = {value};
+    uint32_t rounded = both.word + 0x7fff + (both.word >> 16 & 1);
+    return (bf16)((value == value ? rounded : both.word | 0x400000) >> 16);
+}

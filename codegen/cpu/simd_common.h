@@ -1,0 +1,66 @@
+/* How many independent sums each of nb outputs has: enough to hide the latency of an fma. */
+INLINE int chains(const int nb)
+{
+    return nb < 4 ? 4 / nb : 1;
+}
+
+INLINE void clear_sums(vfloat *sum, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int i = 0; i < nb * chains(nb); i++)
+        sum[i] = vf_zero();
+}
+
+/* The chains of output n, added up in a fixed order. */
+INLINE vfloat total(const vfloat *sum, const int n, const int nb)
+{
+    vfloat all = sum[n];
+    #pragma GCC unroll 4
+    for (int chain = 1; chain < chains(nb); chain++)
+        all = vf_add(all, sum[chain * nb + n]);
+    return all;
+}
+
+/* acc[n] += w * x[n] over nb outputs: the chain of column `column`. */
+INLINE void multiply_add(vfloat w, const float *x, vfloat *sum, const int column, const int nb)
+{
+    vfloat *own = sum + column % chains(nb) * nb;
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        own[n] = vf_fma(w, vf_set1(x[4 * n]), own[n]);
+}
+
+/* The same where every lane has its own column: one of the four at x, by the low bits of `pick`. */
+INLINE void multiply_add_picked(vfloat w, vint pick, const float *x, vfloat *sum, const int column, const int nb)
+{
+    vfloat *own = sum + column % chains(nb) * nb;
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + 4 * n), pick), own[n]);
+}
+
+/* Add the sums of one strip to acc [nb][LANES]. */
+INLINE void add_sums(float *acc, const vfloat *sum, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        vf_store_f32(acc + 16 * n, vf_add(vf_load_f32(acc + 16 * n), total(sum, n, nb)));
+}
+
+/* Add scale times the sums of one strip to acc [nb][LANES]. */
+INLINE void add_scaled_sums(float *acc, vfloat scale, const vfloat *sum, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        vf_store_f32(acc + 16 * n, vf_fma(scale, total(sum, n, nb), vf_load_f32(acc + 16 * n)));
+}
+
+/* Sum of the inputs of output n over `columns` columns, a multiple of four. */
+INLINE float sum_inputs(const float *x, int columns, const int n, const int nb)
+{
+    float part[4] = {0, 0, 0, 0};
+    for (int k = 0; k < columns; k += 4)
+        for (int i = 0; i < 4; i++)
+            part[i] += x[k * nb + 4 * n + i];
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}

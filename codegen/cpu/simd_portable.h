@@ -1,0 +1,234 @@
+/* Sixteen lanes as four vectors of the compiler (GCC and Clang): NEON, SSE2 or what the machine has. */
+
+typedef float f32;
+
+typedef uint16_t f16;
+
+typedef uint16_t bf16;
+
+/* Four floats: a vector of the compiler. */
+typedef float float4 __attribute__((vector_size(16)));
+
+/* Four 32-bit integers. */
+typedef int32_t word4 __attribute__((vector_size(16)));
+
+/* Sixteen floats. */
+typedef struct { float4 part[4]; } vfloat;
+
+/* Sixteen 32-bit integers. */
+typedef struct { word4 part[4]; } vint;
+
+static inline vfloat vf_set1(float value)
+{
+    float4 four = {value, value, value, value};
+    return (vfloat){{four, four, four, four}};
+}
+
+static inline vfloat vf_zero(void)
+{
+    return vf_set1(0);
+}
+
+static inline vfloat vf_load_f32(const float *p)
+{
+    vfloat v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline vfloat vf_load_f16(const f16 *p)
+{
+    float lane[16];
+    for (int i = 0; i < 16; i++)
+        lane[i] = f16_to_float(p[i]);
+    return vf_load_f32(lane);
+}
+
+static inline vfloat vf_load_bf16(const bf16 *p)
+{
+    float lane[16];
+    for (int i = 0; i < 16; i++)
+        lane[i] = bf16_to_float(p[i]);
+    return vf_load_f32(lane);
+}
+
+static inline vfloat vf_load_i8(const int8_t *p)
+{
+    vfloat v;
+    for (int i = 0; i < 4; i++)
+        v.part[i] = (float4){p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
+    return v;
+}
+
+/* Two vectors that stand one after the other. */
+static inline void vf_pair_f32(const float *p, vfloat *first, vfloat *second)
+{
+    *first = vf_load_f32(p);
+    *second = vf_load_f32(p + 16);
+}
+
+/* Two vectors that stand one after the other. */
+static inline void vf_pair_f16(const f16 *p, vfloat *first, vfloat *second)
+{
+    *first = vf_load_f16(p);
+    *second = vf_load_f16(p + 16);
+}
+
+/* Two interleaved vectors: bf16 values 2i and 2i + 1 belong to lane i. */
+static inline void vf_pair_bf16(const bf16 *p, vfloat *first, vfloat *second)
+{
+    for (int i = 0; i < 4; i++, p += 8) {
+        first->part[i] = (float4){bf16_to_float(p[0]), bf16_to_float(p[2]), bf16_to_float(p[4]), bf16_to_float(p[6])};
+        second->part[i] = (float4){bf16_to_float(p[1]), bf16_to_float(p[3]), bf16_to_float(p[5]), bf16_to_float(p[7])};
+    }
+}
+
+static inline void vf_store_f32(float *p, vfloat v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+static inline void vf_store_f16(f16 *p, vfloat v)
+{
+    for (int i = 0; i < 16; i++)
+        p[i] = float_to_f16(v.part[i / 4][i % 4]);
+}
+
+static inline void vf_store_bf16(bf16 *p, vfloat v)
+{
+    for (int i = 0; i < 16; i++)
+        p[i] = float_to_bf16(v.part[i / 4][i % 4]);
+}
+
+static inline vfloat vf_add(vfloat a, vfloat b)
+{
+    for (int i = 0; i < 4; i++)
+        a.part[i] += b.part[i];
+    return a;
+}
+
+static inline vfloat vf_sub(vfloat a, vfloat b)
+{
+    for (int i = 0; i < 4; i++)
+        a.part[i] -= b.part[i];
+    return a;
+}
+
+static inline vfloat vf_mul(vfloat a, vfloat b)
+{
+    for (int i = 0; i < 4; i++)
+        a.part[i] *= b.part[i];
+    return a;
+}
+
+/* a * b + c */
+static inline vfloat vf_fma(vfloat a, vfloat b, vfloat c)
+{
+    for (int i = 0; i < 4; i++)
+        c.part[i] += a.part[i] * b.part[i];
+    return c;
+}
+
+/* Sum of the lanes, in one fixed order. */
+static inline float vf_sum(vfloat v)
+{
+    float4 four = (v.part[0] + v.part[1]) + (v.part[2] + v.part[3]);
+    return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+/* Four floats, four times over. */
+static inline vfloat vf_broadcast4(const float *p)
+{
+    float4 four = {p[0], p[1], p[2], p[3]};
+    return (vfloat){{four, four, four, four}};
+}
+
+/* Each lane takes one of four broadcast floats, by the low two bits of its index. */
+static inline vfloat vf_pick4(vfloat four, vint index)
+{
+    float4 from = four.part[0];
+    vfloat v;
+    for (int i = 0; i < 4; i++) {
+        word4 at = index.part[i] & 3;
+        v.part[i] = (float4){from[at[0]], from[at[1]], from[at[2]], from[at[3]]};
+    }
+    return v;
+}
+
+static inline vint vi_load(const int32_t *p)
+{
+    vint v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* Lane i takes bits 2i and 2i + 1 of a word as its low two bits; higher bits are not defined. */
+static inline vint vi_spread2(uint32_t word)
+{
+    vint v;
+    for (int i = 0; i < 4; i++, word >>= 8)
+        v.part[i] = (word4){(int)word, (int)(word >> 2), (int)(word >> 4), (int)(word >> 6)};
+    return v;
+}
+
+/* Nibble j of each lane, a two's complement number of 4 bits. */
+static inline vfloat vf_nibble(vint word, const int j)
+{
+    vfloat v;
+    for (int i = 0; i < 4; i++)
+        v.part[i] = __builtin_convertvector(word.part[i] << (28 - 4 * j) >> 28, float4);
+    return v;
+}
+
+static inline float f32_to_float(float value)
+{
+    return value;
+}
+
+/* Exact: the exponent is moved by a multiplication, which also takes care of subnormals. */
+static inline float f16_to_float(f16 value)
+{
+    union { uint32_t word; float value; } both = {(uint32_t)(value & 0x7fff) << 13};
+    if ((value & 0x7c00) == 0x7c00)
+        both.word |= 0x7f800000;
+    else
+        both.value *= 0x1p112f;
+    both.word |= (uint32_t)(value & 0x8000) << 16;
+    return both.value;
+}
+
+static inline float bf16_to_float(bf16 value)
+{
+    union { uint32_t word; float value; } both = {(uint32_t)value << 16};
+    return both.value;
+}
+
+static inline float float_to_f32(float value)
+{
+    return value;
+}
+
+/* Round to nearest even; a NaN stays a (quiet) NaN. */
+static inline f16 float_to_f16(float value)
+{
+    union { float value; uint32_t word; } both = {value};
+    uint32_t sign = both.word >> 16 & 0x8000, size = both.word & 0x7fffffff;
+    if (size > 0x7f800000) /* NaN */
+        return (f16)(sign | 0x7e00 | (size >> 13 & 0x3ff));
+    if (size >= 0x477ff000) /* rounds past the largest half: infinity */
+        return (f16)(sign | 0x7c00);
+    both.word = size;
+    if (size < 0x38800000) { /* subnormal: adding 0.5 leaves units of 2**-24 in the low bits, rounded */
+        both.value += 0.5f;
+        return (f16)(sign | (both.word - 0x3f000000));
+    }
+    return (f16)(sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13));
+}
+
+/* Round to nearest even; a NaN stays a (quiet) NaN. */
+static inline bf16 float_to_bf16(float value)
+{
+    union { float value; uint32_t word; } both = {value};
+    uint32_t rounded = both.word + 0x7fff + (both.word >> 16 & 1);
+    return (bf16)((value == value ? rounded : both.word | 0x400000) >> 16);
+}

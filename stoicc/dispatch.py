@@ -51,7 +51,7 @@ def _define(kind: str) -> None:
 
     def run(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
         kernel = _kernel(handle)
-        executor = kernel.executor(kind, x.device)
+        executor = kernel.executor(kind)
         out = x.new_empty(x.shape[0], kernel.out_features, dtype=output_dtype(kernel.program.dtype, x.dtype))
         if workspace is None:
             needed = executor.workspace_bytes(x.shape[0], x.dtype)

@@ -24,8 +24,8 @@ from stoicc.pools import PoolBuilder, TiledWeight, beside_pools
 from stoicc.tiling import check_tile, grid_of, to_tiles
 from stoicc.weights import FormatLike, TileMap, as_matrix, as_tile_map, non_finite
 
-CHUNK_WEIGHTS = 1 << 22
-"""Weights per chunk of tile rows: 8 MB in bf16, so that a chunk's temporaries stay in cache."""
+CHUNK_WEIGHTS = 1 << 21
+"""Weights per chunk of tile rows: 4 MB in bf16, so that a chunk's temporaries stay in cache."""
 
 
 def inspect(

@@ -6,8 +6,6 @@ Nothing in it belongs to a device: a backend repacks planes when it builds an ex
 from os import PathLike
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from stoicc.ir.errors import InputError
 from stoicc.ir.parser import parse
@@ -24,6 +22,8 @@ VERSION = "1"
 
 def save(kernel: Kernel, path: str | PathLike[str]) -> None:
     """Write a kernel; content hashes are taken anew, as training may have changed values."""
+    from safetensors.torch import save_file
+
     pools = {name: pool.detach().cpu().contiguous() for name, pool in kernel.pools.items()}
     module = Module(rehash(kernel.program, pools), kernel.schedule)
     save_file(pools, path, metadata={IR_KEY: print_module(module, exact=True), VERSION_KEY: VERSION})
@@ -42,6 +42,8 @@ def load(
         InputError: not an artefact of stoicc, or one of another version.
         VerifyError: pools that are missing, or whose content does not match the IR.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

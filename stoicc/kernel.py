@@ -13,10 +13,10 @@ from stoicc.ir.dtypes import output_dtype
 from stoicc.ir.errors import InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
-from stoicc.ir.verify import verify
+from stoicc.ir.verify import verify, verify_runnable
 from stoicc.pools import Pools, TiledWeight, effective_matrix
 from stoicc.stats import KernelStats, kernel_stats
-from stoicc.targets import backend_for, check_target
+from stoicc.targets import backend_for, backend_named, check_target
 
 
 class Kernel(nn.Module):
@@ -30,6 +30,7 @@ class Kernel(nn.Module):
     def __init__(self, module: Module, pools: Pools, target: str = "auto", on_missing: str = "error") -> None:
         super().__init__()
         verify(module)
+        verify_runnable(module)
         if on_missing not in ("error", "dense"):
             raise InputError(f"on_missing: expected 'error' or 'dense', found {on_missing!r}")
         self._module = module
@@ -38,6 +39,7 @@ class Kernel(nn.Module):
         for name, pool in pools.items():
             self.register_buffer(name, pool)
         self._executors: dict[tuple[str, str], Executor] = {}
+        self._backend = backend_for(self.target, self.device.type).name
         self._handle = new_handle(self)
         self.register_load_state_dict_post_hook(_forget_executors)
 
@@ -80,7 +82,7 @@ class Kernel(nn.Module):
     @property
     def source(self) -> str:
         """The emitted source of the tiles executor, for inputs of the weight's own dtype."""
-        return self.executor("tiles", self.device).source
+        return self.executor("tiles").source
 
     def to_dense(self) -> Tensor:
         """The matrix `[M, K]` that the kernel holds; see `TiledWeight.to_dense`."""
@@ -120,15 +122,16 @@ class Kernel(nn.Module):
         flat = x.reshape(-1, self.in_features).contiguous()
         if flat.shape[0] == 0:
             return x.new_empty(*x.shape[:-1], self.out_features, dtype=output_dtype(self.program.dtype, x.dtype))
-        kind = "reference" if self._on_reference(x) else self.schedule.regime(flat.shape[0])
+        on_reference = self._backend == "reference" or x.dtype == torch.float64
+        kind = "reference" if on_reference else self.schedule.regime(flat.shape[0])
         return execute(kind, flat, None, self._handle).view(*x.shape[:-1], self.out_features)
 
-    def executor(self, kind: str, device: torch.device) -> Executor:
+    def executor(self, kind: str) -> Executor:
         """The executor of a kind ("tiles", "dense-once", "reference"), built on first use."""
-        backend = backend_for("reference" if kind == "reference" else self.target, device.type)
-        key = (backend.name, kind)
+        backend = "reference" if kind == "reference" else self._backend
+        key = (backend, kind)
         if key not in self._executors:
-            self._executors[key] = backend.build(self._module, self.pools, kind, self.on_missing)
+            self._executors[key] = backend_named(backend).build(self._module, self.pools, kind, self.on_missing)
         return self._executors[key]
 
     def input_gradient(self, grad: Tensor) -> Tensor:
@@ -151,7 +154,9 @@ class Kernel(nn.Module):
             return result
 
         self._executors.clear()
-        return super()._apply(moved, recurse)  # type: ignore[no-any-return]
+        applied: Self = super()._apply(moved, recurse)
+        self._backend = backend_for(self.target, self.device.type).name
+        return applied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernel":
         copied = Kernel(
@@ -171,9 +176,6 @@ class Kernel(nn.Module):
                 "move one of them with .to(...)"
             )
         output_dtype(self.program.dtype, x.dtype)
-
-    def _on_reference(self, x: Tensor) -> bool:
-        return x.dtype == torch.float64 or backend_for(self.target, x.device.type).name == "reference"
 
 
 def _forget_executors(kernel: nn.Module, incompatible: object) -> None:

@@ -125,7 +125,7 @@ def describe(name: str, pool: Tensor) -> Pool:
 
 
 def beside_pools(lowered: Lowered, bias: Tensor | None, activation: str | None) -> tuple[Beside, dict[str, Tensor]]:
-    """What stands beside the tiles, as pools: vectors in f32, permutations in i32, factors as given."""
+    """What stands beside the tiles, as pools: vectors in f32, permutations in i32, factors in f32 or the weight's dtype."""
     rows = lowered.values.shape[0]
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation: expected one of {', '.join(ACTIVATIONS)}, found {activation!r}")
@@ -140,7 +140,9 @@ def beside_pools(lowered: Lowered, bias: Tensor | None, activation: str | None) 
     described = {name: describe(name, pool) for name, pool in pools.items()}
     factors = None
     if lowered.low_rank is not None:
-        pools["left"], pools["right"] = (factor.contiguous() for factor in lowered.low_rank)
+        alike = all(factor.dtype == lowered.values.dtype for factor in lowered.low_rank)
+        left, right = (factor if alike else factor.float() for factor in lowered.low_rank)
+        pools |= {"left": left.contiguous(), "right": right.contiguous()}
         factors = (describe("left", pools["left"]), describe("right", pools["right"]))
     return Beside(low_rank=factors, activation=activation, **described), pools
 
@@ -167,7 +169,14 @@ def effective_matrix(program: TileProgram, pools: Pools) -> Tensor:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """Entries of all chunks as one pool; each chunk is let go once copied, so memory never doubles."""
+    joined = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
+    begin = len(joined)
+    while parts:
+        part = parts.pop()
+        begin -= len(part)
+        joined[begin : begin + len(part)] = part
+    return joined
 
 
 def _join_offsets(parts: list[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Cutting a matrix in tiles and laying tiles back, batched and padded at the tails."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -36,6 +38,13 @@ def from_tiles(tiles: Tensor, shape: tuple[int, int]) -> Tensor:
     rows, columns = grid_of(shape, tile)
     whole = tiles.view(rows, columns, *tile).transpose(1, 2).reshape(rows * tile[0], columns * tile[1])
     return whole[: shape[0], : shape[1]]
+
+
+def row_blocks(shape: tuple[int, int], weights: int = 1 << 21) -> Iterator[slice]:
+    """Runs of whole rows of about so many weights, for work that is independent by row."""
+    height = max(1, weights // max(shape[1], 1))
+    for first in range(0, shape[0], height):
+        yield slice(first, min(first + height, shape[0]))
 
 
 def spread_tile_mask(where: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> Tensor:

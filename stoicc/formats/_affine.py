@@ -69,7 +69,7 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 
 def dequantize(codes: TileCodes, dtype: torch.dtype) -> Tensor:
     """`[T, BM, BK]` weights: (code - zero) * scale in fp32, rounded once to dtype."""
-    groups = codes.codes.float().unflatten(2, (codes.scales.shape[2], -1))
+    groups = codes.codes.float().unflatten(2, (codes.scales.shape[2], codes.codes.shape[2] // codes.scales.shape[2]))
     zero = float(1 << (codes.bits - 1)) if codes.zeros is None else codes.zeros.float()[..., None]
     return ((groups - zero) * codes.scales.float()[..., None]).to(dtype).flatten(2)
 

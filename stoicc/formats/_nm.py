@@ -55,8 +55,8 @@ def compress(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Values `[..., K]` and group masks `[..., K/4]` -> kept `[..., K/2]`, positions u8 `[..., K/8]`."""
     flat = masks.flatten()
     positions = POSITIONS.index_select(0, flat).view(*masks.shape, 2)
-    kept = values.unflatten(-1, (-1, 4)).gather(-1, positions).flatten(-2)
-    nibbles = NIBBLES.index_select(0, flat).view(*masks.shape[:-1], -1, 2)
+    kept = values.unflatten(-1, (values.shape[-1] // 4, 4)).gather(-1, positions).flatten(-2)
+    nibbles = NIBBLES.index_select(0, flat).view(*masks.shape[:-1], masks.shape[-1] // 2, 2)
     return kept, nibbles[..., 0] | nibbles[..., 1] << 4
 
 
@@ -64,8 +64,8 @@ def expand(kept: Tensor, positions: Tensor, fill: Tensor) -> Tensor:
     """The inverse of `compress`: kept `[..., K/2]` at their positions in a copy of `fill [..., K]`."""
     nibbles = torch.stack((positions & 15, positions >> 4), -1).flatten(-2)
     columns = torch.stack((nibbles & 3, nibbles >> 2), -1).long()
-    groups = fill.clone().unflatten(-1, (-1, 4))
-    return groups.scatter_(-1, columns, kept.unflatten(-1, (-1, 2))).flatten(-2)
+    groups = fill.clone().unflatten(-1, (fill.shape[-1] // 4, 4))
+    return groups.scatter_(-1, columns, kept.unflatten(-1, (kept.shape[-1] // 2, 2))).flatten(-2)
 
 
 def first_overfull(tile: Tensor) -> str:

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from stoicc.formats._affine import GroupGrid, absmax
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, Quantize
-from stoicc.tiling import as_bool_map, check_tile, grid_of, spread_tile_mask
+from stoicc.tiling import as_bool_map, check_tile, grid_of, row_blocks, spread_tile_mask
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,20 @@ def group_absmax(
 
 
 def _quantize(values: Tensor, touched: Tensor, config: GroupAbsMax) -> Quantize:
-    """Codes and scales of the touched weights; one long row of groups, as a single wide tile."""
-    columns = values.shape[1]
-    size = config.group_size or columns
-    rows = pad(torch.where(touched, values, torch.zeros((), dtype=values.dtype)), (0, -columns % size))
-    grid = GroupGrid.of(size, rows.shape[1], "group_absmax")
-    codes = absmax(rows[None], torch.zeros(1, dtype=torch.int64), grid, config.bits, size, config.zero_points)
-    zeros = None if codes.zeros is None else codes.zeros[0]
+    """Codes and scales of the touched weights; a block of rows is one wide tile of whole groups."""
+    shape = (values.shape[0], values.shape[1])
+    size = config.group_size or shape[1]
+    groups = -(-shape[1] // size)
+    codes = torch.empty(shape, dtype=torch.uint8)
+    scales = torch.empty(shape[0], groups, dtype=values.dtype)
+    zeros = torch.empty(shape[0], groups, dtype=torch.uint8) if config.zero_points else None
+    grid = GroupGrid.of(size, groups * size, "group_absmax")
+    for rows in row_blocks(shape):
+        block = torch.where(touched[rows], values[rows], torch.zeros((), dtype=values.dtype))
+        wide = pad(block, (0, groups * size - shape[1]))[None]
+        found = absmax(wide, torch.zeros(1, dtype=torch.int64), grid, config.bits, size, config.zero_points)
+        codes[rows], scales[rows] = found.codes[0][:, : shape[1]], found.scales[0]
+        if zeros is not None and found.zeros is not None:
+            zeros[rows] = found.zeros[0]
     what = f"int{config.bits} AbsMax, group {config.group_size or 'row'}{', zero points' * config.zero_points}"
-    return Quantize(
-        codes.codes[0][:, :columns], codes.scales[0], zeros, config.bits, config.group_size, touched, what
-    )
+    return Quantize(codes, scales, zeros, config.bits, config.group_size, touched, what)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, LowRank, Node, Permute, Prune, Quantize, Scale, Source, Stack
+from stoicc.tiling import row_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,21 +25,28 @@ class CodeSheet:
     group_size: int
     where: Tensor
 
-    def zero_codes(self) -> Tensor:
-        """The code that means 0.0, as a tensor that broadcasts to `codes`."""
+    def zero_codes(self, rows: slice = slice(None)) -> Tensor:
+        """The code that means 0.0, as a tensor that broadcasts to `codes[rows]`."""
         if self.zeros is None:
             return torch.tensor(1 << (self.bits - 1), dtype=torch.uint8)
-        return self.spread(self.zeros)
+        return self.spread(self.zeros[rows])
 
     def spread(self, groups: Tensor) -> Tensor:
-        """Per group `[M, G]` -> per weight `[M, K]`."""
+        """Per group `[m, G]` -> per weight `[m, K]`."""
         columns = self.codes.shape[1]
         return groups.repeat_interleave(self.group_size or columns, 1)[:, :columns]
 
-    def values(self) -> Tensor:
-        """`[M, K]` in the scales' dtype: (code - zero) * scale in fp32, rounded once."""
-        steps = self.codes.float() - self.zero_codes().float()
-        return (steps * self.spread(self.scales).float()).to(self.scales.dtype)
+    def values_into(self, values: Tensor) -> Tensor:
+        """A copy of `values [M, K]` with the quantized weights as (code - zero) * scale.
+
+        The product is taken in fp32 and rounded once to the dtype of `values`.
+        """
+        merged = torch.empty_like(values)
+        for rows in row_blocks((values.shape[0], values.shape[1])):
+            steps = self.codes[rows].float() - self.zero_codes(rows).float()
+            product = (steps * self.spread(self.scales[rows]).float()).to(values.dtype)
+            merged[rows] = torch.where(self.where[rows], product, values[rows])
+        return merged
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +117,8 @@ def _prune(state: Lowered, node: Prune) -> Lowered:
 def _quantize(state: Lowered, node: Quantize) -> Lowered:
     older = tuple(replace(sheet, where=sheet.where & ~node.where) for sheet in state.sheets)
     sheet = CodeSheet(node.codes, node.scales, node.zeros, node.bits, node.group_size, node.where)
-    values = torch.where(node.where, sheet.values(), state.values)
     step = f"quantize ({node.what}): codes and scales of the tiles, as they are"
-    return replace(state, values=values, sheets=(*older, sheet), steps=(*state.steps, step))
+    return replace(state, values=sheet.values_into(state.values), sheets=(*older, sheet), steps=(*state.steps, step))
 
 
 def _low_rank(state: Lowered, node: LowRank) -> Lowered:

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, Prune
-from stoicc.tiling import as_bool_map, check_tile, grid_of, spread_tile_mask
+from stoicc.tiling import as_bool_map, check_tile, grid_of, row_blocks, spread_tile_mask
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,22 @@ def nm_magnitude(
 
 def nm_mask(values: Tensor, config: NmMagnitude) -> Tensor:
     """Bool `[M, K]`: True for the n largest magnitudes of each group of m along K."""
+    kept = torch.empty(values.shape, dtype=torch.bool)
+    for rows in row_blocks((values.shape[0], values.shape[1])):
+        kept[rows] = _nm_mask_rows(values[rows], config)
+    return kept
+
+
+def _nm_mask_rows(values: Tensor, config: NmMagnitude) -> Tensor:
+    """The rank of a weight is how many of its group beat it; equal ones to its left do too."""
     columns = values.shape[1]
     magnitude = pad(values.float().abs(), (0, -columns % config.m), value=-1.0).unflatten(1, (-1, config.m))
-    order = magnitude.argsort(dim=-1, descending=True, stable=True)
-    kept = torch.zeros_like(magnitude, dtype=torch.bool).scatter_(-1, order[..., : config.n], True)
+    lanes = magnitude.unbind(-1)
+    kept = torch.empty(magnitude.shape, dtype=torch.bool)
+    for column, lane in enumerate(lanes):
+        rank = torch.zeros(lane.shape, dtype=torch.uint8)
+        for other, rival in enumerate(lanes):
+            if other != column:
+                rank += rival >= lane if other < column else rival > lane
+        kept[..., column] = rank < config.n
     return kept.flatten(1)[:, :columns]

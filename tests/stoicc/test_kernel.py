@@ -217,10 +217,12 @@ def test_no_gpu_is_said_at_compile_time(mosaic):
 
 def test_no_compiler_falls_to_the_reference_with_one_warning(mosaic, monkeypatch):
     monkeypatch.setattr(type(targets.backend_named("cpu")), "available", lambda self: "no compiler of this name")
-    kernel, x = stoicc.compile(mosaic, target="cpu"), torch.randn(2, 300)
     with pytest.warns(RuntimeWarning, match="expected a C compiler, found no compiler of this name"):
-        y = kernel(x)
+        kernel = stoicc.compile(mosaic, target="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(kernel(x), y)
+        again = stoicc.compile(mosaic, target="cpu")
+    x = torch.randn(2, 300)
+    y = kernel(x)
+    assert torch.equal(again(x), y)
     close(y, x @ mosaic.dense().T)

@@ -58,10 +58,24 @@ def load_groups(plane, ROWS: tl.constexpr, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def scale_codes(codes, zeros, scales, GROUPS: tl.constexpr, DTYPE: tl.constexpr):
-    """`(code - zero) * scale` in fp32, rounded once; zeros and scales are `[R, GROUPS, 1]`."""
+def scale_codes(codes, scales, GROUPS: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes less their zero point `[R, C]` times scales `[R, GROUPS, 1]` in fp32, rounded once."""
     grouped = tl.reshape(codes, (codes.shape[0], GROUPS, codes.shape[1] // GROUPS))
-    return tl.reshape(((grouped - zeros) * scales).to(DTYPE), codes.shape)
+    return tl.reshape((grouped * scales).to(DTYPE), codes.shape)
+
+
+@triton.jit
+def shift_codes(codes, zeros, GROUPS: tl.constexpr):
+    """Codes `[R, C]` less their group's zero point `[R, GROUPS, 1]`, exact in fp32."""
+    grouped = tl.reshape(codes, (codes.shape[0], GROUPS, codes.shape[1] // GROUPS))
+    return tl.reshape(grouped - zeros, codes.shape)
+
+
+@triton.jit
+def zero_weights(scales, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, DTYPE: tl.constexpr):
+    """`[ROWS, COLUMNS]` of `0 * scale`: what a dropped weight decodes to (-0.0 under a negative scale)."""
+    zeros = (scales * 0.0).to(DTYPE)
+    return tl.reshape(tl.broadcast_to(zeros, (ROWS, GROUPS, COLUMNS // GROUPS)), (ROWS, COLUMNS))
 
 
 @triton.jit

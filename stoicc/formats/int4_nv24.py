@@ -10,7 +10,15 @@ from torch import Tensor
 
 from stoicc.formats import _affine_c, _nm
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
-from stoicc.formats._device import load_groups, load_words, nibbles, scale_codes, shift_codes, spread_pairs, zero_weights
+from stoicc.formats._device import (
+    load_groups,
+    load_words,
+    nibbles,
+    scale_codes,
+    shift_codes,
+    spread_pairs,
+    zero_weights,
+)
 from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
 from stoicc.ir.registry import register_format
 

@@ -29,7 +29,7 @@ def decode_nv24(values, positions, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl
 
 _MAC = """\
 INLINE void {name}(
-    const $T *values, const uint32_t *positions, const float *x, float *acc, const int nb)
+    const $T *values, const int32_t *positions, const float *x, float *acc, const int nb)
 {
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];

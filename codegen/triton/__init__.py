@@ -1,0 +1,1 @@
+"""The Triton backend, portable dialect: one emitted Python module per kernel class."""

@@ -1,0 +1,154 @@
+"""The Triton backend: executors that launch emitted kernels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.executor import Backend, Executor, Pools
+from stoicc.codegen.triton import build
+from stoicc.codegen.triton.dense_once import DenseOnce
+from stoicc.codegen.triton.emit import Emitted, emit_tiles
+from stoicc.codegen.triton.interpreter import interpreting, repair
+from stoicc.codegen.triton.launch import (
+    PARTS_BYTES,
+    ROUND,
+    LaunchConfig,
+    beside_tensors,
+    dot_dtype,
+    dot_precision,
+    low_rank_bytes,
+    low_rank_product,
+)
+from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
+from stoicc.ir.errors import CodegenError
+from stoicc.ir.schedule import EXECUTORS
+from stoicc.ir.types import Module
+
+
+class TritonBackend(Backend):
+    """Portable Triton on GPUs; on CPU tensors under `TRITON_INTERPRET=1`, for tests."""
+
+    name: ClassVar[str] = "triton"
+    device_type: ClassVar[str] = "cuda"
+
+    def available(self) -> str | None:
+        if interpreting() or torch.cuda.is_available():
+            return None
+        return "no CUDA or ROCm device that torch can see"
+
+    def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
+        if kind not in EXECUTORS:
+            raise CodegenError(f"backend triton: expected an executor of {', '.join(EXECUTORS)}, found {kind!r}")
+        check_tile(module)
+        repair()
+        return (Tiles if kind == "tiles" else DenseOnce)(module, pools, on_missing)
+
+    def emit(self, module: Module, x_dtype: torch.dtype) -> str:
+        """One text for every input dtype: the launcher says what the dot's operands are."""
+        check_tile(module)
+        return emit_tiles(module).source
+
+
+def check_tile(module: Module) -> None:
+    """CodegenError unless both sides of the tile are powers of two of at least 16."""
+    for extent in module.tiles.tile:
+        if extent < 16 or extent & (extent - 1):
+            raise CodegenError(
+                f"backend triton, tile {module.tiles.tile[0]}x{module.tiles.tile[1]}: expected sides that are powers "
+                f"of two from 16 up, found {extent}; choose another tile"
+            )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of one weight that a launch needs."""
+
+    rows: int
+    columns: int
+    tile_rows: int
+    slots: int
+    rank: int
+
+
+class Tiles(Executor):
+    """Multiplies tile by tile from the payload: one launch, and one more to add split-K parts.
+
+    A low-rank product R x is one `torch.mm` before. Where split-K parts would not fit the
+    workspace bound, the batch runs in pieces.
+    """
+
+    def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
+        schedule = scheduled(module)
+        self._emitted: Emitted = emit_tiles(module, on_missing)
+        self.source = self._emitted.source
+        self._kernels: ModuleType = build.load(self._emitted.name, self.source)
+        self._module, self._device = module, next(iter(pools.values())).device if pools else torch.device("cpu")
+        self._beside = beside_tensors(module, pools)
+        self._items, self._row_slots = item_table(schedule, self._device)
+        self._loops: dict[str, Tensor] = {}
+        for loop in self._emitted.loops:
+            self._loops |= loop_tensors(module, loop, pools, self._device)
+        rank = self._beside["low_rank_left"].shape[1] if "low_rank_left" in self._beside else 0
+        (rows, columns), tile_rows = module.tiles.shape, module.tiles.grid[0]
+        self._sizes = Sizes(rows, columns, tile_rows, int(self._row_slots[-1]), rank)
+        self._launch: Mapping[str, int] = dict(schedule.launch)
+        self._owned = {t.data_ptr() for t in pools.values()}
+
+    @property
+    def resident_bytes(self) -> int:
+        mine = [self._items, self._row_slots, *(t for t in self._loops.values() if t.data_ptr() not in self._owned)]
+        return sum(t.nbytes for t in mine)
+
+    def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
+        parts = self._slot_bytes() * self._piece(batch) if self._emitted.split else 0
+        return low_rank_bytes(batch, self._sizes.rank, x_dtype) + parts
+
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        held = low_rank_bytes(x.shape[0], self._sizes.rank, x.dtype)
+        tables = {name: self._beside[name] for name in self._emitted.epilogue if name in self._beside}
+        if self._sizes.rank:
+            product = workspace[:held].view(x.dtype)[: x.shape[0] * self._sizes.rank].view(x.shape[0], self._sizes.rank)
+            tables["low_rank_product"] = low_rank_product(x, self._beside["low_rank_right"], product)
+        step = self._piece(x.shape[0]) if self._emitted.split else x.shape[0]
+        for begin in range(0, x.shape[0], step):
+            piece = slice(begin, begin + step)
+            if self._sizes.rank:
+                tables["low_rank_product"] = product[piece]
+            self._run_piece(x[piece], out[piece], workspace[held:], tables)
+
+    def _run_piece(self, x: Tensor, out: Tensor, workspace: Tensor, tables: dict[str, Tensor]) -> None:
+        config = LaunchConfig.choose(x.shape[0], x.dtype, self._module.tiles.tile, self._launch)
+        blocks = -(-x.shape[0] // config.block_n)
+        sizes: dict[str, Any] = {"M": self._sizes.rows, "K": self._sizes.columns, "N": x.shape[0]}
+        rank = {"RANK": self._sizes.rank} if self._sizes.rank else {}
+        constants = {"BN": config.block_n, "DOT": dot_dtype(x), "PRECISION": dot_precision(x), **config.options()}
+        prologue = {name: self._beside[name] for name in self._emitted.prologue}
+        grid = (self._items.shape[0] * blocks,)
+        if not self._emitted.split:
+            self._kernels.tiles_kernel[grid](
+                x=x, y=out, items=self._items, **prologue, **self._loops, **tables, **sizes, **rank, **constants
+            )
+            return
+        parts = workspace[: self._slot_bytes() * x.shape[0]].view(torch.float32)
+        rows = sizes.pop("M")
+        self._kernels.tiles_kernel[grid](
+            x=x, parts=parts, items=self._items, **prologue, **self._loops, **sizes, **constants
+        )
+        sizes = {"M": rows, "N": x.shape[0]}
+        self._kernels.reduce_kernel[(self._sizes.tile_rows * blocks,)](
+            parts=parts, y=out, row_slots=self._row_slots, **tables, **sizes, **rank, **constants
+        )
+
+    def _slot_bytes(self) -> int:
+        """Bytes of all parts for one row of x."""
+        return self._sizes.slots * self._module.tiles.tile[0] * 4
+
+    def _piece(self, batch: int) -> int:
+        """Rows of x whose parts fit the workspace bound, in whole rounds."""
+        return min(batch, max(ROUND, PARTS_BYTES // max(self._slot_bytes(), 1) // ROUND * ROUND))
+
+

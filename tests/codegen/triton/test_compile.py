@@ -1,0 +1,72 @@
+"""Every kernel class compiles for GPUs that are not here, and keeps its registers in loops."""
+
+import pytest
+import torch
+
+from stoicc.codegen.triton.compile_check import Machine, check_class, parse_target
+from stoicc.codegen.triton.launch import LaunchConfig
+from stoicc.ir.errors import CodegenError
+from tests.kernel_classes import KERNEL_CLASSES, KernelClass, make_case
+
+SOME = KERNEL_CLASSES[::8]
+"""Classes that are compiled for the further targets too."""
+
+CASES = [
+    *[(kernel, target) for kernel in KERNEL_CLASSES for target in ("sm_80", "sm_90")],
+    *[(kernel, target) for kernel in SOME for target in ("sm_100", "gfx942")],
+]
+
+
+def compiled(kernel: KernelClass, target: str) -> tuple[Machine, ...]:
+    config = LaunchConfig.choose(kernel.block_n, kernel.x_dtype, kernel.tile, {"block_n": kernel.block_n})
+    return check_class(make_case(kernel, (256, 256)).module, target, kernel.x_dtype, config)
+
+
+@pytest.fixture(autouse=True)
+def _no_triton_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Compile afresh: nothing a machine has in its cache may decide a test."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(("kernel", "target"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_class_compiles_without_spills_in_loops(kernel: KernelClass, target: str) -> None:
+    for machine in compiled(kernel, target):
+        assert machine.instructions > 0
+        assert machine.shared <= (64 if target == "gfx942" else 160) * 1024
+        if target.startswith("sm_"):
+            assert machine.spills_in_loops == 0, f"{machine.kernel}: {machine}"
+
+
+LIMITS = {"dense": 480, "nv24": 1200, "int8": 1250, "int4": 1200, "int4_nv24": 1600}
+"""Warp instructions a 64x64 bf16 tile at batch 16, with a little room: a decode that grows fails."""
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("formats", LIMITS)
+def test_decode_stays_cheap(formats: str, target: str) -> None:
+    kernel = KernelClass(formats, (64, 64), "bf16", "same", "plain", False, 16)
+    (machine,) = compiled(kernel, target)
+    assert len(machine.loops) == 1
+    assert machine.warp_instructions[0] <= LIMITS[formats]
+    assert machine.spills == 0
+    widest = 64 if formats == "int4_nv24" else 128
+    assert machine.loads.get(widest, 0) >= 2, f"expected planes loaded {widest} bits at a time, found {machine.loads}"
+
+
+def test_one_loop_for_each_format() -> None:
+    kernel = KernelClass("mosaic", (64, 64), "bf16", "same", "plain", False, 16)
+    (machine,) = compiled(kernel, "sm_80")
+    assert len(machine.loops) == 4
+    assert all(loop.opcodes.get("HMMA", 0) > 0 for loop in machine.loops)
+
+
+def test_spills_are_seen() -> None:
+    """The check can fail: far too few warps for a wide fp32 block spill inside the loop."""
+    kernel = KernelClass("zeros", (128, 64), "f32", "f32", "plain", False, 32)
+    machine = check_class(make_case(kernel, (256, 256)).module, "sm_80", torch.float32, LaunchConfig(64, 2, 2))[0]
+    assert machine.spills_in_loops > 0
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(CodegenError, match="expected sm_<number> or gfx<name>, found neither"):
+        parse_target("tpu")

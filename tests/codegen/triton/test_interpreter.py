@@ -1,0 +1,181 @@
+"""What emitted kernels compute, in Triton's interpreter, against float64 of the decoded tiles.
+
+Run as `TRITON_INTERPRET=1 python -m pytest -m interpreter`: the variable has to be set before
+triton is imported.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoicc.codegen.triton.backend import TritonBackend
+from stoicc.codegen.triton.interpreter import repair
+from stoicc.ir.dtypes import TORCH_DTYPES, bits
+from stoicc.ir.format import TritonDecode
+from stoicc.ir.registry import find_format
+from tests.kernel_classes import EPILOGUES, KERNEL_CLASSES, MIXES, Case, KernelClass, make_case, reference
+
+pytestmark = [
+    pytest.mark.interpreter,
+    # NumPy warns where a device overflows to infinity without a word.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Relative Frobenius error allowed, by output dtype."""
+
+PLAIN = KernelClass("mosaic", (16, 16), "f32", "same", "plain", False, 16)
+
+
+def check(case: Case, batch: int, x_dtype: torch.dtype, kind: str = "tiles", on_missing: str = "error") -> torch.Tensor:
+    """Run an executor on poisoned outputs and compare; returns y."""
+    rows, columns = case.module.tiles.shape
+    x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1)).to(x_dtype)
+    executor = TritonBackend().build(case.module, case.pools, kind, on_missing)
+    out = torch.full((batch, rows), torch.nan, dtype=x_dtype)
+    workspace = torch.full((executor.workspace_bytes(batch, x_dtype),), 255, dtype=torch.uint8)
+    executor.run(x, out, workspace)
+    want = reference(case, x)
+    assert not out.isnan().any()
+    error = (out.double() - want).norm() / want.norm().clamp_min(1e-30)
+    assert error < TOLERANCE[x_dtype], f"relative error {error:.2e}"
+    return out
+
+
+def small(kernel: KernelClass) -> KernelClass:
+    """The class at a tile that the interpreter gets through quickly."""
+    return replace(kernel, tile=(kernel.tile[0] // 4, max(kernel.tile[1] // 4, 16)), block_n=16)
+
+
+@pytest.mark.parametrize("kernel", KERNEL_CLASSES, ids=lambda kernel: kernel.name)
+def test_every_class_multiplies(kernel: KernelClass) -> None:
+    kernel = small(kernel) if kernel.tile != (32, 32) else kernel
+    kernel = replace(kernel, tile=(max(kernel.tile[0], 16), kernel.tile[1]))
+    check(make_case(kernel, (37, 90)), 5, kernel.x_dtype)
+
+
+@pytest.mark.parametrize("formats", MIXES)
+def test_a_tile_of_64(formats: str) -> None:
+    check(make_case(replace(PLAIN, formats=formats, tile=(64, 64), weight="bf16"), (65, 200)), 3, torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 53), (16, 16), (17, 64), (48, 31)])
+@pytest.mark.parametrize("split", [False, True])
+def test_tails(shape: tuple[int, int], split: bool) -> None:
+    check(make_case(replace(PLAIN, split=split, beside="all"), shape), 2, torch.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 17, 40])
+@pytest.mark.parametrize("split", [False, True])
+def test_batches(batch: int, split: bool) -> None:
+    check(make_case(replace(PLAIN, split=split, beside="bias"), (20, 50)), batch, torch.float32)
+
+
+@pytest.mark.parametrize("beside", EPILOGUES)
+@pytest.mark.parametrize("kind", ["tiles", "dense-once"])
+@pytest.mark.parametrize("weight", ["f32", "bf16", "f16"])
+def test_what_stands_beside(beside: str, kind: str, weight: str) -> None:
+    case = make_case(replace(PLAIN, beside=beside, weight=weight), (37, 53))
+    check(case, 3, TORCH_DTYPES[weight], kind)
+
+
+def test_split_batches_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the parts of a batch do not fit the workspace, pieces give the same bits as one run."""
+    case = make_case(replace(PLAIN, split=True, beside="all"), (37, 53))
+    whole = check(case, 40, torch.float32)
+    monkeypatch.setattr("stoicc.codegen.triton.backend.PARTS_BYTES", 1)
+    monkeypatch.setattr("stoicc.codegen.triton.backend.ROUND", 16)
+    executor = TritonBackend().build(case.module, case.pools, "tiles", "error")
+    assert executor.workspace_bytes(40, torch.float32) < 40 * 37 * 8 * 4
+    assert torch.equal(check(case, 40, torch.float32), whole)
+
+
+def test_panels_of_dense_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(replace(PLAIN, beside="all"), (70, 53))
+    monkeypatch.setattr("stoicc.codegen.triton.dense_once.PANEL_BYTES", 2 * 16 * 53 * 4)
+    executor = TritonBackend().build(case.module, case.pools, "dense-once", "error")
+    assert executor.workspace_bytes(1, torch.float32) < 2 * 16 * 53 * 4 + 3 * 256 + 4 * (53 + 70 + 5)
+    check(case, 3, torch.float32, "dense-once")
+
+
+def test_a_format_without_a_device_decode_is_made_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(PLAIN, (37, 53))
+    monkeypatch.setattr(type(find_format("nv24")), "decode_block", lambda self, tile, dtype: None)
+    for kind in ("tiles", "dense-once"):
+        check(case, 3, torch.float32, kind, on_missing="dense")
+    assert TritonBackend().build(case.module, case.pools, "tiles", "dense").resident_bytes > 16 * 16 * 4
+
+
+def test_nothing_but_empty_tiles() -> None:
+    case = make_case(replace(PLAIN, beside="bias"), (20, 20), empty=1.0)
+    assert case.module.schedule is not None
+    assert not case.module.schedule.live
+    for kind in ("tiles", "dense-once"):
+        check(case, 2, torch.float32, kind)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    formats=st.sampled_from(sorted(MIXES)),
+    beside=st.sampled_from(sorted(EPILOGUES)),
+    weight=st.sampled_from(["f32", "f16", "bf16"]),
+    x=st.sampled_from(["same", "f32"]),
+    split=st.booleans(),
+    batch=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_any_weight(shape, formats, beside, weight, x, split, batch, seed) -> None:
+    kernel = KernelClass(formats, (16, 16), weight, x, beside, split, 16)
+    check(make_case(kernel, shape, seed=seed), batch, kernel.x_dtype)
+
+
+# ---- device decode == reference decode ------------------------------------------------------
+
+DECODED = sorted({text for mix in MIXES.values() for text in mix} - {"empty"})
+
+
+@pytest.mark.parametrize("weight", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("text", DECODED)
+@pytest.mark.parametrize("tile", [(16, 16), (16, 64)])
+def test_device_decode_is_decode(text: str, weight: str, tile: tuple[int, int]) -> None:
+    """Through the decode kernel: every bit of every tile, with codes and scales of any pattern."""
+    fmt: Any = find_format(text)
+    generator = torch.Generator().manual_seed(2)
+    dtype = TORCH_DTYPES[weight]
+    tiles = torch.randn(2, *tile, generator=generator).to(dtype)
+    planes = fmt.approximate(tiles, torch.arange(2)).planes
+    for name, plane in planes.items():
+        if name in ("codes", "zeros"):
+            most = 256 if name == "codes" or fmt.bits == 8 else 16
+            planes[name] = torch.randint(0, most, plane.shape, generator=generator, dtype=torch.uint8)
+        elif plane.is_floating_point():
+            scale = torch.randint(-130, 120, plane.shape, generator=generator)
+            planes[name] = torch.ldexp(torch.randn(plane.shape, generator=generator), scale).to(dtype)
+    want = fmt.decode(planes, tile, weight)
+    assert torch.equal(bits(run_decode(fmt.decode_block(tile, weight), fmt, planes, tile, weight)), bits(want))
+
+
+def run_decode(decode: TritonDecode, fmt, planes, tile, weight: str) -> torch.Tensor:
+    """Decode tile by tile with a kernel written for the number of planes."""
+    repair()
+    names = [plane.name for plane in fmt.planes(tile, weight)]
+    rows = ", ".join(names)
+    source = (
+        "import triton\nimport triton.language as tl\n\n@triton.jit\n"
+        f"def kernel(out, {rows}, DECODE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):\n"
+        f"    tile = DECODE({rows}, BM, BK, DTYPE{''.join(f', {k}={v}' for k, v in decode.constants.items())})\n"
+        "    tl.store(out + tl.arange(0, BM)[:, None] * BK + tl.arange(0, BK)[None, :], tile)\n"
+    )
+    from stoicc.codegen.triton import build
+
+    kernel = build.load(f"decode_test_{abs(hash(source))}", source).kernel
+    out = torch.full((2, *tile), torch.nan, dtype=TORCH_DTYPES[weight])
+    device = {"f32": tl.float32, "f16": tl.float16, "bf16": tl.bfloat16}[weight]
+    for index in range(2):
+        kernel[(1,)](out[index], *(planes[n][index].contiguous() for n in names), decode.function, *tile, device)
+    return out

@@ -40,6 +40,11 @@ class TritonBackend(Backend):
             return None
         return "no CUDA or ROCm device that torch can see"
 
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether kernels run on CPU tensors in this process: in the interpreter."""
+        return interpreting()
+
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
         if kind not in EXECUTORS:
             raise CodegenError(f"backend triton: expected an executor of {', '.join(EXECUTORS)}, found {kind!r}")

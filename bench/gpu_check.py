@@ -1,0 +1,347 @@
+"""Correctness and times of the Triton backend on this machine's GPU.
+
+    python -m bench.gpu_check
+
+Needs a GPU, torch, triton and numpy; no network and no installation. First every format x dtype x
+batch against float64, then decode and prefill times against `F.linear` (and, for pure 2:4,
+`torch.sparse.to_sparse_semi_structured`) with cold caches. A table is printed and
+`bench/results/gpu-<device>.json` written. Cases that do not fit the time budget are dropped and
+named. `--dry-run` goes through all of it on tiny shapes in Triton's interpreter
+(`TRITON_INTERPRET=1`); nothing that it prints is a measurement.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+RESULTS = Path(__file__).parent / "results"
+
+FORMATS = ("dense", "nv24", "int8", "int4", "int4_nv24", "int4<group_size=128, zero_points=true>")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Relative Frobenius error allowed, by output dtype."""
+
+SHAPES = (
+    (8192, 28672), (5120, 5120), (20480, 5120), (7168, 7168), (28672, 7168), (12288, 12288), (49152, 12288),
+)  # fmt: skip
+"""A large decode layer, then attention and MLP layers of OPT-13B, -30B and -175B."""
+DECODE, PREFILL = (1, 16, 64), (512, 2048)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with float64."""
+
+    format: str
+    weight: str
+    x: str
+    batch: int
+    executor: str
+    error: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measured case; times in microseconds.
+
+    Attributes:
+        bytes: payload, x and y: the least that has to move.
+        bound: microseconds that those bytes take at the copy bandwidth of this run.
+        fraction: bound / time.
+        speedup: F.linear's time / time, at the same shape and batch.
+    """
+
+    shape: tuple[int, int]
+    batch: int
+    format: str
+    executor: str
+    time: float
+    bytes: int
+    bound: float
+    fraction: float
+    speedup: float
+
+
+@dataclass
+class Report:
+    """What a run found, as the JSON holds it."""
+
+    device: str
+    measured: bool
+    versions: dict[str, str]
+    commit: str
+    copy_bandwidth: float = 0.0
+    checks: list[Check] = field(default_factory=list)
+    times: list[Timing] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run goes through: the full one, or a tiny one for a dry run."""
+
+    device: torch.device
+    check_shape: tuple[int, int]
+    check_batches: tuple[int, ...]
+    shapes: tuple[tuple[int, int], ...]
+    decode: tuple[int, ...]
+    prefill: tuple[int, ...]
+    deadline: float
+
+    @staticmethod
+    def make(dry: bool, budget: float) -> "Plan":
+        deadline = time.monotonic() + budget
+        if dry:
+            return Plan(torch.device("cpu"), (40, 72), (1, 18), ((128, 64),), (1,), (20,), deadline)
+        return Plan(torch.device("cuda"), (300, 456), (1, 7, 16, 33, 128, 300), SHAPES, DECODE, PREFILL, deadline)
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+# ---- correctness ----------------------------------------------------------------------------
+
+
+def check_all(plan: Plan, report: Report) -> None:
+    """Every format x weight dtype x x dtype x batch x executor."""
+    for text in FORMATS:
+        for weight in (torch.bfloat16, torch.float16, torch.float32):
+            if plan.late:
+                report.dropped.append(f"check {text} {weight}")
+                continue
+            try:
+                report.checks += check_format(plan, text, weight)
+            except Exception as error:  # one broken case must not hide the others
+                report.failures.append(f"check {text} {weight}: {type(error).__name__}: {error}")
+
+
+def check_format(plan: Plan, text: str, dtype: torch.dtype) -> Iterator[Check]:
+    """One format and weight dtype on a shape with tails, outputs poisoned."""
+    import stoicc
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(*plan.check_shape, generator=generator).to(dtype)
+    grid = [[text] * -(-plan.check_shape[1] // 64)] * -(-plan.check_shape[0] // 64)
+    bias = torch.randn(plan.check_shape[0], generator=generator)
+    tiled = stoicc.inspect(weight, tile=(64, 64), tile_map=grid, approximate=True, bias=bias)
+    kernel = stoicc.compile(tiled, target="cuda", pipeline="build-csr,split-k{parts=2},fuse-epilogue").to(plan.device)
+    yield compare_decode(stoicc.inspect(weight, tile=(64, 64), tile_map=grid, approximate=True), plan.device, text)
+    dense = kernel.to_dense().double()
+    for x_dtype in dict.fromkeys((dtype, torch.float32)):
+        for batch in plan.check_batches:
+            x = torch.randn(batch, plan.check_shape[1], generator=generator).to(x_dtype).to(plan.device)
+            want = F.linear(x.double(), dense, bias.double().to(plan.device))
+            for kind in ("tiles", "dense-once"):
+                yield compare(kernel, kind, x, want, text)
+
+
+def compare_decode(tiled: Any, device: torch.device, text: str) -> Check:
+    """Multiply by the identity: every weight comes back as the device decoded it."""
+    import stoicc
+
+    kernel = stoicc.compile(tiled, target="cuda").to(device)
+    dense = kernel.to_dense()
+    x = torch.eye(dense.shape[1], dtype=dense.dtype, device=device)
+    out = torch.full((dense.shape[1], dense.shape[0]), torch.nan, dtype=dense.dtype, device=device)
+    executor = kernel.executor("tiles")
+    workspace = torch.empty(executor.workspace_bytes(len(x), x.dtype), dtype=torch.uint8, device=device)
+    executor.run(x, out, workspace)
+    error = float((out.T.double() - dense.double()).abs().max())
+    dtype = str(x.dtype).removeprefix("torch.")
+    return Check(text, kernel.program.dtype, dtype, len(x), "decode", error, torch.equal(out.T, dense))
+
+
+def compare(kernel: Any, kind: str, x: Tensor, want: Tensor, text: str) -> Check:
+    """Run an executor on a poisoned output and workspace."""
+    executor = kernel.executor(kind)
+    out = torch.full(want.shape, torch.nan, dtype=x.dtype, device=x.device)
+    workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8, device=x.device)
+    executor.run(x, out, workspace)
+    error = float((out.double() - want).norm() / want.norm())
+    # A NaN error compares false, so an output that was not written fails.
+    passed = error < TOLERANCE[x.dtype]
+    return Check(text, kernel.program.dtype, str(x.dtype).removeprefix("torch."), x.shape[0], kind, error, passed)
+
+
+# ---- times ----------------------------------------------------------------------------------
+
+
+def time_all(plan: Plan, report: Report, note: Callable[[Timing], None]) -> None:
+    """Decode first, then prefill, large layer first: what a short budget drops is what matters least."""
+    from bench.gpu_timing import Clock
+
+    clock = Clock(plan.device)
+    report.copy_bandwidth = clock.copy_bandwidth()
+    jobs = [(shape, plan.decode) for shape in plan.shapes] + [(shape, plan.prefill) for shape in plan.shapes]
+    for shape, batches in jobs:
+        linear: dict[int, float] = {}
+        vendors = ("dense (F.linear)", "2:4 (semi-structured)")[: 2 if plan.device.type == "cuda" else 1]
+        for name in (*vendors, *FORMATS[:5], "mosaic"):
+            if plan.late:
+                report.dropped.append(f"times {shape[0]}x{shape[1]} batch {list(batches)} {name}")
+                continue
+            try:
+                for timing in time_format(clock, shape, batches, name, linear, report.copy_bandwidth):
+                    report.times.append(timing)
+                    note(timing)
+            except Exception as error:  # a layer that does not fit, or a library that refuses a shape
+                report.failures.append(f"times {shape} {name}: {type(error).__name__}: {error}".splitlines()[0])
+            if plan.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def time_format(
+    clock: Any, shape: tuple[int, int], batches: tuple[int, ...], name: str, linear: dict[int, float], bandwidth: float
+) -> Iterator[Timing]:
+    """One weight at several batches; `linear` collects F.linear's times for the others."""
+    runners, payload = vendor(clock, shape, name) if name.endswith(")") else tiles(clock, shape, name)
+    for batch in batches:
+        x = torch.randn(batch, shape[1], device=clock.device).to(torch.bfloat16)
+        for kind, calls in runners(x, batch).items():
+            seconds = clock.seconds(calls)
+            if name == "dense (F.linear)":
+                linear[batch] = seconds
+            moved = payload + x.nbytes + 2 * batch * shape[0]
+            bound = moved / bandwidth
+            speedup = linear.get(batch, float("nan")) / seconds
+            yield Timing(shape, batch, name, kind, seconds * 1e6, moved, bound * 1e6, bound / seconds, speedup)
+
+
+Runners = Callable[[Tensor, int], dict[str, list[Callable[[], object]]]]
+
+
+def tiles(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, int]:
+    """Executors of ours: `tiles` at decode, and both at prefill."""
+    from bench.gpu_weights import MOSAIC, random_weight
+
+    weight = random_weight(shape, MOSAIC if name == "mosaic" else [(name, 1.0)], "bf16", clock.device)
+    weights = [weight, *(weight.copy() for _ in range(clock.copies(weight.payload_bytes) - 1))]
+
+    def runners(x: Tensor, batch: int) -> dict[str, list[Callable[[], object]]]:
+        kinds = ["tiles"] if batch <= 64 else ["dense-once"] if batch > 512 else ["tiles", "dense-once"]
+        return {kind: [call(w.executor(kind), x, shape[0]) for w in weights] for kind in kinds}
+
+    return runners, weight.payload_bytes
+
+
+def call(executor: Any, x: Tensor, rows: int) -> Callable[[], object]:
+    """A call with its own output and workspace, both allocated before."""
+    out = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
+    workspace = torch.empty(executor.workspace_bytes(x.shape[0], x.dtype), dtype=torch.uint8, device=x.device)
+    return lambda: executor.run(x, out, workspace)
+
+
+def vendor(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, int]:
+    """F.linear on a dense weight, or on torch's semi-structured form of a 2:4 weight."""
+    weight = torch.randn(*shape, device=clock.device).to(torch.bfloat16) * 0.02
+    payload = weight.nbytes
+    if name.startswith("2:4"):
+        weight = weight * torch.tensor([1, 0, 1, 0], dtype=weight.dtype, device=clock.device).repeat(shape[1] // 4)
+        payload = payload * 9 // 16
+    copies = [weight.clone() for _ in range(clock.copies(payload))]
+    if name.startswith("2:4"):
+        copies = [torch.sparse.to_sparse_semi_structured(copy) for copy in copies]
+
+    def linear(x: Tensor, held: Tensor) -> Callable[[], object]:
+        return lambda: F.linear(x, held)
+
+    return lambda x, batch: {"torch": [linear(x, held) for held in copies]}, payload
+
+
+# ---- report ---------------------------------------------------------------------------------
+
+
+def new_report(dry: bool) -> Report:
+    """The header of a report: device, versions and commit."""
+    import triton
+
+    from bench.machine import describe_machine
+
+    device = "dry-run" if dry else torch.cuda.get_device_name()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+    if not dry:
+        versions["cuda"] = str(torch.version.cuda or torch.version.hip)
+    return Report(device, not dry, versions, str(describe_machine()["commit"]))
+
+
+def show(report: Report) -> str:
+    """The report as text: a line per failed check, a table of times, what was dropped."""
+    failed = [check for check in report.checks if not check.passed]
+    lines = [f"{report.device}: {len(report.checks) - len(failed)} of {len(report.checks)} checks passed"]
+    lines += [f"  FAILED {check}" for check in failed]
+    lines += [f"  FAILED {failure}" for failure in report.failures]
+    if report.times:
+        lines += [f"copy bandwidth {report.copy_bandwidth / 1e9:.0f} GB/s", header(), *map(row, report.times)]
+    if report.dropped:
+        lines += [f"dropped, out of time ({len(report.dropped)}):", *(f"  {name}" for name in report.dropped)]
+    if not report.measured:
+        lines.append("dry run: no number above is a measurement")
+    return "\n".join(lines)
+
+
+def header() -> str:
+    return f"{'shape':>13s} {'batch':>5s} {'format':24s} {'executor':10s} {'us':>9s} {'of bound':>8s} {'x linear':>8s}"
+
+
+def row(timing: Timing) -> str:
+    shape = f"{timing.shape[0]}x{timing.shape[1]}"
+    return (
+        f"{shape:>13s} {timing.batch:5d} {timing.format:24s} {timing.executor:10s} {timing.time:9.1f} "
+        f"{timing.fraction:8.0%} {timing.speedup:8.2f}"
+    )
+
+
+def write(report: Report, path: Path | None) -> Path:
+    """The JSON of a report; default bench/results/gpu-<device>.json."""
+    slug = re.sub(r"[^a-z0-9]+", "-", report.device.lower()).strip("-")
+    path = path or RESULTS / f"gpu-{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", type=float, default=440.0, help="seconds after which no new case starts")
+    parser.add_argument("--output", type=Path, help="where to write the JSON")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes in Triton's interpreter; no measurement")
+    given = parser.parse_args(arguments)
+    if given.dry_run and (os.environ.get("TRITON_INTERPRET") != "1" or given.output is None):
+        print("gpu-check: expected TRITON_INTERPRET=1 and --output with --dry-run; set both", file=sys.stderr)
+        return 2
+    if not given.dry_run and not torch.cuda.is_available():
+        print("gpu-check: expected a GPU that torch can use, found none; run it where there is one", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="stoicc-gpu-check-") as cache:
+        os.environ.setdefault("STOICC_CACHE_DIR", cache)
+        return run(Plan.make(given.dry_run, given.budget), given.dry_run, given.output)
+
+
+def run(plan: Plan, dry: bool, output: Path | None) -> int:
+    """Check, time, report; 1 where anything failed."""
+    report = new_report(dry)
+    check_all(plan, report)
+    print(f"{len(report.checks)} checks, {sum(not check.passed for check in report.checks)} failed", flush=True)
+    time_all(plan, report, lambda timing: print(row(timing), flush=True))
+    print(show(report))
+    print(f"wrote {write(report, output)}")
+    return int(bool(report.failures) or not all(check.passed for check in report.checks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -128,14 +128,30 @@ class TritonDecode:
 class TileMac:
     """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
 
-    `source` is C for a function named `name`; `{name}` in it is filled in by the emitter.
-    See `codegen/cpu/emit.py` for the signature and `codegen/cpu/simd.h` for the vector
-    vocabulary it is written in.
+    `source` is one C function (helpers may stand before it), emitted as it is but for its name:
+
+        INLINE void {name}(<one pointer per plane>, const float *x, float *acc, const int nb)
+
+    Lanes are rows: a *strip* is 16 rows of the tile. The function adds the tile times x to acc.
+
+    - A plane's pointer is at this tile's (packed) entry and has the C type of the packed
+      dtype: f32, f16, bf16, uint8_t, int8_t, int16_t, int32_t or int64_t. A RAGGED plane passes
+      its pointer and then its count, an int64_t.
+    - x holds nb batch entries of the tile's columns, fp32: column k of entry n is at
+      `x[(k / 4 * nb + n) * 4 + k % 4]`. Columns past the matrix are zero.
+    - acc is fp32 `[STRIPS][nb][16]`: row r of entry n is lane `r % 16` of strip `r / 16`.
+    - nb is 1, 2, 4 or 8 and a constant at every call, so that loops over it unroll.
+    - BM, BK, COLUMNS (BK rounded up to a multiple of 4), STRIPS and LANES (16) are constants.
+
+    The vector vocabulary (`vf_load_bf16`, `multiply_add`, ...) is in `codegen/cpu/simd_*.h`; code
+    written in it runs on every instruction set, and only what it uses is emitted. Planes are
+    put in lane order by `pack`, with the helpers of `stoicc.codegen.cpu.lanes`.
 
     Attributes:
         source: C text of the function.
-        pack: canonical planes -> planes in SIMD lane order, same names and leading
-            dimensions; the C function reads the packed form.
+        pack: canonical planes (one row per *entry*: a shared GROUP entry comes once) -> planes in
+            SIMD lane order, same names and leading dimensions. A RAGGED plane comes with its
+            offsets `<plane>_ptr`, which may change.
     """
 
     source: str

@@ -16,6 +16,9 @@ from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
 
 Pools = Mapping[str, Tensor]
+CACHE_BYTES = 4 << 20
+"""Above this a weight is read from memory on each call, and its kernel asks for tiles ahead."""
+
 Array = Tensor | NDArray[np.int32] | NDArray[np.int64]
 
 
@@ -47,13 +50,13 @@ class Binding:
         self.partials = int(splits[:, 2].sum())
         self.rank = self._arrays["right"].shape[0] if "right" in self._arrays else 0
         self.bins = numbers["bins"]
+        self.bytes = sum(array.nbytes for array in self._arrays.values())
+        numbers["streamed"] = int(self.bytes > CACHE_BYTES)
         numbers |= {"split_rows": len(splits), "rank": self.rank}
         members = [name for _, name in fields(kernel)]
         values = [numbers[name] if name in numbers else _address(self._arrays[name]) for name in members]
         self._struct = np.array(values, dtype=np.int64)
         self.address = int(self._struct.ctypes.data)
-        self.bytes = sum(array.nbytes for array in self._arrays.values())
-
 
 def _address(array: Array) -> int:
     return array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data)
@@ -86,8 +89,8 @@ def _part_arrays(part: FormatPart, module: Module, pools: Pools) -> dict[str, Ar
     assert schedule is not None
     csr = schedule.csrs[part.csr]
     arrays: dict[str, Array] = {f"{part.name}_column": np.asarray(csr.col_idx, dtype=np.int32)}
-    for name, plane in part.code.pack(_entries(part, program, csr.segment, pools)).items():
-        arrays[f"{part.name}_{name}"] = plane.contiguous()
+    for name, packed in part.code.pack(_entries(part, program, csr.segment, pools)).items():
+        arrays[f"{part.name}_{name}"] = packed.contiguous()
     rows, columns = tile_coordinates(program, csr.segment)
     for plane in part.format.planes(program.tile, program.dtype):
         if plane.kind is PlaneKind.GROUP:

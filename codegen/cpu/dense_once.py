@@ -4,6 +4,8 @@ For a large batch, where a product is bound by arithmetic and the vendor's GEMM 
 there is. Each call decodes every tile once; nothing dense is kept.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +19,7 @@ from stoicc.ir.types import Module
 PANEL_BYTES = 4 << 20
 """Scratch for one panel; a tile row that is larger makes a panel by itself."""
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),

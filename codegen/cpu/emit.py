@@ -8,6 +8,8 @@ from stoicc.ir.format import PlaneKind
 
 Field = tuple[str, str]
 """A member of `struct weight`: its C declaration without the name, and the name."""
+_LEAST_FETCH, _MOST_FETCH = 64, 8192
+"""Bytes of a plane's entry that are worth asking for ahead: larger tiles are long streams of their own."""
 
 
 def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
@@ -56,6 +58,7 @@ def fields(kernel: KernelClass) -> tuple[Field, ...]:
         ("int64_t ", "rows"),
         ("int64_t ", "columns"),
         ("int64_t ", "tile_columns"),
+        ("int64_t ", "streamed"),
         ("int64_t ", "bins"),
         ("const int32_t *", "bin_ptr"),
         ("const struct item *", "items"),
@@ -122,11 +125,13 @@ def _installed() -> str:
 
 def _header(kernel: KernelClass, stoicc_version: str) -> str:
     rows, columns = kernel.tile
-    formats = ", ".join(f"{part.format}{' (materialised)' * part.materialised}" for part in kernel.parts) or "none"
+    listed = [f"{part.format}{' (materialised)' * part.materialised}" for part in kernel.parts] or ["none"]
+    formats = "\n *          ".join(listed)
     return f"""\
 /* {formula(kernel)}, by stoicc {stoicc_version}.
  *
- * tiles    {rows} x {columns}: {formats}
+ * tiles    {rows} x {columns} in the formats
+ *          {formats}
  * numbers  {kernel.dtype} weights, {kernel.x_dtype} x, sums in fp32, {kernel.out_dtype} y
  * rows     {"some cut in parts along K (split-K)" if kernel.split else "each in one work item"}
  * SIMD     {kernel.isa}, sixteen lanes
@@ -179,16 +184,22 @@ def _multiply_right(kernel: KernelClass) -> str:
 
 
 def _add_tiles(part: FormatPart, wide: int) -> str:
-    pointers, arguments = [], []
+    pointers, fetches, arguments = [], [], []
     for plane in part.planes:
         base, declaration = f"w->{part.name}_{plane.name}", f"        const {C_TYPES[plane.dtype]} *{plane.name} = "
         arguments.append(plane.name)
         if plane.kind is PlaneKind.RAGGED:
-            pointers.append(f"{declaration}{base} + {base}_ptr[t];")
+            pointers.append(f"{declaration}{base} + {base}_ptr[t]{f' * {plane.elements}' * (plane.elements > 1)};")
             arguments.append(f"{base}_ptr[t + 1] - {base}_ptr[t]")
             continue
         entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: f"{base}_entry[t]", PlaneKind.MATRIX: ""}[plane.kind]
         pointers.append(f"{declaration}{base}{f' + (int64_t){entry} * {plane.elements}' if entry else ''};")
+        if plane.kind is PlaneKind.TILE and _LEAST_FETCH <= plane.bytes <= _MOST_FETCH:
+            fetches.append(f"            fetch({plane.name} + {2 * plane.elements}, {plane.bytes});")
+    if fetches:
+        several = len(fetches) > 1
+        pointers.append(f"        if (w->streamed){' {' * several} /* two tiles ahead */")
+        pointers += [*fetches, *["        }"] * several]
     names = {"name": part.name, "arguments": ", ".join(arguments)}
     widths = [nb for nb in (4, 2, 1) if nb < wide]
     tails = [driver.TAIL.substitute(names, nb=nb, first="" if nb == widths[0] else "else ") for nb in widths]

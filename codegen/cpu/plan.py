@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from stoicc.codegen.cpu.lanes import LANES, strips
-from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, itemsize, output_dtype
 from stoicc.ir.errors import CodegenError, FormatError
 from stoicc.ir.format import PlaneKind, Tile, TileFormat, TileMac
 from stoicc.ir.registry import find_format
@@ -37,6 +37,11 @@ class PackedPlane:
     dtype: str
     elements: int
     kind: PlaneKind
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one packed entry."""
+        return self.elements * itemsize(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,8 @@ def classify(module: Module, x_dtype: torch.dtype, isa: str, on_missing: str = "
 
 def _parts(program: TileProgram, schedule: Schedule, on_missing: str) -> tuple[FormatPart, ...]:
     parts: list[FormatPart] = []
-    for index, csr in enumerate(schedule.csrs):
-        fmt = program.segments[csr.segment].resolve()
+    formats = [program.segments[csr.segment].resolve() for csr in schedule.csrs]
+    for index, fmt in enumerate(formats):
         if not fmt.planes(program.tile, program.dtype):
             continue  # nothing stored, nothing to add: empty tiles
         code, materialised = fmt.tile_mac(program.tile, program.dtype), False
@@ -143,11 +148,17 @@ def _parts(program: TileProgram, schedule: Schedule, on_missing: str) -> tuple[F
             fmt, materialised = _materialise(fmt, program, on_missing), True
             code = fmt.tile_mac(program.tile, program.dtype)
             assert code is not None
-        name = re.sub(r"\W+", "_", str(fmt)).strip("_")
-        name += f"_{index}" if any(part.name == name for part in parts) else ""
+        name = _c_name(fmt, index, formats, [part.name for part in parts])
         planes = packed_planes(fmt, code, program.tile, program.dtype)
         parts.append(FormatPart(name, fmt, code, planes, index, materialised))
     return tuple(parts)
+
+
+def _c_name(fmt: TileFormat, index: int, formats: list[TileFormat], taken: list[str]) -> str:
+    """The format's name; with its options where another of that name is there; numbered at worst."""
+    alone = sum(other.name == fmt.name for other in formats) == 1
+    name = fmt.name if alone else re.sub(r"\W+", "_", str(fmt)).strip("_")
+    return f"{name}_{index}" if name in taken else name
 
 
 def _materialise(fmt: TileFormat, program: TileProgram, on_missing: str) -> TileFormat:
@@ -166,13 +177,13 @@ def packed_planes(fmt: TileFormat, code: TileMac, tile: Tile, dtype: str) -> tup
     zeros = {p.name: torch.zeros(1, *p.shape, dtype=TORCH_DTYPES[p.dtype]) for p in planes}
     for plane in planes:
         if plane.kind is PlaneKind.RAGGED:
-            zeros[plane.name] = torch.zeros(plane.shape, dtype=TORCH_DTYPES[plane.dtype])[:0]
+            zeros[plane.name] = zeros[plane.name][:0]
             zeros[f"{plane.name}_ptr"] = torch.zeros(2, dtype=torch.int64)
     packed = code.pack(zeros)
     result = []
     for plane in planes:
         values = packed[plane.name]
-        elements = 1 if plane.kind is PlaneKind.RAGGED else values.numel()
+        elements = plane.entry_elements if plane.kind is PlaneKind.RAGGED else values.numel()
         result.append(PackedPlane(plane.name, DTYPE_NAMES[values.dtype], elements, plane.kind))
     return tuple(result)
 

@@ -64,3 +64,10 @@ INLINE float sum_inputs(const float *x, int columns, const int n, const int nb)
             part[i] += x[k * nb + 4 * n + i];
     return (part[0] + part[1]) + (part[2] + part[3]);
 }
+
+/* Ask for bytes that are read soon; a hint, so that running past the end does no harm. */
+static inline void fetch(const void *p, int bytes)
+{
+    for (int i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)p + i, 0, 2);
+}

@@ -118,7 +118,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
         return None
     present = "8" if size % 16 == 0 else f"(k + 16 <= {size} ? 8 : ({size} - k) / 2)"
     weight = "vf_sub(vf_nibble(eight, j), zero)" if zeros else "vf_nibble(eight, j)"
-    names = {"code": "int32_t", "present": present, "weight": weight, "positions": " const uint32_t *positions,"}
+    names = {"code": "int32_t", "present": present, "weight": weight, "positions": " const int32_t *positions,"}
     source = _fill(_INT4_NV24, dtype, groups, size, zeros, start=_LOAD_ZEROS if zeros else "", **names)
 
     def pack(planes: Planes) -> Planes:
@@ -139,8 +139,8 @@ def nibble_lanes(codes: Tensor, groups: int) -> Tensor:
     Codes become two's complement (less 8) and stand in column order, the first in the low
     nibble; a group whose count is not a multiple of eight ends in a word that is not full.
     """
-    entries, rows, _ = codes.shape
-    grouped = (codes ^ 8).view(entries, rows, groups, -1)
+    entries, rows, columns = codes.shape
+    grouped = (codes ^ 8).view(entries, rows, groups, columns // groups)
     grouped = torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8))
     pairs = grouped[..., 0::2] | grouped[..., 1::2] << 4
     return to_lanes(pairs.contiguous().view(torch.int32).flatten(2))

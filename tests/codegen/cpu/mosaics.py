@@ -1,6 +1,6 @@
 """Scheduled modules built by hand, with their pools and the matrix that they mean in float64."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch

@@ -1,0 +1,212 @@
+"""The emitted text, the errors, and formats that a user brings."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu import simd
+from stoicc.codegen.cpu.backend import CpuBackend
+from stoicc.codegen.cpu.build import instruction_set, load
+from stoicc.codegen.cpu.emit import emit
+from stoicc.codegen.cpu.plan import classify
+from stoicc.ir.errors import CodegenError, FormatError
+from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileFormat, TileMac
+from stoicc.ir.registry import REGISTRY, register_format
+from stoicc.ir.schedule import Schedule, TileCsr
+from stoicc.ir.types import Module, Pool, Segment, TileProgram
+from tests.codegen.cpu.mosaics import BOUNDS, mosaic, relative_error, run
+
+
+def small(**options):
+    return mosaic((70, 130), ("empty", "dense", "nv24", "int4<zero_points=true>"), "bf16", (64, 64), **options)
+
+
+def test_the_c_of_a_mosaic(golden):
+    case = small(beside=("bias", "low_rank"), activation="gelu", parts=2)
+    golden(emit(classify(case.module, torch.bfloat16, "avx512"), "0.0"))
+
+
+@pytest.mark.parametrize("isa", simd.ISAS)
+def test_text_depends_on_the_class_alone(isa):
+    first = mosaic((70, 130), ("dense", "nv24"), "f32")
+    second = mosaic((5, 9), ("dense", "nv24"), "f32", seed=1)
+    texts = {emit(classify(case.module, torch.float32, isa)) for case in (first, first, second)}
+    assert len(texts) == 1
+
+
+def test_only_what_is_used_is_emitted():
+    text = CpuBackend().emit(mosaic((40, 40), ("dense",), "f32").module, torch.float32)
+    assert "vf_load_f32" in text
+    assert not any(name in text for name in ("vf_nibble", "vf_pick4", "bf16", "partial", "low_rank", "math.h"))
+
+
+@pytest.mark.parametrize("isa", simd.ISAS)
+def test_every_instruction_set_has_the_same_vocabulary(isa):
+    assert simd.vocabulary(isa).keys() >= simd.vocabulary("avx512").keys()
+
+
+def test_forced_instruction_set(monkeypatch):
+    monkeypatch.setenv("STOICC_CPU_ISA", "portable")
+    assert instruction_set() == "portable"
+    assert "SIMD     portable" in CpuBackend().emit(small().module, torch.bfloat16)
+    monkeypatch.setenv("STOICC_CPU_ISA", "mmx")
+    with pytest.raises(CodegenError, match=r"STOICC_CPU_ISA: expected one of .*portable on this machine, found 'mmx'"):
+        instruction_set()
+
+
+def test_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    assert CpuBackend().available() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert CpuBackend().available() == "no C compiler (gcc, cc or clang)"
+    with pytest.raises(CodegenError, match="expected a C compiler, found no C compiler"):
+        load("int x;", "nothing", "portable")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert CpuBackend().available() == "no C compiler (CC is 'no-such-compiler')"
+
+
+def test_text_that_does_not_compile(monkeypatch, tmp_path):
+    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
+    with pytest.raises(CodegenError, match=r"expected the emitted C to compile, found .*error.*; look at the file"):
+        load("int x = ;", "broken", "portable")
+    assert [path.suffix for path in (tmp_path / "cpu").iterdir() if path.suffix != ".lock"] == [".c"]
+
+
+def test_a_class_is_built_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
+    load("int answer(void) { return 42; }", "once", "portable")
+    monkeypatch.setattr("stoicc.codegen.cpu.build._compile", None)  # a second build would call it
+    assert load("int answer(void) { return 42; }", "once", "portable").answer() == 42
+
+
+def test_float64_goes_to_the_reference():
+    case = small()
+    with pytest.raises(CodegenError, match="expected x of 16 or 32 bits, found f64; use the reference"):
+        CpuBackend().emit(case.module, torch.float64)
+    executor = CpuBackend().build(case.module, case.pools, "dense-once", "error")
+    with pytest.raises(CodegenError, match="expected x of 16 or 32 bits, found f64"):
+        executor.run(torch.ones(1, 130).double(), torch.ones(1, 70).double(), torch.empty(0, dtype=torch.uint8))
+
+
+def test_a_schedule_must_be_there_and_fuse_all_that_is_beside_the_tiles():
+    case = small(beside=("bias",))
+    with pytest.raises(CodegenError, match="expected a schedule, found none; run a pipeline first"):
+        CpuBackend().emit(Module(case.module.tiles), torch.bfloat16)
+    bare = replace(case.module, schedule=replace(case.module.schedule, epilogue=()))
+    with pytest.raises(CodegenError, match="expected bias in the schedule's prologue or epilogue, found it in neither"):
+        CpuBackend().build(bare, case.pools, "tiles", "error")
+
+
+def test_unknown_executor():
+    case = small()
+    with pytest.raises(CodegenError, match="expected executor 'tiles' or 'dense-once', found 'magic'"):
+        CpuBackend().build(case.module, case.pools, "magic", "error")
+
+
+@dataclass(frozen=True)
+class Halved(TileFormat):
+    """Values divided by two; has no C code."""
+
+    name: ClassVar[str] = "halved"
+
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        return (Plane("half", dtype, tile),)
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return {"half": tiles / 2}
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        return planes["half"] * 2
+
+
+@dataclass(frozen=True)
+class Listed(TileFormat):
+    """Non-zeros of a tile as values and places: planes whose length differs from tile to tile."""
+
+    name: ClassVar[str] = "listed"
+
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        return (Plane("values", dtype, (), PlaneKind.RAGGED), Plane("places", "i32", (), PlaneKind.RAGGED))
+
+    def encode(self, tiles: Tensor) -> Planes:
+        tile, place = tiles.flatten(1).nonzero(as_tuple=True)
+        ptr = torch.searchsorted(tile, torch.arange(tiles.shape[0] + 1))
+        values = {"values": tiles.flatten(1)[tile, place], "places": place.int()}
+        return {**values, "values_ptr": ptr, "places_ptr": ptr}
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        ptr = planes["values_ptr"]
+        owner = torch.repeat_interleave(torch.arange(ptr.numel() - 1), ptr.diff())
+        tiles = planes["values"].new_zeros(ptr.numel() - 1, tile[0] * tile[1])
+        tiles[owner, planes["places"].long()] = planes["values"]
+        return tiles.view(-1, *tile)
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        return TileMac("""\
+INLINE void {name}(
+    const float *values, int64_t count, const int32_t *places, int64_t same, const float *x, float *acc, const int nb)
+{
+    for (int64_t i = 0; i < count; i++) {
+        int row = places[i] / BK, k = places[i] % BK;
+        for (int n = 0; n < nb; n++)
+            acc[(row / LANES * nb + n) * LANES + row % LANES] += values[i] * x[(k / 4 * nb + n) * 4 + k % 4];
+    }
+}
+""")
+
+
+@pytest.fixture
+def own_formats():
+    for fmt in (Halved(), Listed()):
+        register_format(fmt)
+    yield
+    for name in ("halved", "listed"):
+        REGISTRY.unregister(name)
+
+
+def hand_made(fmt: TileFormat, tiles: Tensor) -> tuple[Module, dict[str, Tensor]]:
+    """One tile row of tiles `[T, BM, BK]` in one format."""
+    count, rows, columns = tiles.shape
+    pools = {f"p0_{name}": plane for name, plane in fmt.encode(tiles).items()}
+    described = tuple(Pool(name, "f32", tuple(pool.shape), "") for name, pool in pools.items())
+    segment = Segment(str(fmt), count, described)
+    program = TileProgram("w", (rows, columns * count), (rows, columns), "f32", (segment,), (0,) * count)
+    csr = TileCsr(0, (0, count), tuple(range(count)))
+    return Module(program, Schedule((0,), (0,), (csr,)).split_k(1)), pools
+
+
+@pytest.mark.usefixtures("own_formats")
+def test_a_format_without_c_code_is_an_error_or_dense_by_choice():
+    tiles = torch.randn(3, 32, 16)
+    module, pools = hand_made(Halved(), tiles)
+    with pytest.raises(FormatError, match=r"format halved: expected C code \(tile_mac\) for 32x16 tiles of f32, found"):
+        CpuBackend().build(module, pools, "tiles", "error")
+    executor = CpuBackend().build(module, pools, "tiles", "dense")
+    assert "halved" not in executor.source
+    assert "dense (materialised)" in executor.source
+    x = torch.randn(5, 48)
+    expected = x.double() @ torch.cat(list(tiles.double()), 1).T
+    assert relative_error(run(executor, x, "f32", 32), expected) < BOUNDS["f32"]
+
+
+@pytest.mark.usefixtures("own_formats")
+def test_ragged_planes_come_as_a_pointer_and_a_count():
+    torch.manual_seed(0)
+    tiles = torch.randn(4, 32, 16) * (torch.rand(4, 32, 16) < torch.tensor([0.1, 0.0, 0.5, 0.02]).view(4, 1, 1))
+    module, pools = hand_made(Listed(), tiles)
+    executor = CpuBackend().build(module, pools, "tiles", "error")
+    x = torch.randn(3, 64)
+    expected = x.double() @ torch.cat(list(tiles.double()), 1).T
+    assert relative_error(run(executor, x, "f32", 32), expected) < BOUNDS["f32"]
+
+
+def test_packed_planes_are_counted():
+    case = mosaic((64, 64), ("dense",), "bf16", (64, 64))
+    executor = CpuBackend().build(case.module, case.pools, "tiles", "error")
+    assert 64 * 64 * 2 <= executor.resident_bytes < 64 * 64 * 2 + 256
+    assert executor.workspace_bytes(1, torch.bfloat16) == 64 * 4 + 64
+    assert np.all([executor.workspace_bytes(n, torch.bfloat16) > 0 for n in range(1, 9)])

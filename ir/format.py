@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from stoicc.ir.dtypes import TORCH_DTYPES, bits, itemsize
+from stoicc.ir.dtypes import DTYPE_NAMES, bits, itemsize
 from stoicc.ir.errors import FormatError
 
 Planes = dict[str, Tensor]
@@ -190,8 +190,7 @@ class TileFormat(ABC):
 
         The default encodes, decodes and compares bit patterns.
         """
-        dtype = next(name for name, dtype in TORCH_DTYPES.items() if dtype == tiles.dtype)
-        back = self.decode(self.encode(tiles), tile_shape(tiles), dtype)
+        back = self.decode(self.encode(tiles), tile_shape(tiles), DTYPE_NAMES[tiles.dtype])
         return (bits(back) != bits(tiles)).flatten(1).any(1)
 
     def why(self, tile: Tensor) -> str:
@@ -230,9 +229,11 @@ class TileFormat(ABC):
         Args:
             statistics: `[T, BK]` mean squared activation of each column, to weight the error.
 
-        The default is exact encoding with zero error; formats that lose something override it.
+        The default encodes what `encode` makes of the tiles and measures what that lost.
         """
-        return Approximation(self.encode_shared(tiles, slots), torch.zeros(tiles.shape[0]))
+        planes = self.encode_shared(tiles, slots)
+        back = self.decode(planes, tile_shape(tiles), DTYPE_NAMES[tiles.dtype])
+        return Approximation(planes, squared_error(tiles, back, statistics))
 
     @property
     def planes_hold_codes(self) -> bool:

@@ -25,6 +25,10 @@ class Kernel(nn.Module):
     The canonical planes are buffers, so `.to`, `state_dict` and `copy.deepcopy` work as for any
     module. Executors are built when a batch regime is first met, and again after the buffers
     moved or changed.
+
+    Attributes:
+        target: as given to `stoicc.compile`.
+        device: where the pools are, and x is expected.
     """
 
     def __init__(self, module: Module, pools: Pools, target: str = "auto", on_missing: str = "error") -> None:
@@ -39,7 +43,7 @@ class Kernel(nn.Module):
         for name, pool in pools.items():
             self.register_buffer(name, pool)
         self._executors: dict[tuple[str, str], Executor] = {}
-        self._backend = backend_for(self.target, self.device.type).name
+        self._settle()
         self._handle = new_handle(self)
         self.register_load_state_dict_post_hook(_forget_executors)
 
@@ -73,11 +77,6 @@ class Kernel(nn.Module):
     @property
     def in_features(self) -> int:
         return self.program.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the pools are, and x is expected."""
-        return next((pool.device for pool in self.buffers()), torch.device("cpu"))
 
     @property
     def source(self) -> str:
@@ -155,7 +154,7 @@ class Kernel(nn.Module):
 
         self._executors.clear()
         applied: Self = super()._apply(moved, recurse)
-        self._backend = backend_for(self.target, self.device.type).name
+        self._settle()
         return applied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernel":
@@ -164,6 +163,11 @@ class Kernel(nn.Module):
         )
         memo[id(self)] = copied
         return copied
+
+    def _settle(self) -> None:
+        """Look up once what every call asks: where the pools are, and which backend serves them."""
+        self.device = next((pool.device for pool in self.buffers()), torch.device("cpu"))
+        self._backend = backend_for(self.target, self.device.type).name
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim < 1 or x.shape[-1] != self.in_features:

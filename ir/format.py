@@ -152,10 +152,17 @@ class TileMac:
         pack: canonical planes (one row per *entry*: a shared GROUP entry comes once) -> planes in
             SIMD lane order, same names and leading dimensions. A RAGGED plane comes with its
             offsets `<plane>_ptr`, which may change.
+        decode: optional C text of a function that writes the whole tile, for large batches:
+
+            static void {name}(<one pointer per *canonical* plane>, T *out, const int64_t stride)
+
+            T is the weight's C type; out[r * stride + k] must equal `TileFormat.decode` bit for
+            bit. Without it panels are decoded by `TileFormat.decode` in torch.
     """
 
     source: str
     pack: Callable[[Planes], Planes] = staticmethod(lambda planes: planes)  # type: ignore[assignment]
+    decode: str = ""
 
 
 @dataclass(frozen=True)

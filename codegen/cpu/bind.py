@@ -58,6 +58,7 @@ class Binding:
         self._struct = np.array(values, dtype=np.int64)
         self.address = int(self._struct.ctypes.data)
 
+
 def _address(array: Array) -> int:
     return array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data)
 

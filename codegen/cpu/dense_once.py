@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stoicc.codegen.cpu.decode import PanelDecoder, can_decode
 from stoicc.codegen.executor import Executor, Pools
-from stoicc.ir.dtypes import output_dtype
+from stoicc.ir.dtypes import TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.planes import tile_planes
 from stoicc.ir.types import Module
@@ -30,12 +31,12 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class DenseOnceExecutor(Executor):
     """Panels through torch's linear; scales, factors, bias and activation in fp32 after it."""
 
-    source = "dense-once: panels of tile rows, decoded by their formats and multiplied by the BLAS; no source"
-
     def __init__(self, module: Module, pools: Pools) -> None:
         assert module.schedule is not None
         self._program, self._schedule, self._pools = module.tiles, module.schedule, pools
         self._formats = [module.tiles.segments[csr.segment].resolve() for csr in module.schedule.csrs]
+        self._decoder = PanelDecoder(module, pools) if can_decode(module) else None
+        self.source = "" if self._decoder is None else self._decoder.source
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         if x.dtype == torch.float64:
@@ -66,7 +67,11 @@ class DenseOnceExecutor(Executor):
         """Tile rows begin .. end as `[rows, padded K]` in x's dtype, at the start of the workspace."""
         (_, columns), (height, width) = self._program.grid, self._program.tile
         used = (end - begin) * self._tile_row_bytes(dtype)
-        panel = workspace[:used].view(dtype).view(end - begin, height, columns, width).zero_()
+        flat = workspace[:used].view(dtype)
+        if self._decoder is not None and dtype == TORCH_DTYPES[self._program.dtype]:
+            self._decoder(begin, end, flat)
+            return flat.view((end - begin) * height, columns * width)
+        panel = flat.view(end - begin, height, columns, width).zero_()
         tiles = panel.permute(0, 2, 1, 3)
         for csr, fmt in zip(self._schedule.csrs, self._formats, strict=True):
             first, last = csr.row_ptr[begin], csr.row_ptr[end]

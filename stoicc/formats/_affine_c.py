@@ -78,6 +78,50 @@ _LOAD_ZEROS = """\
             zeros += LANES;
 """
 
+_DECODE = Template("""\
+static void {name}(
+    const uint8_t *codes,$positions const $T *scales,$zeros $T *out, const int64_t stride)
+{
+    for (int row = 0; row < BM; row++, out += stride)
+        for (int group = 0; group < $groups; group++) {
+            const float scale = ${T}_to_float(*scales++), zero = $zero;
+            $T *to = out + group * $size;
+$body
+        }
+}
+""")
+
+_INT8_DECODE = Template("""\
+            for (int k = 0; k < $size; k++)
+                to[k] = float_to_$T((codes[k] - zero) * scale);
+            codes += $size;""")
+
+_INT4_DECODE = Template("""\
+            for (int k = 0; k < $size; k += 2) {
+                to[k] = float_to_$T(((codes[k / 2] & 15) - zero) * scale);
+                to[k + 1] = float_to_$T(((codes[k / 2] >> 4) - zero) * scale);
+            }
+            codes += $size / 2;""")
+
+_INT4_NV24_DECODE = Template("""\
+            $T value[16];
+            for (int code = 0; code < 16; code++)
+                value[code] = float_to_$T((code - zero) * scale);
+            for (int k = 0; k < $size; k++)
+                to[k] = float_to_$T(0.0f * scale);
+            for (int k = group * $size; k < (group + 1) * $size; k += 4) {
+                int place = positions[(row * BK + k) / 8] >> k % 8; /* a nibble places two of four columns */
+                out[k + (place & 3)] = value[*codes & 15];
+                out[k + (place >> 2 & 3)] = value[*codes++ >> 4];
+            }""")
+
+
+def _decode(body: Template, dtype: str, groups: int, size: int, zeros: bool, bits: int, **names: str) -> str:
+    names = {"T": dtype, "groups": str(groups), "size": str(size), "positions": ""} | names
+    names["zeros"] = " const uint8_t *zeros," if zeros else ""
+    names["zero"] = "*zeros++" if zeros else f"{1 << (bits - 1)}.0f"
+    return _DECODE.substitute(names, body=body.substitute(names))
+
 
 def _fill(body: Template, dtype: str, groups: int, size: int, zeros: bool, **names: str) -> str:
     names = {"T": dtype, "groups": str(groups), "size": str(size), "positions": "", "before": "", "start": ""} | names
@@ -96,7 +140,11 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     if size % 4:
         return None
     source = _fill(_INT8, dtype, groups, size, zeros, code="int8_t", **_with_sums(zeros, groups, size))
-    return TileMac(source, lambda planes: {"codes": to_lanes(signed(planes["codes"], 8)), **_scales(planes, 8)})
+
+    def pack(planes: Planes) -> Planes:
+        return {"codes": to_lanes(signed(planes["codes"], 8)), **_scales(planes, 8)}
+
+    return TileMac(source, pack, _decode(_INT8_DECODE, dtype, groups, size, zeros, 8))
 
 
 def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -109,7 +157,8 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups), **_scales(planes, 4)}
 
-    return TileMac(_fill(_INT4, dtype, groups, size, zeros, **names), pack)
+    source = _fill(_INT4, dtype, groups, size, zeros, **names)
+    return TileMac(source, pack, _decode(_INT4_DECODE, dtype, groups, size, zeros, 4))
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -125,7 +174,8 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
         codes = nibble_lanes(unpack(planes["codes"]), groups)
         return {"codes": codes, "positions": position_words(planes["positions"]), **_scales(planes, 4)}
 
-    return TileMac(source, pack)
+    positions = " const uint8_t *positions,"
+    return TileMac(source, pack, _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions))
 
 
 def signed(codes: Tensor, bits: int) -> Tensor:

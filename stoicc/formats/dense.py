@@ -38,6 +38,14 @@ INLINE void {name}(const $T *values, const float *x, float *acc, const int nb)
 }
 """
 
+_DECODE = """\
+static void {name}(const $T *values, $T *out, const int64_t stride)
+{
+    for (int row = 0; row < BM; row++)
+        memcpy(out + row * stride, values + row * BK, BK * sizeof *out);
+}
+"""
+
 
 @dataclass(frozen=True)
 class Dense(TileFormat):
@@ -63,7 +71,9 @@ class Dense(TileFormat):
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         columns = -(-tile[1] // 4) * 4
         return TileMac(
-            _MAC.replace("$T", dtype), lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))}
+            _MAC.replace("$T", dtype),
+            lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))},
+            _DECODE.replace("$T", dtype),
         )
 
 

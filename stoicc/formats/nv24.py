@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import to_lanes, to_pairs
 from stoicc.formats import _nm
-from stoicc.formats._device import spread_pairs
+from stoicc.formats._device import spread_values
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.dtypes import bits
 from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat, TileMac, TritonDecode, squared_error
@@ -24,7 +24,7 @@ from stoicc.ir.registry import register_format
 def decode_nv24(values, positions, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
     """Two kept values of each four at their columns, zeros between them."""
     kept = tl.load(values + tl.arange(0, BM)[:, None] * (BK // 2) + tl.arange(0, BK // 2)[None, :])
-    return spread_pairs(kept, positions, tl.zeros((1, 1), DTYPE), BM, BK)
+    return spread_values(kept, positions, BM, BK)
 
 
 _MAC = """\
@@ -43,6 +43,22 @@ INLINE void {name}(
                 multiply_add_picked(kept[i], vi_spread2(*positions++), x + (k + i / 2 * 4) * nb, sum, i, nb);
         }
         add_sums(acc, sum, nb);
+    }
+}
+"""
+
+_DECODE = """\
+static void {name}(const $T *values, const uint8_t *positions, $T *out, const int64_t stride)
+{
+    for (int row = 0; row < BM; row++, out += stride) {
+        memset(out, 0, BK * sizeof *out);
+        for (int k = 0; k < BK; k += 8, values += 4) { /* a byte places four of eight columns */
+            int place = *positions++;
+            out[k + (place & 3)] = values[0];
+            out[k + (place >> 2 & 3)] = values[1];
+            out[k + 4 + (place >> 4 & 3)] = values[2];
+            out[k + 4 + (place >> 6)] = values[3];
+        }
     }
 }
 """
@@ -92,7 +108,7 @@ class Nv24(TileFormat):
             values = to_pairs(to_lanes(planes["values"]))
             return {"values": values, "positions": position_words(planes["positions"])}
 
-        return TileMac(_MAC.replace("$T", dtype), pack)
+        return TileMac(_MAC.replace("$T", dtype), pack, _DECODE.replace("$T", dtype))
 
 
 register_format(Nv24())

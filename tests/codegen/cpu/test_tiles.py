@@ -5,8 +5,9 @@ import torch
 
 from stoicc.codegen.cpu.backend import CpuBackend
 from stoicc.codegen.cpu.build import openmp_library
+from stoicc.codegen.cpu.decode import PanelDecoder
 from stoicc.codegen.cpu.simd import ISAS
-from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from tests.codegen.cpu.mosaics import ALL_FORMATS, BOUNDS, Mosaic, mosaic, relative_error, run
 
 EVERYTHING = ("bias", "low_rank", "row_permutation", "column_permutation", "input_scale", "output_scale")
@@ -149,3 +150,12 @@ def test_dense_once(dtype, x_dtype, monkeypatch):
         assert relative_error(y, case.expected(x)) < BOUNDS[dtype]
     assert executor.workspace_bytes(100, torch.float32) <= 1 << 16
     assert executor.resident_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_c_decode_equals_the_formats_decode_bit_for_bit(isa, dtype):
+    formats = (*ALL_FORMATS, "int8<group_size=8, zero_points=true>", "int4_nv24<group_size=8, zero_points=true>")
+    case = mosaic((70, 200), formats, dtype, seed=3)
+    panel = torch.full((3 * 32, 7 * 32), torch.nan, dtype=TORCH_DTYPES[dtype])
+    PanelDecoder(case.module, case.pools)(0, 3, panel)
+    assert torch.equal(bits(panel[:70, :200].contiguous()), bits(case.weight.to(TORCH_DTYPES[dtype])))

@@ -1,0 +1,136 @@
+"""C that writes panels of tile rows as a row-major matrix, for the decode-once executor."""
+
+import ctypes
+from collections.abc import Mapping
+from string import Template
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu import simd
+from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
+from stoicc.codegen.cpu.plan import C_TYPES
+from stoicc.ir.format import Plane, PlaneKind, TileFormat
+from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates
+from stoicc.ir.schedule import TileCsr
+from stoicc.ir.types import Module, TileProgram
+
+Pools = Mapping[str, Tensor]
+
+_FILE = Template("""\
+/* Panels of tile rows, decoded to row-major $dtype: tiles of $rows x $columns. */
+
+$includes
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+$vocabulary
+
+enum { BM = $rows, BK = $columns };
+
+$functions
+struct weight {
+    int64_t tile_columns;
+$fields};
+
+/* Tile rows begin .. end to panel [(end - begin) * BM][tile_columns * BK]; what no tile holds is zero. */
+void stoicc_decode(const struct weight *w, int64_t begin, int64_t end, $type *panel, int threads)
+{
+    const int64_t stride = w->tile_columns * BK;
+    #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t row = begin; row < end; row++) {
+        $type *out = panel + (row - begin) * BM * stride;
+        memset(out, 0, BM * stride * sizeof *out);
+$loops    }
+}
+""")
+
+_LOOP = Template("""\
+        for (int t = w->${name}_row[row]; t < w->${name}_row[row + 1]; t++)
+            $name($arguments, out + (int64_t)w->${name}_column[t] * BK, stride);
+""")
+
+
+class PanelDecoder:
+    """The C function that decodes panels of one weight, and the arrays that it reads."""
+
+    def __init__(self, module: Module, pools: Pools) -> None:
+        program, schedule = module.tiles, module.schedule
+        assert schedule is not None
+        self._arrays: list[Tensor | np.ndarray[Any, Any]] = []
+        self._fields, self._values = "", [program.grid[1]]
+        functions, loops = [], []
+        for index, csr in enumerate(schedule.csrs):
+            fmt = program.segments[csr.segment].resolve()
+            planes = fmt.planes(program.tile, program.dtype)
+            if not planes:
+                continue
+            name = f"decode_{fmt.name}_{index}"
+            code = fmt.tile_mac(program.tile, program.dtype)
+            assert code is not None
+            functions.append(code.decode.replace("{name}", name))
+            loops.append(_LOOP.substitute(name=name, arguments=self._bind(name, program, csr, planes, pools)))
+        self.source = self._text(program, "\n".join(functions), "".join(loops))
+        self._struct = np.array(self._values, dtype=np.int64)
+        label = f"{program.dtype}_{program.tile[0]}x{program.tile[1]}_decode_{instruction_set()}"
+        self._function = load(self.source, label, instruction_set()).stoicc_decode
+        self._function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int)
+        self._function.restype = None
+
+    def __call__(self, begin: int, end: int, panel: Tensor) -> None:
+        """Write tile rows begin .. end to the start of `panel`, in the weight's dtype."""
+        self._function(self._struct.ctypes.data, begin, end, panel.data_ptr(), torch.get_num_threads())
+
+    def _bind(self, name: str, program: TileProgram, csr: TileCsr, planes: tuple[Plane, ...], pools: Pools) -> str:
+        """Add a format's members to the struct; its arguments as C text."""
+        self._add("const int32_t *", f"{name}_row", np.asarray(csr.row_ptr, dtype=np.int32))
+        self._add("const int32_t *", f"{name}_column", np.asarray(csr.col_idx, dtype=np.int32))
+        arguments = []
+        for plane in planes:
+            member, entry = f"{name}_{plane.name}", "t"
+            self._add(f"const {C_TYPES[plane.dtype]} *", member, pools[pool_name(csr.segment, plane.name)].contiguous())
+            if plane.kind is PlaneKind.GROUP:
+                entry = f"w->{member}_entry[t]"
+                slots = plane_slots(plane, *tile_coordinates(program, csr.segment)).astype(np.int32)
+                self._add("const int32_t *", f"{member}_entry", slots)
+            offset = f" + (int64_t){entry} * {plane.entry_elements}" if plane.kind is not PlaneKind.MATRIX else ""
+            arguments.append(f"w->{member}{offset}")
+        return ", ".join(arguments)
+
+    def _add(self, declaration: str, member: str, array: "Tensor | np.ndarray[Any, Any]") -> None:
+        self._arrays.append(array)
+        self._fields += f"    {declaration}{member};\n"
+        self._values.append(array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data))
+
+    def _text(self, program: TileProgram, functions: str, loops: str) -> str:
+        isa, type_ = instruction_set(), C_TYPES[program.dtype]
+        return _FILE.substitute(
+            dtype=program.dtype,
+            type=type_,
+            rows=program.tile[0],
+            columns=program.tile[1],
+            includes="\n".join(simd.includes(isa)),
+            vocabulary=simd.definitions(isa, f"{functions} {type_} {self._fields}"),
+            functions=functions,
+            fields=self._fields,
+            loops=loops,
+        )
+
+
+def can_decode(module: Module) -> bool:
+    """True where every format of a module has C that decodes it, and there is a compiler."""
+    program = module.tiles
+    assert module.schedule is not None
+    formats = (program.segments[csr.segment].resolve() for csr in module.schedule.csrs)
+    return missing_compiler() is None and all(_has_code(fmt, program) for fmt in formats)
+
+
+def _has_code(fmt: TileFormat, program: TileProgram) -> bool:
+    planes = fmt.planes(program.tile, program.dtype)
+    code = fmt.tile_mac(program.tile, program.dtype)
+    ragged = any(plane.kind is PlaneKind.RAGGED for plane in planes)
+    return not planes or (code is not None and bool(code.decode) and not ragged)

@@ -14,7 +14,8 @@ import copy
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,10 @@ def mixes(weight: Tensor) -> dict[str, stoicc.ops.CompressedWeight | Tensor]:
     }
 
 
-def rotated(call: Callable[[int], object], copies: int) -> Callable[[], object]:
-    """A call that visits copies 0, 1, 2, ... in turn."""
-    order: Iterator[int] = itertools.cycle(range(copies))
-    return lambda: call(next(order))
+def rotated(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """A call that makes the calls in turn, so that each finds its weight out of the cache."""
+    order = itertools.cycle(calls)
+    return lambda: next(order)()
 
 
 def copies_for(nbytes: int) -> int:
@@ -84,10 +85,10 @@ class Products:
     def calls(self, batch: int) -> dict[str, Callable[[], object]]:
         x = torch.randn(batch, self.weight.shape[1]).bfloat16()
         calls: dict[str, Callable[[], object]] = {
-            "F.linear bf16": rotated(lambda i: F.linear(x, self.dense[i]), len(self.dense))
+            "F.linear bf16": rotated([partial(F.linear, x, dense) for dense in self.dense])
         }
         for name, kernels in self.kernels.items():
-            calls[name] = rotated(lambda i, kernels=kernels: kernels[i](x), len(kernels))
+            calls[name] = rotated([partial(kernel, x) for kernel in kernels])
         return calls
 
     def sparse_peers(self, batch: int) -> dict[str, Callable[[], object]]:

@@ -13,6 +13,7 @@ import argparse
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,9 +74,8 @@ def compile_layer(name: str, layer: nn.Linear, inputs: Tensor, batches: tuple[in
     speed = {}
     for batch in batches:
         x = inputs[:batch].contiguous()
-        times = interleaved_medians(
-            {"dense": lambda x=x: F.linear(x, weight, bias), "mosaic": lambda x=x: kernel(x)}, 9, 5e-4
-        )
+        calls = {"dense": partial(F.linear, x, weight, bias), "mosaic": partial(kernel, x)}
+        times = interleaved_medians(calls, 9, 5e-4)
         speed[batch] = times["dense"] / times["mosaic"]
     return LayerResult(name, kernel, error, speed)
 
@@ -93,7 +93,11 @@ def table_of(results: list[LayerResult], batches: tuple[int, ...]) -> Table:
         counts = [str(tiles[name]) for name in ("empty", "int4_nv24", "nv24", "int4", "dense")]
         shape = f"{result.kernel.out_features}x{result.kernel.in_features}"
         speeds = [f"{result.speed[batch]:.2f}" for batch in batches]
-        short = result.name.partition("encoder.layer.")[2].replace("attention.self", "attn").replace("attention.output", "attn.out")
+        short = (
+            result.name.partition("encoder.layer.")[2]
+            .replace("attention.self", "attn")
+            .replace("attention.output", "attn.out")
+        )
         table.add_row(short, shape, *counts, f"{stats.bytes_per_weight:.2f}", f"{result.error:.3f}", *speeds)
     return table
 
@@ -117,9 +121,14 @@ def draw_mosaic(kernel: stoicc.Kernel, path: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set(
-        aspect="equal", xlabel=f"tile columns of {kernel.program.tile[1]} inputs", ylabel="tile rows", title=kernel.program.name
+        aspect="equal",
+        xlabel=f"tile columns of {kernel.program.tile[1]} inputs",
+        ylabel="tile rows",
+        title=kernel.program.name,
     )
-    handles = [Patch(color=colour, label=f"{s.format} ({s.count})") for colour, s in zip(palette, segments, strict=True)]
+    handles = [
+        Patch(color=colour, label=f"{s.format} ({s.count})") for colour, s in zip(palette, segments, strict=True)
+    ]
     figure.legend(handles=handles, loc="outside right upper")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -73,7 +73,7 @@ def stages(weight: torch.Tensor) -> dict[str, float]:
     found: dict[str, float] = {}
     for (file, _, function), (_, _, _, cumulative, _) in table.items():
         for stage, name in STAGES.items():
-            if function == name and "stoicc" in file or function == name and Path(file).parent.name in ("ir", "passes"):
+            if (function == name and "stoicc" in file) or (function == name and Path(file).parent.name in ("ir", "passes")):
                 found[stage] = max(found.get(stage, 0.0), cumulative)
     return found
 

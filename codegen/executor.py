@@ -52,6 +52,11 @@ class Backend(ABC):
     name: ClassVar[str]
     device_type: ClassVar[str]
 
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether this backend's executors take CPU tensors in this process."""
+        return self.device_type != "cuda"
+
     @abstractmethod
     def available(self) -> str | None:
         """None where the backend can run here, else one clause that says what is missing."""

@@ -1,8 +1,8 @@
 """The command line: `stoicc inspect | compile | opt`.
 
-    stoicc inspect weight.npy
-    stoicc compile model.safetensors --tensor fc.weight --prune 2:4 --quantize 4 -o fc.stoicc.safetensors
-    stoicc opt program.tile --pipeline "drop-empty,build-csr,split-k{parts=4}"
+stoicc inspect weight.npy
+stoicc compile model.safetensors --tensor fc.weight --prune 2:4 --quantize 4 -o fc.stoicc.safetensors
+stoicc opt program.tile --pipeline "drop-empty,build-csr,split-k{parts=4}"
 """
 
 import difflib
@@ -35,7 +35,11 @@ Exact = Annotated[bool, typer.Option("--exact", help="print the whole IR, as `st
 
 @app.command()
 def inspect(
-    file: WeightFile, tensor: TensorName = None, formats: Formats = None, tile: TileShape = "64x64", exact: Exact = False
+    file: WeightFile,
+    tensor: TensorName = None,
+    formats: Formats = None,
+    tile: TileShape = "64x64",
+    exact: Exact = False,
 ) -> None:
     """Print the tile IR of a weight: which format each tile has."""
     weight = read_weight(file, tensor)

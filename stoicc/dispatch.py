@@ -42,7 +42,9 @@ def _kernel(handle: int) -> "Kernel":
     try:
         return _KERNELS[handle]
     except KeyError:
-        raise InputError(f"executor: expected the handle of a live kernel, found {handle}; keep the kernel alive") from None
+        raise InputError(
+            f"executor: expected the handle of a live kernel, found {handle}; keep the kernel alive"
+        ) from None
 
 
 def _define(kind: str) -> None:

@@ -47,7 +47,7 @@ def load(
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            pools = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            pools = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"artefact {path}: expected a safetensors file, found {error}") from None
     if metadata.get(VERSION_KEY) != VERSION or IR_KEY not in metadata:

@@ -164,6 +164,10 @@ class Kernel(nn.Module):
         memo[id(self)] = copied
         return copied
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Executors hold machine code and addresses; a copy makes its own."""
+        return Kernel, (self._module, self.pools, self.target, self.on_missing)
+
     def _settle(self) -> None:
         """Look up once what every call asks: where the pools are, and which backend serves them."""
         self.device = next((pool.device for pool in self.buffers()), torch.device("cpu"))
@@ -186,5 +190,3 @@ def _forget_executors(kernel: nn.Module, incompatible: object) -> None:
     """New values in the buffers: repacked planes are stale."""
     assert isinstance(kernel, Kernel)
     kernel._executors.clear()
-
-

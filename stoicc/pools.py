@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from stoicc.codegen.reference import decode_tiles
 from stoicc.ir.digest import digest
-from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from stoicc.ir.dtypes import DTYPE_NAMES, itemsize
 from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.planes import plane_slots, pool_name
@@ -88,9 +89,7 @@ class PoolBuilder:
         )
         return TiledWeight(program, pools)
 
-    def _fold(
-        self, fmt: TileFormat, plane: Plane, entries: Tensor, rows: np.ndarray, columns: np.ndarray
-    ) -> Tensor:
+    def _fold(self, fmt: TileFormat, plane: Plane, entries: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         """Per-tile entries -> stored entries; tiles that share one must agree bit for bit."""
         if plane.kind not in (PlaneKind.GROUP, PlaneKind.MATRIX):
             return entries.contiguous()
@@ -111,12 +110,9 @@ class PoolBuilder:
         if all(plane.kind is not PlaneKind.RAGGED for plane in planes):
             return ()
         fixed = sum(plane.entry_bytes for plane in planes if plane.kind is PlaneKind.TILE)
-        total = fixed
-        for plane in planes:
-            if plane.kind is PlaneKind.RAGGED:
-                ptr = pools[pool_name(number, f"{plane.name}_ptr")]
-                total = total + ptr.diff() * TORCH_DTYPES[plane.dtype].itemsize
-        return tuple(torch.as_tensor(total).tolist())
+        ragged = [plane for plane in planes if plane.kind is PlaneKind.RAGGED]
+        lengths = [pools[pool_name(number, f"{plane.name}_ptr")].diff() * itemsize(plane.dtype) for plane in ragged]
+        return tuple((torch.stack(lengths).sum(0) + fixed).tolist())
 
 
 def describe(name: str, pool: Tensor) -> Pool:
@@ -125,7 +121,7 @@ def describe(name: str, pool: Tensor) -> Pool:
 
 
 def beside_pools(lowered: Lowered, bias: Tensor | None, activation: str | None) -> tuple[Beside, dict[str, Tensor]]:
-    """What stands beside the tiles, as pools: vectors in f32, permutations in i32, factors in f32 or the weight's dtype."""
+    """What stands beside the tiles, as pools: vectors f32, permutations i32, factors f32 or as the weight."""
     rows = lowered.values.shape[0]
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation: expected one of {', '.join(ACTIVATIONS)}, found {activation!r}")
@@ -192,10 +188,9 @@ def rehash(program: TileProgram, pools: Pools) -> TileProgram:
         return replace(pool, digest=digest(pools[pool.name]))
 
     segments = tuple(replace(segment, pools=tuple(map(fresh, segment.pools))) for segment in program.segments)
-    beside = program.beside
-    changed = {
+    changed: dict[str, Any] = {
         entry.name: fresh(value) if isinstance(value, Pool) else tuple(map(fresh, value))
-        for entry in fields(beside)
-        if isinstance(value := getattr(beside, entry.name), (Pool, tuple))
+        for entry in fields(program.beside)
+        if isinstance(value := getattr(program.beside, entry.name), (Pool, tuple))
     }
-    return replace(program, segments=segments, beside=replace(beside, **changed))
+    return replace(program, segments=segments, beside=replace(program.beside, **changed))

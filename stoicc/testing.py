@@ -47,7 +47,9 @@ class Contract:
             "negative zero": torch.full_like(dense, -0.0),
         }
         slots = torch.arange(3)
-        nearest = self.fmt.decode(self.fmt.approximate(dense, slots).planes, self.tile, self.dtype) if self.stores else None
+        nearest = (
+            self.fmt.decode(self.fmt.approximate(dense, slots).planes, self.tile, self.dtype) if self.stores else None
+        )
         return kinds if nearest is None else {**kinds, "its own approximation of random": nearest}
 
     @property
@@ -106,7 +108,7 @@ def _text(c: Contract) -> Iterator[str]:
 
 def _options(text: str) -> dict[str, str]:
     inside = text.partition("<")[2].rstrip(">")
-    return dict(part.strip().split("=") for part in inside.split(",")) if inside else {}  # type: ignore[misc]
+    return dict(part.strip().split("=") for part in inside.split(",")) if inside else {}
 
 
 def _planes(c: Contract) -> Iterator[str]:
@@ -118,7 +120,8 @@ def _planes(c: Contract) -> Iterator[str]:
         elif found.dtype != TORCH_DTYPES[plane.dtype]:
             yield f"plane {plane.name!r} is declared {plane.dtype} but encoded as {found.dtype}"
         elif plane.kind is not PlaneKind.RAGGED and found.shape != (3, *plane.shape):
-            yield f"plane {plane.name!r} is declared {plane.shape} per tile but encoded as {tuple(found.shape)} for 3 tiles"
+            shape = tuple(found.shape)
+            yield f"plane {plane.name!r} is declared {plane.shape} per tile but encoded as {shape} for 3 tiles"
 
 
 def _round_trip(c: Contract) -> Iterator[str]:
@@ -155,8 +158,9 @@ def _bytes(c: Contract) -> Iterator[str]:
     tiles = c.samples()["zero"]
     planes: Planes = c.fmt.encode(tiles)
     for plane in c.fmt.planes(c.tile, c.dtype):
-        if plane.kind is PlaneKind.TILE and planes[plane.name].nbytes != 3 * plane.entry_bytes:
-            yield f"plane {plane.name!r}: {planes[plane.name].nbytes} bytes for 3 tiles, declared {3 * plane.entry_bytes}"
+        found, declared = planes[plane.name].nbytes, 3 * plane.entry_bytes
+        if plane.kind is PlaneKind.TILE and found != declared:
+            yield f"plane {plane.name!r}: {found} bytes for 3 tiles, declared {declared}"
     if c.fmt.tile_bytes(tiles, c.dtype).shape != (3,):
         yield "tile_bytes does not give one value per tile"
 

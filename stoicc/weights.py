@@ -19,7 +19,7 @@ TileMap: TypeAlias = Sequence[Sequence[FormatLike]] | np.ndarray
 
 def as_matrix(weight: object) -> Tensor:
     """A weight as a contiguous `[M, K]` tensor on the CPU, without a copy where it is one already."""
-    if scipy.sparse.issparse(weight):
+    if isinstance(weight, (scipy.sparse.spmatrix, scipy.sparse.sparray)):
         weight = weight.toarray()
     if isinstance(weight, np.ndarray):
         if weight.dtype.name not in ("float16", "float32"):
@@ -68,4 +68,3 @@ def as_tile_map(tile_map: TileMap, grid: tuple[int, int]) -> tuple[tuple[TileFor
     objects = {str(entry): entry for entry in named.flat}
     formats = tuple(find_format(objects[text]) for text in unique)
     return formats, torch.from_numpy(inverse.reshape(grid).astype(np.int64))
-

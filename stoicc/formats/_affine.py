@@ -20,7 +20,6 @@ from stoicc.ir.format import (
     Tile,
     TileCodes,
     TileFormat,
-    nonzero_codes,
     squared_error,
 )
 
@@ -98,7 +97,9 @@ def absmax(tiles: Tensor, slots: Tensor, grid: GroupGrid, bits_: int, group_size
     return quantize(tiles, scales, zeros, bits_, group_size)
 
 
-def exact_codes(tiles: Tensor, slots: Tensor, grid: GroupGrid, bits_: int, group_size: int, zero_points: bool) -> TileCodes:
+def exact_codes(
+    tiles: Tensor, slots: Tensor, grid: GroupGrid, bits_: int, group_size: int, zero_points: bool
+) -> TileCodes:
     """Codes that give the tiles back bit for bit wherever one of the tried scales does.
 
     Symmetric candidates per group: the largest magnitude over 2**(bits-1) - 1 and over
@@ -176,9 +177,7 @@ class Affine(TileFormat):
         return ~self.keeps(codes)
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
-        codes = TileCodes(
-            self.unpack(planes, tile), planes["scales"], planes.get("zeros"), self.bits, self.group_size
-        )
+        codes = TileCodes(self.unpack(planes, tile), planes["scales"], planes.get("zeros"), self.bits, self.group_size)
         return dequantize(codes, TORCH_DTYPES[dtype])
 
     def encode(self, tiles: Tensor) -> Planes:
@@ -228,4 +227,3 @@ class Affine(TileFormat):
         codes = self._exact(tiles, slots)
         differs = (bits(dequantize(codes, tiles.dtype)) != bits(tiles)).flatten(1).any(1)
         return differs | ~self.keeps(codes)
-

@@ -17,8 +17,11 @@ def low_rank(weight: Tensor | CompressedWeight, left: Tensor, right: Tensor) -> 
     """
     compressed = CompressedWeight.of(weight)
     rows, columns = compressed.shape
-    if left.ndim != 2 or right.ndim != 2 or (left.shape[0], right.shape[1]) != (rows, columns) or (
-        left.shape[1] != right.shape[0] or not left.shape[1]
+    if (
+        left.ndim != 2
+        or right.ndim != 2
+        or (left.shape[0], right.shape[1]) != (rows, columns)
+        or (left.shape[1] != right.shape[0] or not left.shape[1])
     ):
         raise InputError(
             f"ops.low_rank: expected factors [{rows}, r] and [r, {columns}] with r >= 1, "
@@ -56,9 +59,14 @@ def scale(
     compressed = CompressedWeight.of(weight)
     state = lower(compressed)
     values, (state_rows, state_columns) = state.values, state.values.shape
-    for what, vector, extent in (("input_scale", input_scale, state_columns), ("output_scale", output_scale, state_rows)):
+    for what, vector, extent in (
+        ("input_scale", input_scale, state_columns),
+        ("output_scale", output_scale, state_rows),
+    ):
         if vector is not None and (vector.shape != (extent,) or not bool((vector > 0).all() & vector.isfinite().all())):
-            raise InputError(f"ops.scale: expected {what} of {extent} positive finite values, found {list(vector.shape)}")
+            raise InputError(
+                f"ops.scale: expected {what} of {extent} positive finite values, found {list(vector.shape)}"
+            )
     if state.sheets:
         raise InputError("ops.scale: expected a weight that is not quantized yet, found codes; scale first")
     scaled = values.float()

@@ -111,7 +111,9 @@ def _prune(state: Lowered, node: Prune) -> Lowered:
         replace(sheet, codes=torch.where(node.kept, sheet.codes, sheet.zero_codes())) for sheet in state.sheets
     )
     values = torch.where(node.kept, state.values, torch.zeros((), dtype=state.values.dtype))
-    return replace(state, values=values, sheets=sheets, steps=(*state.steps, f"prune ({node.what}): zeros in the tiles"))
+    return replace(
+        state, values=values, sheets=sheets, steps=(*state.steps, f"prune ({node.what}): zeros in the tiles")
+    )
 
 
 def _quantize(state: Lowered, node: Quantize) -> Lowered:
@@ -160,7 +162,9 @@ def _stack(inputs: list[Lowered]) -> Lowered:
     return replace(
         first,
         values=torch.cat([part.values for part in inputs]),
-        sheets=tuple(_lift(sheet, start, sum(rows)) for part, start in zip(inputs, starts, strict=True) for sheet in part.sheets),
+        sheets=tuple(
+            _lift(sheet, start, sum(rows)) for part, start in zip(inputs, starts, strict=True) for sheet in part.sheets
+        ),
         low_rank=_stack_low_rank(inputs, rows),
         row_permutation=_stack_rows(inputs, rows, starts),
         output_scale=_stack_scales(inputs, rows),

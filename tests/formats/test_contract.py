@@ -31,7 +31,9 @@ def test_built_in_formats_keep_the_contract(text):
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 128)])
-@pytest.mark.parametrize("text", ["empty", "dense", "nv24", "int4<group_size=16>", "int8<group_size=0>", "int4_nv24<group_size=0>"])
+@pytest.mark.parametrize(
+    "text", ["empty", "dense", "nv24", "int4<group_size=16>", "int8<group_size=0>", "int4_nv24<group_size=0>"]
+)
 def test_contract_at_other_tiles(text, tile):
     check_format(text, tile, ("bf16",))
 

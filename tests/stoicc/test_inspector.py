@@ -108,7 +108,7 @@ def test_tile_map_is_exact_or_refused():
     weight[76, 64 + 4 : 64 + 8] = 1.0
     with pytest.raises(
         stoicc.FormatError,
-        match=r"format nv24, tile \(1, 1\): expected at most 2 non-zeros in 4, found \d at row \d+, columns \d+-\d+; prune",
+        match=r"format nv24, tile \(1, 1\): expected at most 2 non-zeros in 4, found \d at row \d+, columns \d+-\d+",
     ):
         stoicc.inspect(weight, tile_map=[["nv24", "dense"], ["dense", "nv24"]])
 
@@ -118,7 +118,7 @@ def test_tile_map_may_approximate_on_request():
     kinds = [["nv24", "int4<group_size=128>", "int4<group_size=128>", "empty"], ["dense", "int8", "int4_nv24", "dense"]]
     tiled = stoicc.inspect(weight, tile_map=kinds, approximate=True)
     back = tiled.to_dense()
-    assert [tiled.program.segments[i].format for i in tiled.program.tile_map] == sum(kinds, [])
+    assert [tiled.program.segments[i].format for i in tiled.program.tile_map] == [*kinds[0], *kinds[1]]
     assert torch.equal(back[:64, :64], stoicc.ops.nm_magnitude(weight[:64, :64]).dense())
     assert torch.equal(back[64:, :64], weight[64:, :64])
     assert not back[:64, 192:].any()
@@ -150,17 +150,33 @@ def test_a_transposed_view_and_a_sparse_tensor():
         (np.ones((4, 4)), {}, r"expected dtype f32, f16, bf16, found float64"),
         ([[1.0]], {}, r"expected a torch tensor, numpy array, scipy sparse matrix or operator's result, found list"),
         (torch.tensor([[0.0, float("nan")]]), {}, r"expected finite values, found nan at row 0, column 1"),
-        (torch.full((200, 3), 1.0).index_fill(0, torch.tensor([130]), float("-inf")), {}, r"found -inf at row 130, column 0"),
+        (
+            torch.full((200, 3), 1.0).index_fill(0, torch.tensor([130]), float("-inf")),
+            {},
+            r"found -inf at row 130, column 0",
+        ),
         (torch.ones(4, 4), {"tile": (48, 64)}, r"tile: expected two of 16, 32, 64, 128, 256, found \(48, 64\)"),
         (torch.ones(4, 4), {"formats": []}, r"expected at least one format, found none"),
         (torch.randn(4, 4), {"formats": ["nv24"]}, r"format nv24, tile \(0, 0\): expected at most 2 non-zeros in 4"),
         (torch.randn(4, 4), {"formats": ["empty"]}, r"format empty, tile \(0, 0\): expected only zeros, found"),
-        (torch.randn(64, 64), {"formats": ["int4"]}, r"format int4, tile \(0, 0\): expected every weight to be a 4-bit code"),
-        (torch.ones(4, 4), {"tile_map": [["dense", "dense"]]}, r"tile_map: expected one format for each tile of the grid"),
+        (
+            torch.randn(64, 64),
+            {"formats": ["int4"]},
+            r"format int4, tile \(0, 0\): expected every weight to be a 4-bit code",
+        ),
+        (
+            torch.ones(4, 4),
+            {"tile_map": [["dense", "dense"]]},
+            r"tile_map: expected one format for each tile of the grid",
+        ),
         (torch.ones(4, 4), {"tile_map": [["denze"]]}, r"format 'denze': .* did you mean dense"),
         (torch.ones(4, 4), {"bias": torch.ones(5)}, r"bias: expected \[4\] floats, found \[5\]"),
         (torch.ones(4, 4), {"bias": torch.full((4,), float("nan"))}, r"bias: expected finite values, found nan"),
-        (torch.ones(4, 4), {"activation": "swish"}, r"activation: expected one of relu, gelu, gelu_tanh, silu, found 'swish'"),
+        (
+            torch.ones(4, 4),
+            {"activation": "swish"},
+            r"activation: expected one of relu, gelu, gelu_tanh, silu, found 'swish'",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_sentence(weight, options, message):
@@ -171,7 +187,9 @@ def test_bad_input_is_one_clear_sentence(weight, options, message):
 def test_operators_name_their_tile():
     compressed = stoicc.ops.nm_magnitude(torch.randn(64, 64), where=torch.ones(2, 2, dtype=torch.bool), tile=(32, 32))
     assert stoicc.inspect(compressed).program.tile == (32, 32)
-    with pytest.raises(stoicc.InputError, match=r"tile: expected \(32, 32\), the tile of the operators, found \(64, 64\)"):
+    with pytest.raises(
+        stoicc.InputError, match=r"tile: expected \(32, 32\), the tile of the operators, found \(64, 64\)"
+    ):
         stoicc.inspect(compressed, tile=(64, 64))
 
 
@@ -180,5 +198,7 @@ def test_scales_of_two_operators_cannot_share_a_group():
     left = torch.tensor([[True, False]])
     compressed = stoicc.ops.group_absmax(weight, 4, 0, where=left)
     compressed = stoicc.ops.group_absmax(compressed, 4, 0, where=~left)
-    with pytest.raises(stoicc.FormatError, match=r"tile \(0, 1\): expected the scales of the tiles it shares them with"):
+    with pytest.raises(
+        stoicc.FormatError, match=r"tile \(0, 1\): expected the scales of the tiles it shares them with"
+    ):
         stoicc.inspect(compressed)

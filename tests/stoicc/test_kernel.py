@@ -1,6 +1,7 @@
 """The kernel as a module: calling, moving, copying, saving, compiling, gradients, errors."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -76,6 +77,13 @@ def test_copy_state_dict_and_half(mosaic):
     assert torch.equal(kernel.half().to_dense(), mosaic.dense())
 
 
+def test_a_kernel_survives_pickling(mosaic):
+    kernel = stoicc.compile(mosaic, target="cpu")
+    x = torch.randn(3, 300)
+    y = kernel(x)
+    assert torch.equal(pickle.loads(pickle.dumps(kernel))(x), y)
+
+
 def test_loaded_values_replace_what_executors_packed():
     first, second = torch.randn(64, 64), torch.randn(64, 64)
     kernel, x = stoicc.compile(first), torch.randn(2, 64)
@@ -103,7 +111,9 @@ def test_load_refuses_what_is_not_an_artefact(mosaic, tmp_path):
     with pytest.raises(stoicc.InputError, match="expected a safetensors file"):
         stoicc.load(path)
     save_file({"a": torch.ones(2)}, path)
-    with pytest.raises(stoicc.InputError, match="expected version 1 of a stoicc artefact, found a file without IR text"):
+    with pytest.raises(
+        stoicc.InputError, match="expected version 1 of a stoicc artefact, found a file without IR text"
+    ):
         stoicc.load(path)
     kernel = stoicc.compile(mosaic)
     kernel.save(path)
@@ -129,9 +139,10 @@ def test_schedules_are_values_that_can_be_edited(mosaic):
     assert kernel.schedule.max_parts == 1
     again = stoicc.compile(kernel, schedule=edited, target="cpu")
     assert again.schedule.max_parts > 1
-    assert [item.row for item in again.schedule.items][0] == 3
+    assert again.schedule.items[0].row == 3
     close(again(x), kernel(x))
-    piped = stoicc.compile(kernel, pipeline="drop-empty,order{by=row},build-csr,split-k{parts=2},fuse-epilogue", target="cpu")
+    pipeline = "drop-empty,order{by=row},build-csr,split-k{parts=2},fuse-epilogue"
+    piped = stoicc.compile(kernel, pipeline=pipeline, target="cpu")
     close(piped(x), kernel(x))
     assert "split-k{parts=2}" in piped.schedule.applied
 

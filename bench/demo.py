@@ -158,8 +158,8 @@ def main() -> None:
     dense = sum(r.kernel.stats().dense_bytes for r in results)
     console.print(
         f"{len(results)} layers: {payload / 1e6:.2f} MB of payload against {dense / 1e6:.2f} MB dense in f32; "
-        f"{torch.get_num_threads()} threads. speed @n: time of F.linear in f32 over the mosaic's at a batch of n tokens, "
-        "warm: these layers fit in the cache, so bytes saved are not time saved here (see bench.cpu for large ones)."
+        f"{torch.get_num_threads()} threads. speed @n: time of F.linear in f32 over the mosaic's at a batch of n "
+        "tokens, warm: these layers fit in the cache, so bytes saved are not time saved here (see bench.cpu for large ones)."
     )
     console.print(
         f"cosine similarity of {len(texts)} sentence embeddings to the dense model's: mean {cosine.mean():.4f}, "

@@ -71,9 +71,10 @@ def stages(weight: torch.Tensor) -> dict[str, float]:
     profile.runcall(stoicc.compile, weight)
     table = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     found: dict[str, float] = {}
+    ours = Path(stoicc.__file__).parents[1]
     for (file, _, function), (_, _, _, cumulative, _) in table.items():
         for stage, name in STAGES.items():
-            if (function == name and "stoicc" in file) or (function == name and Path(file).parent.name in ("ir", "passes")):
+            if function == name and Path(file).is_relative_to(ours):
                 found[stage] = max(found.get(stage, 0.0), cumulative)
     return found
 

@@ -161,7 +161,7 @@ class TileMac:
     """
 
     source: str
-    pack: Callable[[Planes], Planes] = staticmethod(lambda planes: planes)  # type: ignore[assignment]
+    pack: Callable[[Planes], Planes] = lambda planes: planes
     decode: str = ""
 
 
@@ -329,4 +329,5 @@ def _value(annotation: Any, text: str, name: str, option: str) -> Any:
             return {"true": True, "false": False}[text]
         return {"int": int, "float": float, "str": str}[kind](text)
     except (KeyError, ValueError):
-        raise FormatError(f"format {name}, option {option}: expected {kind}, found {text!r}; correct the value") from None
+        where = f"format {name}, option {option}"
+        raise FormatError(f"{where}: expected {kind}, found {text!r}; correct the value") from None

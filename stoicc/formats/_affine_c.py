@@ -97,11 +97,13 @@ _INT8_DECODE = Template("""\
             codes += $size;""")
 
 _INT4_DECODE = Template("""\
-            for (int k = 0; k < $size; k += 2) {
-                to[k] = float_to_$T(((codes[k / 2] & 15) - zero) * scale);
-                to[k + 1] = float_to_$T(((codes[k / 2] >> 4) - zero) * scale);
-            }
-            codes += $size / 2;""")
+            $T value[16];
+            for (int code = 0; code < 16; code++)
+                value[code] = float_to_$T((code - zero) * scale);
+            for (int k = 0; k < $size; k += 2, codes++) {
+                to[k] = value[*codes & 15];
+                to[k + 1] = value[*codes >> 4];
+            }""")
 
 _INT4_NV24_DECODE = Template("""\
             $T value[16];

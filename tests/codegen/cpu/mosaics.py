@@ -19,11 +19,9 @@ ALL_FORMATS = (
     "empty",
     "dense",
     "nv24",
-    "int8<group_size=16>",
-    "int8<zero_points=true>",
+    "int8<group_size=16, zero_points=true>",
     "int4<group_size=128>",
     "int4<group_size=32, zero_points=true>",
-    "int4<group_size=0>",
     "int4_nv24",
     "int4_nv24<group_size=16, zero_points=true>",
 )

@@ -1,6 +1,8 @@
 """Scheduled modules built by hand, with their pools and the matrix that they mean in float64."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +52,11 @@ class Mosaic:
         if beside.low_rank:
             y = y + x @ get(beside.low_rank[1]).T @ get(beside.low_rank[0]).T
         y = y + get(beside.bias) if beside.bias else y
-        functions = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "relu": torch.relu,
+            "gelu": torch.nn.functional.gelu,
+            "silu": torch.nn.functional.silu,
+        }
         functions["gelu_tanh"] = lambda v: torch.nn.functional.gelu(v, approximate="tanh")
         return functions[beside.activation](y) if beside.activation else y
 
@@ -121,7 +127,7 @@ def _beside(names, activation, shape, dtype, rank, pools) -> Beside:
         return _pool(name, value)
 
     float_dtype = TORCH_DTYPES[dtype]
-    make = {
+    make: dict[str, Callable[[], Any]] = {
         "bias": lambda: put("bias", torch.randn(shape[0]).to(float_dtype)),
         "output_scale": lambda: put("output_scale", (torch.rand(shape[0]) + 0.5).to(float_dtype)),
         "input_scale": lambda: put("input_scale", (torch.rand(shape[1]) + 0.5).to(float_dtype)),

@@ -81,6 +81,7 @@ def test_split_rows_sum_to_the_same_product_as_whole_rows():
     results = []
     for parts in (1, 2, 7):
         case = mosaic((70, 1000), SOME_FORMATS, "f32", parts=parts)
+        assert case.module.schedule is not None
         assert case.module.schedule.max_parts == parts
         results.append(run(CpuBackend().build(case.module, case.pools, "tiles", "error"), x, "f32", 70))
     for result in results:

@@ -114,7 +114,7 @@ def draw_mosaic(kernel: stoicc.Kernel, path: Path) -> None:
     colours = ["#f2f2f2", "#8ecae6", "#219ebc", "#ffb703", "#023047", "#fb8500", "#606c38", "#bc6c25"]
     segments = kernel.program.segments
     palette = [colours[index % len(colours)] for index in range(len(segments))]
-    figure, axes = pyplot.subplots(figsize=(9, 3.4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 2.9), layout="constrained")
     norm = BoundaryNorm(range(len(segments) + 1), len(segments))
     axes.pcolormesh(
         kernel.program.map_array(), cmap=ListedColormap(palette), norm=norm, edgecolors="white", linewidth=1.2
@@ -129,7 +129,7 @@ def draw_mosaic(kernel: stoicc.Kernel, path: Path) -> None:
     handles = [
         Patch(color=colour, label=f"{s.format} ({s.count})") for colour, s in zip(palette, segments, strict=True)
     ]
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=handles, loc="outside right center")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -159,7 +159,7 @@ def main() -> None:
     console.print(
         f"{len(results)} layers: {payload / 1e6:.2f} MB of payload against {dense / 1e6:.2f} MB dense in f32; "
         f"{torch.get_num_threads()} threads. speed @n: time of F.linear in f32 over the mosaic's at a batch of n "
-        "tokens, warm: these layers fit in the cache, so bytes saved are not time saved here (see bench.cpu for large ones)."
+        "tokens, warm: these layers fit in the cache, so bytes saved are not time saved here (bench.cpu has large ones)."
     )
     console.print(
         f"cosine similarity of {len(texts)} sentence embeddings to the dense model's: mean {cosine.mean():.4f}, "

@@ -159,7 +159,7 @@ def main() -> None:
     console.print(
         f"{len(results)} layers: {payload / 1e6:.2f} MB of payload against {dense / 1e6:.2f} MB dense in f32; "
         f"{torch.get_num_threads()} threads. speed @n: time of F.linear in f32 over the mosaic's at a batch of n "
-        "tokens, warm: these layers fit in the cache, so bytes saved are not time saved here (bench.cpu has large ones)."
+        "tokens, warm: these layers fit in the cache, so bytes saved are not time saved here (see bench.cpu)."
     )
     console.print(
         f"cosine similarity of {len(texts)} sentence embeddings to the dense model's: mean {cosine.mean():.4f}, "

@@ -167,9 +167,7 @@ class Schedule:
         weight = np.concatenate([np.full(end - begin, cost) for (begin, end), cost in zip(spans, costs, strict=True)])
         cuts = _cut_evenly(weight, parts) if weight.size else (0, 0)
         count = len(cuts) - 1
-        return [
-            WorkItem(row, part, count, tuple(_clip(spans, cuts[part], cuts[part + 1]))) for part in range(count)
-        ]
+        return [WorkItem(row, part, count, tuple(_clip(spans, cuts[part], cuts[part + 1]))) for part in range(count)]
 
 
 def item_cost(item: WorkItem, costs: Sequence[float]) -> float:

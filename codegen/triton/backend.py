@@ -58,6 +58,11 @@ class TritonBackend(Backend):
         return emit_tiles(module).source
 
 
+def device_of(pools: Pools) -> torch.device:
+    """Where the pools are; without any (nothing but empty tiles), where kernels run."""
+    return next((pool.device for pool in pools.values()), torch.device("cpu" if interpreting() else "cuda"))
+
+
 def check_tile(module: Module) -> None:
     """CodegenError unless both sides of the tile are powers of two of at least 16."""
     for extent in module.tiles.tile:
@@ -91,7 +96,7 @@ class Tiles(Executor):
         self._emitted: Emitted = emit_tiles(module, on_missing)
         self.source = self._emitted.source
         self._kernels: ModuleType = build.load(self._emitted.name, self.source)
-        self._module, self._device = module, next(iter(pools.values())).device if pools else torch.device("cpu")
+        self._module, self._device = module, device_of(pools)
         self._beside = beside_tensors(module, pools)
         self._items, self._row_slots = item_table(schedule, self._device)
         self._loops: dict[str, Tensor] = {}

@@ -37,7 +37,7 @@ class DenseOnce(Executor):
         emitted = emit_decode(module, on_missing)
         self.source = emitted.source
         kernels = build.load(emitted.name, self.source)
-        device = next(iter(pools.values())).device if pools else torch.device("cpu")
+        device = next((pool.device for pool in pools.values()), torch.device("cpu"))
         self._decoders: list[tuple[Any, dict[str, Tensor]]] = [
             (
                 getattr(kernels, f"decode_{loop.prefix}_kernel"),

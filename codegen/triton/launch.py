@@ -39,7 +39,8 @@ class LaunchConfig:
         multiply-adds over fragments in registers, so a program takes few rows of x and more
         warps. The limits are those under which no kernel class spills in a loop. A stage of the
         pipeline is half a tile ahead, because the column of x's block has to be loaded first:
-        6 stages keep two tiles in flight.
+        6 stages keep two tiles in flight. With 8 warps a program has registers for one; AMD's
+        shared memory is small, so 2 stages there.
         """
         given = launch or {}
         scalar = x_dtype == torch.float32
@@ -48,7 +49,8 @@ class LaunchConfig:
         block_n = min(given.get("block_n", block_n), most)
         macs = tile[0] * tile[1] * block_n
         many = macs > (64 * 64 * 16 if scalar else 64 * 64 * 64)
-        return LaunchConfig(block_n, given.get("num_warps", 8 if many else 4), given.get("num_stages", 6))
+        stages = 2 if torch.version.hip else 4 if many else 6
+        return LaunchConfig(block_n, given.get("num_warps", 8 if many else 4), given.get("num_stages", stages))
 
     def options(self) -> dict[str, Any]:
         """Options of a Triton launch."""

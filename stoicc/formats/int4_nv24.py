@@ -10,15 +10,7 @@ from torch import Tensor
 
 from stoicc.formats import _affine_c, _nm
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
-from stoicc.formats._device import (
-    load_groups,
-    load_words,
-    nibbles,
-    scale_codes,
-    shift_codes,
-    spread_pairs,
-    zero_weights,
-)
+from stoicc.formats._device import load_groups, quads, scale_codes, shift_codes, spread_codes, spread_groups
 from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
 from stoicc.ir.registry import register_format
 
@@ -27,10 +19,9 @@ from stoicc.ir.registry import register_format
 def decode_int4_nv24(
     codes, positions, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
 ):
-    """`(code - 8) * scale` of the two kept weights of each four, at their columns."""
-    steps = load_groups(scales, BM, GROUPS)
-    kept = scale_codes(nibbles(load_words(codes, BM, BK // 16), 8), steps, GROUPS, DTYPE)
-    return spread_pairs(kept, positions, zero_weights(steps, BM, BK // 4, GROUPS, DTYPE), BM, BK)
+    """`(code - 8) * scale` of the two kept weights of each four, at their columns; 8 is dropped."""
+    values = quads(spread_codes(codes, positions, 8, BM, BK), 8)
+    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
 
 
 @triton.jit
@@ -38,10 +29,9 @@ def decode_int4_nv24_zeros(
     codes, positions, scales, zeros, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
 ):
     """`(code - zero) * scale` of the two kept weights of each four, at their columns."""
-    steps = load_groups(scales, BM, GROUPS)
-    shifted = shift_codes(nibbles(load_words(codes, BM, BK // 16), 0), load_groups(zeros, BM, GROUPS), GROUPS)
-    kept = scale_codes(shifted, steps, GROUPS, DTYPE)
-    return spread_pairs(kept, positions, zero_weights(steps, BM, BK // 4, GROUPS, DTYPE), BM, BK)
+    points = load_groups(zeros, BM, GROUPS)
+    values = quads(spread_codes(codes, positions, spread_groups(points, BK // 4, GROUPS), BM, BK), 0)
+    return scale_codes(shift_codes(values, points, GROUPS), load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,9 @@ class Int4Nv24(Affine):
         magnitude = tiles.float().abs()
         return tiles.where(_nm.top2(magnitude if statistics is None else magnitude * statistics[:, None].sqrt()), 0)
 
-    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
+        if self.grid(tile[1]).per_tile > tile[1] // 4:  # a scale for less than a group of four
+            return None
         function = decode_int4_nv24_zeros if self.zero_points else decode_int4_nv24
         return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
 

@@ -8,7 +8,7 @@ from stoicc.codegen.triton.launch import LaunchConfig
 from stoicc.ir.errors import CodegenError
 from tests.kernel_classes import KERNEL_CLASSES, KernelClass, make_case
 
-SOME = KERNEL_CLASSES[::8]
+SOME = KERNEL_CLASSES[::10]
 """Classes that are compiled for the further targets too."""
 
 CASES = [
@@ -18,7 +18,8 @@ CASES = [
 
 
 def compiled(kernel: KernelClass, target: str) -> tuple[Machine, ...]:
-    config = LaunchConfig.choose(kernel.block_n, kernel.x_dtype, kernel.tile, {"block_n": kernel.block_n})
+    given = {"block_n": kernel.block_n} | ({"num_stages": 2} if target.startswith("gfx") else {})
+    config = LaunchConfig.choose(kernel.block_n, kernel.x_dtype, kernel.tile, given)
     return check_class(make_case(kernel, (256, 256)).module, target, kernel.x_dtype, config)
 
 
@@ -37,7 +38,7 @@ def test_class_compiles_without_spills_in_loops(kernel: KernelClass, target: str
             assert machine.spills_in_loops == 0, f"{machine.kernel}: {machine}"
 
 
-LIMITS = {"dense": 480, "nv24": 1200, "int8": 1250, "int4": 1200, "int4_nv24": 1600}
+LIMITS = {"dense": 480, "nv24": 1200, "int8": 1200, "int4": 1200, "int4_nv24": 1600}
 """Warp instructions a 64x64 bf16 tile at batch 16, with a little room: a decode that grows fails."""
 
 
@@ -61,9 +62,9 @@ def test_one_loop_for_each_format() -> None:
 
 
 def test_spills_are_seen() -> None:
-    """The check can fail: far too few warps for a wide fp32 block spill inside the loop."""
-    kernel = KernelClass("zeros", (128, 64), "f32", "f32", "plain", False, 32)
-    machine = check_class(make_case(kernel, (256, 256)).module, "sm_80", torch.float32, LaunchConfig(64, 2, 2))[0]
+    """The check can fail: one warp cannot hold a wide block in its registers."""
+    kernel = KernelClass("dense", (64, 64), "bf16", "same", "plain", False, 128)
+    machine = check_class(make_case(kernel, (256, 256)).module, "sm_80", torch.bfloat16, LaunchConfig(128, 1, 2))[0]
     assert machine.spills_in_loops > 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu_check import Report, Timing, main, show
+from bench.gpu_check import FORMATS, Plan, Report, Timing, check_all, main, show, time_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +48,16 @@ def test_a_dry_run_is_never_recorded(capsys, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert main(["--dry-run"]) == 2
     assert "expected TRITON_INTERPRET=1 and --output with --dry-run" in capsys.readouterr().err
+
+
+def test_cases_out_of_time_are_dropped_by_name() -> None:
+    plan, report = Plan.make(dry=True, budget=0.0), Report("none", False, {}, "abc")
+    check_all(plan, report)
+    time_all(plan, report, lambda timing: None)
+    assert not report.checks
+    assert not report.times
+    assert f"check {FORMATS[0]} torch.bfloat16" in report.dropped
+    assert "times 128x64 mosaic" in report.dropped
 
 
 def test_the_report_names_what_was_dropped_and_failed() -> None:

@@ -8,14 +8,15 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 
+from stoicc.codegen.cache import cache_folder, write_whole
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.errors import CodegenError
 
@@ -32,13 +33,13 @@ _ISA_NEEDS = {
 _COMMON_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno")
 
 
-def compiler() -> str | None:
-    """The C compiler: the environment's CC, else gcc, cc or clang, or None."""
-    chosen = os.environ.get("CC")
-    for name in (chosen,) if chosen else ("gcc", "cc", "clang"):
-        found = shutil.which(name.split()[0])
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler and its first arguments: the environment's CC, else gcc, cc or clang, or None."""
+    chosen = os.environ.get("CC", "").strip()
+    for command in (shlex.split(chosen),) if chosen else (["gcc"], ["cc"], ["clang"]):
+        found = shutil.which(command[0])
         if found:
-            return found
+            return (found, *command[1:])
     return None
 
 
@@ -62,31 +63,31 @@ def instruction_set() -> str:
     return forced or able[0]
 
 
-def cache_folder() -> Path:
-    """Where sources and libraries are kept: STOICC_CACHE_DIR, or the user's cache folder."""
-    return Path(os.environ.get("STOICC_CACHE_DIR") or user_cache_dir("stoicc")) / "cpu"
-
-
 def load(source: str, label: str, isa: str) -> ctypes.CDLL:
     """Compile C text (once per text, flags and compiler) and load it.
 
     Raises:
-        CodegenError: there is no compiler, or it refuses the text.
+        CodegenError: there is no compiler, it refuses the text, or the library cannot be loaded.
     """
     cc = compiler()
     if cc is None:
         raise CodegenError(f"cpu backend: expected a C compiler, found {missing_compiler()}; install gcc or set CC")
     flags = (*_COMMON_FLAGS, *_ISA_FLAGS[isa])
     openmp = openmp_library()
-    key = "\n".join((source, cc, *flags, Path(openmp or "").name, platform.machine()))
+    key = "\n".join((source, *cc, *flags, Path(openmp or "").name, platform.machine()))
     stem = f"{label[:150]}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     library = cache_folder() / f"{stem}.so"
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{library}.lock"):
             if not library.exists():
                 _compile(cc, flags, openmp, source, library)
-    return ctypes.CDLL(str(library))
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise CodegenError(
+            f"cpu backend: expected the library to load, found {error}; the compiler's OpenMP must be torch's, "
+            "set CC=gcc"
+        ) from None
 
 
 def openmp_library() -> str | None:
@@ -100,20 +101,19 @@ def openmp_library() -> str | None:
     return found[0] if found else None
 
 
-def _compile(cc: str, flags: tuple[str, ...], openmp: str | None, source: str, library: Path) -> None:
+def _compile(cc: tuple[str, ...], flags: tuple[str, ...], openmp: str | None, source: str, library: Path) -> None:
     """Build next to the target and rename: another process never sees half a library."""
     text = library.with_suffix(".c")
     part = library.with_suffix(f".{os.getpid()}")
-    half_text, half_object, half_library = (part.with_suffix(f"{part.suffix}{end}") for end in (".c", ".o", ".so"))
+    half_object, half_library = (part.with_suffix(f"{part.suffix}{end}") for end in (".o", ".so"))
     runtime = (openmp,) if openmp else ("-fopenmp",)
-    half_text.write_text(source)
+    write_whole(text, source)
     try:
-        half_text.replace(text)
-        _call(cc, *flags, "-c", str(text), "-o", str(half_object))
-        _call(cc, "-shared", str(half_object), *runtime, "-lm", "-o", str(half_library))
+        _call(*cc, *flags, "-c", str(text), "-o", str(half_object))
+        _call(*cc, "-shared", str(half_object), *runtime, "-lm", "-o", str(half_library))
         half_library.replace(library)
     finally:
-        for left in (half_text, half_object, half_library):
+        for left in (half_object, half_library):
             left.unlink(missing_ok=True)
 
 

@@ -55,7 +55,7 @@ _LOOP = Template("""\
 """)
 
 
-class PanelDecoder:
+class CompiledDecoder:
     """The C function that decodes panels of one weight, and the arrays that it reads."""
 
     def __init__(self, module: Module, pools: Pools) -> None:

@@ -73,7 +73,7 @@ def test_text_that_does_not_compile(monkeypatch, tmp_path):
     monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
     with pytest.raises(CodegenError, match=r"expected the emitted C to compile, found .*error.*; look at the file"):
         load("int x = ;", "broken", "portable")
-    assert [path.suffix for path in (tmp_path / "cpu").iterdir() if path.suffix != ".lock"] == [".c"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == [".c"]
 
 
 def test_a_class_is_built_once(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from stoicc.codegen.cpu.backend import CpuBackend
 from stoicc.codegen.cpu.build import openmp_library
-from stoicc.codegen.cpu.decode import PanelDecoder
+from stoicc.codegen.cpu.decode import CompiledDecoder
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from tests.codegen.cpu.mosaics import ALL_FORMATS, BOUNDS, Mosaic, mosaic, relative_error, run
@@ -158,5 +158,5 @@ def test_c_decode_equals_the_formats_decode_bit_for_bit(isa, dtype):
     formats = (*ALL_FORMATS, "int8<group_size=0>", "int4_nv24<group_size=8>")
     case = mosaic((70, 200), formats, dtype, seed=3)
     panel = torch.full((3 * 32, 7 * 32), torch.nan, dtype=TORCH_DTYPES[dtype])
-    PanelDecoder(case.module, case.pools)(0, 3, panel)
+    CompiledDecoder(case.module, case.pools)(0, 3, panel)
     assert torch.equal(bits(panel[:70, :200].contiguous()), bits(case.weight.to(TORCH_DTYPES[dtype])))

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stoicc.codegen.triton import build
-from stoicc.codegen.triton.emit import Emitted, emit_tiles
+from stoicc.codegen.triton.emit import Emitted, emit_decode, emit_tiles
 from stoicc.codegen.triton.launch import LaunchConfig
 from stoicc.ir.dtypes import DTYPE_NAMES, output_dtype
 from stoicc.ir.errors import CodegenError
@@ -84,18 +84,25 @@ def parse_target(text: str) -> GPUTarget:
     raise CodegenError(f"target {text!r}: expected sm_<number> or gfx<name>, found neither; name a GPU architecture")
 
 
-def check_class(module: Module, target: str, x_dtype: torch.dtype, config: LaunchConfig) -> tuple[Machine, ...]:
-    """Compile every kernel of a module's `tiles` executor and read what came out.
+def check_class(
+    module: Module, target: str, x_dtype: torch.dtype, config: LaunchConfig, kind: str = "tiles"
+) -> tuple[Machine, ...]:
+    """Compile every kernel of one of a module's executors and read what came out.
 
     Args:
         module: scheduled; nothing of it is read but its class, so pools are not needed.
         target: `sm_80`, `sm_90`, `sm_100`, `gfx942`, ...
         x_dtype: input dtype.
         config: launch constants.
+        kind: the executor, "tiles" or "dense-once".
     """
-    emitted = emit_tiles(module)
+    if kind == "tiles":
+        emitted = emit_tiles(module)
+        names = ["tiles_kernel", "reduce_kernel"] if emitted.split else ["tiles_kernel"]
+    else:
+        emitted = emit_decode(module)
+        names = [f"decode_{loop.prefix}_kernel" for loop in emitted.loops]
     kernels = build.load(emitted.name, emitted.source)
-    names = ["tiles_kernel", "reduce_kernel"] if emitted.split else ["tiles_kernel"]
     return tuple(_check(getattr(kernels, name), name, module, emitted, target, x_dtype, config) for name in names)
 
 
@@ -104,8 +111,9 @@ def _check(
 ) -> Machine:
     types = argument_types(module, emitted, x_dtype)
     dot = _DOTS[x_dtype]
-    constants = {"BN": config.block_n, "DOT": dot, "PRECISION": "ieee" if dot == tl.float32 else "tf32"}
     names = kernel.arg_names
+    launched = {"BN": config.block_n, "DOT": dot, "PRECISION": "ieee" if dot == tl.float32 else "tf32"}
+    constants = {name: value for name, value in launched.items() if name in names}
     signature = {n: "constexpr" if n in constants else types[n] for n in names}
     aligned = [n for n in names if signature[n].startswith("*") or _is_aligned(n, module)]
     source = ASTSource(
@@ -125,7 +133,7 @@ def argument_types(module: Module, emitted: Emitted, x_dtype: torch.dtype) -> di
     program = module.tiles
     x = DTYPE_NAMES[x_dtype]
     dtypes = {"x": x, "y": DTYPE_NAMES[output_dtype(program.dtype, x_dtype)], "parts": "f32", "low_rank_product": x}
-    dtypes |= {"items": "i32", "row_slots": "i32"}
+    dtypes |= {"items": "i32", "row_slots": "i32", "panel": x, "rows": "i32"}
     for name in ("bias", "row_permutation", "column_permutation", "input_scale", "output_scale"):
         if (pool := getattr(program.beside, name)) is not None:
             dtypes[name] = pool.dtype
@@ -137,7 +145,8 @@ def argument_types(module: Module, emitted: Emitted, x_dtype: torch.dtype) -> di
             dtypes[use.name] = use.plane.dtype
             if use.slots is not None:
                 dtypes[use.slots] = "i64" if use.plane.kind is PlaneKind.RAGGED else "i32"
-    return {name: _POINTERS[dtype] for name, dtype in dtypes.items()} | dict.fromkeys(("M", "K", "N", "RANK"), "i32")
+    numbers = dict.fromkeys(("M", "K", "N", "RANK", "first", "top"), "i32")
+    return {name: _POINTERS[dtype] for name, dtype in dtypes.items()} | numbers
 
 
 def _is_aligned(name: str, module: Module) -> bool:

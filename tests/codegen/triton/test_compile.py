@@ -54,6 +54,17 @@ def test_decode_stays_cheap(formats: str, target: str) -> None:
     assert machine.loads.get(widest, 0) >= 2, f"expected planes loaded {widest} bits at a time, found {machine.loads}"
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize(("formats", "weight"), [("mosaic", "bf16"), ("rows", "f32"), ("zeros", "f16")])
+def test_decode_kernels_of_dense_once(formats: str, weight: str, target: str) -> None:
+    kernel = KernelClass(formats, (64, 64), weight, "same", "plain", False, 16)
+    module = make_case(kernel, (256, 256)).module
+    machines = check_class(module, target, kernel.x_dtype, LaunchConfig(16, 4, 2), "dense-once")
+    assert module.schedule is not None
+    assert len(machines) == len(module.schedule.csrs)
+    assert all(machine.spills == 0 for machine in machines)
+
+
 def test_one_loop_for_each_format() -> None:
     kernel = KernelClass("mosaic", (64, 64), "bf16", "same", "plain", False, 16)
     (machine,) = compiled(kernel, "sm_80")

@@ -13,7 +13,7 @@ from stoicc.codegen.executor import Executor, Pools
 from stoicc.codegen.reference import ACTIVATION_FUNCTIONS, PanelDecoder, scaled_input
 from stoicc.ir.dtypes import TORCH_DTYPES, itemsize, output_dtype
 from stoicc.ir.errors import CodegenError
-from stoicc.ir.types import Module
+from stoicc.ir.types import Beside, Module
 
 PANEL_BYTES = 4 << 20
 """Scratch for one panel; a tile row that is larger makes a panel by itself."""
@@ -81,6 +81,9 @@ class DenseOnceExecutor(Executor):
         target: slice | Tensor = slice(first, last)
         if beside.row_permutation is not None:
             target = self._pools["row_permutation"][first:last].long()
+        if beside == Beside():
+            out[:, target] = product
+            return
         y = product.float()
         if beside.output_scale is not None:
             y = y * self._pools["output_scale"][target].float()

@@ -169,6 +169,12 @@ def test_fuse_epilogue_takes_what_is_there():
     assert bare.prologue == bare.epilogue == ()
 
 
+@pytest.mark.parametrize(("dtype", "batch"), [("bf16", 64), ("f16", 256), ("f32", 256)])
+def test_regimes_know_the_crossover_of_a_dtype(dtype, batch):
+    program = make_program((20, 30), dtype=dtype)
+    assert scheduled(run("regimes", Module(program))).regimes[0] == Regime("tiles", batch)
+
+
 def test_regimes_replace_those_that_were_set():
     schedule = scheduled(run("regimes{tiles=64},regimes{tiles=8}"))
     assert schedule.regimes == (Regime("tiles", 8), Regime("dense-once"))
@@ -212,7 +218,7 @@ def test_empty_rows_among_others_keep_their_item():
         ("split-k{min_items=0}", "pass split-k, option min_items: expected a whole number from 1, found '0'"),
         ("balance{bins=0}", "pass balance, option bins: expected a whole number from 1, found '0'"),
         ("balance{bins=2.5}", "pass balance, option bins: expected int, found '2.5'"),
-        ("regimes{tiles=-1}", "pass regimes, option tiles: expected a batch size from 0, found '-1'"),
+        ("regimes{tiles=-1}", "pass regimes, option tiles: expected auto or a batch size from 0, found '-1'"),
         ("order{cost}", "pass order: expected option=value, found 'cost'; correct the text"),
         ("order{by=cost,by=row}", "pass order: expected every option once, found 'by' twice"),
     ],

@@ -62,7 +62,7 @@ def test_layout_of_the_text_does_not_matter():
 
 def test_defaults_are_filled_in():
     assert str(Pipeline.parse("order,build-csr,split-k,balance{},regimes")) == (
-        "order{by=cost},build-csr,split-k{parts=1},balance{bins=256},regimes{tiles=32}"
+        "order{by=cost},build-csr,split-k{parts=1},balance{bins=256},regimes{tiles=auto}"
     )
 
 
@@ -128,7 +128,7 @@ def test_an_earlier_run_counts():
 def test_passes_are_sorted_by_their_dependencies():
     shuffled = ["regimes", "balance{bins=9}", "split-k{parts=2}", "order", "build-csr", "drop-empty", "fuse-epilogue"]
     assert str(Pipeline.ordered(shuffled)) == (
-        "drop-empty,order{by=cost},build-csr,split-k{parts=2},balance{bins=9},fuse-epilogue,regimes{tiles=32}"
+        "drop-empty,order{by=cost},build-csr,split-k{parts=2},balance{bins=9},fuse-epilogue,regimes{tiles=auto}"
     )
     assert Pipeline.ordered(["split-k", find_pass("build-csr")()]) == Pipeline.parse("build-csr,split-k")
 

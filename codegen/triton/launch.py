@@ -39,17 +39,17 @@ class LaunchConfig:
         multiply-adds over fragments in registers, so a program takes few rows of x and more
         warps. The limits are those under which no kernel class spills in a loop. A stage of the
         pipeline is half a tile ahead, because the column of x's block has to be loaded first:
-        6 stages keep two tiles in flight. With 8 warps a program has registers for one; AMD's
-        shared memory is small, so 2 stages there.
+        6 stages keep two tiles in flight. With 8 warps a program has registers for one, with fp32
+        operands for none; AMD's shared memory is small, so 2 stages there.
         """
         given = launch or {}
         scalar = x_dtype == torch.float32
         block_n = next((size for size in (16, 32, 64) if batch <= size), ROUND)
-        most = (32 if tile[0] * tile[1] <= 64 * 64 else 16) if scalar else ROUND
+        most = (32 if scalar else ROUND) // (1 if tile[0] * tile[1] <= 64 * 64 else 2)
         block_n = min(given.get("block_n", block_n), most)
         macs = tile[0] * tile[1] * block_n
         many = macs > (64 * 64 * 16 if scalar else 64 * 64 * 64)
-        stages = 2 if torch.version.hip else 4 if many else 6
+        stages = 2 if torch.version.hip or scalar else 4 if many else 6
         return LaunchConfig(block_n, given.get("num_warps", 8 if many else 4), given.get("num_stages", stages))
 
     def options(self) -> dict[str, Any]:

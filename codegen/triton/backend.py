@@ -160,5 +160,3 @@ class Tiles(Executor):
     def _piece(self, batch: int) -> int:
         """Rows of x whose parts fit the workspace bound, in whole rounds."""
         return min(batch, max(ROUND, PARTS_BYTES // max(self._slot_bytes(), 1) // ROUND * ROUND))
-
-

@@ -148,10 +148,3 @@ def test_text_is_written_once_and_imported(monkeypatch: pytest.MonkeyPatch, tmp_
     assert module.VALUE == 1
     assert [file.name for file in (tmp_path / "deep" / "er").iterdir() if file.is_file()] == ["k_test.py"]
     assert build.load("k_test", "VALUE = 1\n") is module
-
-
-def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path / "file" / "below"))
-    with pytest.raises(CodegenError, match=r"expected a folder that can be written, found .*; set STOICC_CACHE_DIR"):
-        build.cache_dir()

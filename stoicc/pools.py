@@ -77,9 +77,13 @@ class PoolBuilder:
         segments = []
         for number, index in enumerate(used.tolist()):
             names = []
+            kinds = {plane.name: plane.kind for plane in self.formats[index].planes(self.tile, self.dtype)}
             for plane, parts in self.parts.pop(index).items():
                 names.append(pool_name(number, plane))
-                pools[names[-1]] = _join_offsets(parts) if plane.endswith("_ptr") else _join(parts)
+                if kinds.get(plane) is PlaneKind.MATRIX:
+                    pools[names[-1]] = _only(parts, f"format {self.formats[index]}, plane {plane}")
+                else:
+                    pools[names[-1]] = _join(parts) if plane in kinds else _join_offsets(parts)
             described = tuple(describe(name, pools[name]) for name in names)
             count = int((tile_map == number).sum())
             tile_bytes = self._ragged_bytes(index, number, pools)
@@ -173,6 +177,13 @@ def _join(parts: list[Tensor]) -> Tensor:
         begin -= len(part)
         joined[begin : begin + len(part)] = part
     return joined
+
+
+def _only(parts: list[Tensor], where: str) -> Tensor:
+    """The one entry of a plane that serves the whole matrix; every chunk has to say the same."""
+    if any(not torch.equal(part, parts[0]) for part in parts):
+        raise FormatError(f"{where}: expected one entry for the whole matrix, found others in other tile rows")
+    return parts[0]
 
 
 def _join_offsets(parts: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from stoicc.ir.format import Tile, TileFormat
 from stoicc.ir.types import Module
 
 Pools = Mapping[str, Tensor]
@@ -51,6 +52,12 @@ class Backend(ABC):
 
     name: ClassVar[str]
     device_type: ClassVar[str]
+    code: ClassVar[str] = "nothing"
+    """What a format gives to have code here, for error messages."""
+
+    def has_code(self, fmt: TileFormat, tile: Tile, dtype: str) -> bool:
+        """Whether tiles of this format run here as they are stored."""
+        return True
 
     @property
     def runs_on_cpu(self) -> bool:

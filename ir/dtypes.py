@@ -7,7 +7,7 @@ reference backend only, where it accumulates in float64.
 
 import torch
 
-from stoicc.ir.errors import InputError
+from stoicc.ir.errors import FormatError, InputError
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "f64": torch.float64,
@@ -36,6 +36,8 @@ BITS_VIEW: dict[torch.dtype, torch.dtype] = {
 
 def itemsize(dtype: str) -> int:
     """Bytes of one element of an IR dtype."""
+    if dtype not in TORCH_DTYPES:
+        raise FormatError(f"dtype: expected one of {', '.join(TORCH_DTYPES)}, found {dtype!r}; correct the plane")
     return TORCH_DTYPES[dtype].itemsize
 
 
@@ -53,10 +55,14 @@ def output_dtype(weight: str, x: torch.dtype) -> torch.dtype:
     | bf16, f16  | f32         | fp32       | f32         |
     | f32        | f32         | fp32       | f32         |
     | any        | f64         | float64    | f64 (reference backend only) |
+
+    Weights in codes mean (code - zero) * scale, rounded once to the weight's dtype. Executors that
+    scale partial sums in fp32 (the C tiles) skip that one rounding; the others multiply the
+    rounded weight. Floats are only ever put into codes where the two are the same.
     """
     if x in (torch.float32, torch.float64) or x == TORCH_DTYPES[weight]:
         return x
+    wanted = "f32" if weight == "f32" else f"{weight} or f32"
     raise InputError(
-        f"input of a {weight} kernel: expected dtype {weight} or f32, found {DTYPE_NAMES.get(x, x)}; "
-        "cast the input with x.to(...)"
+        f"input of a {weight} kernel: expected dtype {wanted}, found {DTYPE_NAMES.get(x, x)}; cast it with x.to(...)"
     )

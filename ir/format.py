@@ -9,7 +9,6 @@ backend. `decode_block` makes it fast on GPUs, `tile_mac` on CPUs. Passes and ba
 these capabilities and never for a format's name.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from stoicc.ir.dtypes import DTYPE_NAMES, bits, itemsize
 from stoicc.ir.errors import FormatError
+from stoicc.ir.options import print_options, read_options
 
 Planes = dict[str, Tensor]
 Tile = tuple[int, int]
@@ -219,8 +219,26 @@ class TileFormat(ABC):
     # -- lossy doors -----------------------------------------------------------------------
 
     def reject_shared(self, tiles: Tensor, slots: Tensor) -> Tensor:
-        """As `reject`, for formats with GROUP planes: a tile falls with those it shares with."""
-        return self.reject(tiles)
+        """As `reject`, for formats with GROUP planes: tiles of equal `slots` share an entry.
+
+        The default also rejects a tile whose shared entry differs from that of the first tile
+        of its slot.
+        """
+        rejected = self.reject(tiles)
+        kept = (~rejected).nonzero().flatten()
+        shared = [
+            plane.name
+            for plane in self.planes(tile_shape(tiles), DTYPE_NAMES[tiles.dtype])
+            if plane.kind in (PlaneKind.GROUP, PlaneKind.MATRIX)
+        ]
+        if shared and kept.numel():
+            planes = self.encode(tiles[kept])
+            unique, slot = slots[kept].unique(return_inverse=True)
+            first = torch.full_like(unique, len(kept)).scatter_reduce_(0, slot, torch.arange(len(kept)), "amin")
+            for name in shared:
+                entries = planes[name]
+                rejected[kept] |= (entries != entries[first[slot]]).flatten(1).any(1)
+        return rejected
 
     def encode_shared(self, tiles: Tensor, slots: Tensor) -> Planes:
         """As `encode`, for formats with GROUP planes: tiles of equal `slots` share an entry.
@@ -280,24 +298,18 @@ class TileFormat(ABC):
     # -- text ------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        """`name` or `name<field=value, ...>` with the fields that differ from their default."""
-        changed = [
-            f"{f.name}={_text(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
+        """`name` or `name<field=value, ...>` with the fields that differ from their default.
+
+        Raises:
+            FormatError: a field's value would not read back from its text.
+        """
+        changed = print_options(self, f"format {self.name}", FormatError)
         return f"{self.name}<{', '.join(changed)}>" if changed else self.name
 
     @classmethod
     def from_text(cls, options: Mapping[str, str]) -> Self:
-        """Build the format from the options of its textual form."""
-        known = {f.name: f.type for f in dataclasses.fields(cls)}
-        for option in options:
-            if option not in known:
-                raise FormatError(
-                    f"format {cls.name}: expected options {sorted(known) or 'none'}, found {option!r}; correct the name"
-                )
-        return cls(**{option: _value(known[option], text, cls.name, option) for option, text in options.items()})
+        """Build the format from the options of its textual form; FormatError names a wrong one."""
+        return read_options(cls, options, f"format {cls.name}", FormatError)
 
 
 def tile_shape(tiles: Tensor) -> Tile:
@@ -316,18 +328,3 @@ def squared_error(tiles: Tensor, decoded: Tensor, statistics: Tensor | None) -> 
     """Sum of squared differences of each tile `[T]`, columns weighted by `statistics [T, BK]`."""
     square = (tiles.float() - decoded.float()).square().sum(1)
     return (square if statistics is None else square * statistics).sum(1)
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _value(annotation: Any, text: str, name: str, option: str) -> Any:
-    kind = annotation if isinstance(annotation, str) else annotation.__name__
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[text]
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except (KeyError, ValueError):
-        where = f"format {name}, option {option}"
-        raise FormatError(f"{where}: expected {kind}, found {text!r}; correct the value") from None

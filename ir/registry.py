@@ -8,8 +8,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from stoicc.ir.errors import FormatError
+from stoicc.ir.errors import FormatError, brief
 from stoicc.ir.format import TileFormat
+from stoicc.ir.options import split_options
 
 _TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:<([^<>]*)>)?\s*")
 
@@ -32,6 +33,11 @@ class Registry:
                 f"register_format: expected a name of a-z, 0-9 and _, found {getattr(fmt, 'name', None)!r}; "
                 "set the class variable `name`"
             )
+        if not _is_default(fmt):
+            raise FormatError(
+                f"register_format: expected {type(fmt).__qualname__}() with default options, found {fmt}; give every "
+                "field a default and register that: options are named where the format is used"
+            )
         held = self._formats.get(fmt.name)
         if held is not None and _origin(held) != _origin(fmt):
             raise FormatError(
@@ -52,30 +58,30 @@ class Registry:
         """The format that a text such as `int4<group_size=128>` names."""
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise FormatError(f"format {text!r}: expected name or name<option=value, ...>; correct the text")
+            raise FormatError(f"format {brief(repr(text))}: expected name or name<option=value, ...>; correct the text")
         name, options = match.groups()
         if name not in self._formats:
-            near = difflib.get_close_matches(name, self.names(), n=3)
+            near = difflib.get_close_matches(name[:64], self.names(), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known formats are {', '.join(self.names())}"
-            raise FormatError(f"format {name!r}: expected a registered format, found an unknown name; {hint}")
+            raise FormatError(
+                f"format {brief(repr(name))}: expected a registered format, found an unknown name; {hint}"
+            )
         if options is None:
             return self._formats[name]
-        return type(self._formats[name]).from_text(_options(text, options))
+        return type(self._formats[name]).from_text(split_options(options, f"format {name}", FormatError))
+
+
+def _is_default(fmt: TileFormat) -> bool:
+    """Whether the bare name, which prints no options, reads back as this instance."""
+    try:
+        return type(fmt)() == fmt
+    except TypeError:  # a field without a default
+        return False
 
 
 def _origin(fmt: TileFormat) -> tuple[str, str]:
     """Where a class was defined: the same class run again (a notebook cell) may replace itself."""
     return type(fmt).__module__, type(fmt).__qualname__
-
-
-def _options(text: str, options: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for part in options.split(","):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise FormatError(f"format {text!r}: expected option=value, found {part.strip()!r}; correct the text")
-        pairs[key.strip()] = value.strip()
-    return pairs
 
 
 REGISTRY = Registry()

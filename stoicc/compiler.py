@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stoicc.inspector import inspect
-from stoicc.ir.errors import InputError
+from stoicc.inspector import everything, inspect_for
+from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.schedule import Schedule
-from stoicc.ir.types import Module
+from stoicc.ir.types import Module, TileProgram
 from stoicc.kernel import Kernel
 from stoicc.passes import Pipeline, default_pipeline
 from stoicc.pools import TiledWeight
-from stoicc.targets import check_target
+from stoicc.targets import backend_for, backend_named, check_target
 from stoicc.weights import FormatLike, TileMap
 
 
@@ -59,15 +59,13 @@ def compile(  # the name is the contract of design and README
         bias = weight.bias if bias is None else bias
         weight = weight.weight
     if isinstance(weight, (TiledWeight, Kernel)):
-        given = {"formats": formats, "tile": tile, "tile_map": tile_map, "bias": bias, "activation": activation}
-        if taken := [option for option, value in given.items() if value is not None]:
-            raise InputError(
-                f"compile: expected no {', '.join(taken)} with a weight that is inspected already; "
-                "pass it to stoicc.inspect"
-            )
+        options = {"formats": formats, "tile": tile, "tile_map": tile_map, "bias": bias, "activation": activation}
+        _refuse_options({**options, "approximate": approximate or None, "name": None if name == "weight" else name})
         tiled = weight.tiled() if isinstance(weight, Kernel) else weight
     else:
-        tiled = inspect(
+        usable = backend_for(target, device).has_code if on_missing == "error" else everything
+        tiled = inspect_for(
+            usable,
             weight,
             formats,
             tile,
@@ -77,18 +75,45 @@ def compile(  # the name is the contract of design and README
             bias=bias,
             activation=activation,
         )
-    if schedule is not None:
-        module = Module(tiled.program, schedule)
-    else:
-        passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-        module = (passes or default_pipeline(_pipeline_target(target, device))).run(Module(tiled.program))
+    module = _scheduled(tiled, pipeline, schedule, _pipeline_target(target, device))
+    _check_code(module.tiles, target, device, on_missing)
     return Kernel(module, tiled.pools, target, on_missing).to(device)
+
+
+def _refuse_options(options: dict[str, Any]) -> None:
+    """A weight that is inspected already has its tiles; options for the inspector come too late."""
+    if taken := [option for option, value in options.items() if value is not None]:
+        raise InputError(
+            f"compile: expected no {', '.join(taken)} with a weight that is inspected already; "
+            "pass it to stoicc.inspect"
+        )
+
+
+def _scheduled(tiled: TiledWeight, pipeline: str | Pipeline | None, schedule: Schedule | None, target: str) -> Module:
+    """The program with the given schedule, or that of the given or the target's pipeline."""
+    if schedule is not None:
+        if not isinstance(schedule, Schedule):
+            raise InputError(f"schedule: expected a Schedule, found {type(schedule).__name__}; edit kernel.schedule")
+        return Module(tiled.program, schedule)
+    passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    if passes is not None and not isinstance(passes, Pipeline):
+        raise InputError(f"pipeline: expected text or a Pipeline, found {type(passes).__name__}")
+    return (passes or default_pipeline(target)).run(Module(tiled.program))
+
+
+def _check_code(program: TileProgram, target: str, device: str, on_missing: str) -> None:
+    """A format without code for the target is named now, not at the first call."""
+    backend = backend_for(target, device)
+    for segment in program.segments:
+        if on_missing == "error" and not backend.has_code(segment.resolve(), program.tile, program.dtype):
+            raise FormatError(
+                f"format {segment.format}: expected code for target {backend.name!r}, found none; give the format "
+                f"{backend.code}, or pass on_missing='dense' to materialise its tiles when the kernel is built"
+            )
 
 
 def _device(weight: Any, target: str) -> str:
     """The device type that the kernel's pools go to."""
-    from stoicc.targets import backend_named
-
     if target == "cuda":
         return "cpu" if backend_named("triton").runs_on_cpu else "cuda"
     if target == "auto":

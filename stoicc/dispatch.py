@@ -53,12 +53,24 @@ def _define(kind: str) -> None:
 
     def run(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
         kernel = _kernel(handle)
-        executor = kernel.executor(kind)
+        if x.ndim != 2 or x.shape[1] != kernel.in_features or x.device != kernel.device:
+            raise InputError(
+                f"op stoicc::{op}: expected x [N, {kernel.in_features}] on {kernel.device}, "
+                f"found {list(x.shape)} on {x.device}"
+            )
         out = x.new_empty(x.shape[0], kernel.out_features, dtype=output_dtype(kernel.program.dtype, x.dtype))
+        if x.shape[0] == 0:
+            return out
+        executor = kernel.executor(kind)
+        needed = executor.workspace_bytes(x.shape[0], x.dtype)
         if workspace is None:
-            needed = executor.workspace_bytes(x.shape[0], x.dtype)
             workspace = torch.empty(needed, dtype=torch.uint8, device=x.device)
-        executor.run(x, out, workspace)
+        if workspace.dtype != torch.uint8 or workspace.numel() < needed or workspace.device != x.device:
+            raise InputError(
+                f"op stoicc::{op}: expected a workspace of at least {needed} bytes (uint8) on {x.device}, found "
+                f"{workspace.numel()} of {workspace.dtype} on {workspace.device}"
+            )
+        executor.run(x.contiguous(), out, workspace)
         return out
 
     def fake(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
@@ -67,6 +79,7 @@ def _define(kind: str) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.handle = inputs[2]
+        ctx.kernel = _kernel(inputs[2])  # alive until the backward pass
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return torch.ops.stoicc.input_gradient(grad, ctx.handle), None, None

@@ -3,30 +3,45 @@
 Nothing in it belongs to a device: a backend repacks planes when it builds an executor.
 """
 
+import hashlib
 from os import PathLike
 
 import torch
 
-from stoicc.ir.errors import InputError
+from stoicc.ir.errors import InputError, VerifyError
 from stoicc.ir.parser import parse
 from stoicc.ir.printer import print_module
 from stoicc.ir.types import Module
-from stoicc.ir.verify import verify_pools
+from stoicc.ir.verify import verify, verify_pools
 from stoicc.kernel import Kernel
 from stoicc.pools import rehash
 
 IR_KEY = "stoicc.ir"
+HASH_KEY = "stoicc.ir.hash"
 VERSION_KEY = "stoicc.artefact"
 VERSION = "1"
 
 
 def save(kernel: Kernel, path: str | PathLike[str]) -> None:
-    """Write a kernel; content hashes are taken anew, as training may have changed values."""
+    """Write a kernel; content hashes are taken anew, as training may have changed values.
+
+    Raises:
+        InputError: a path that cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     pools = {name: pool.detach().cpu().contiguous() for name, pool in kernel.pools.items()}
-    module = Module(rehash(kernel.program, pools), kernel.schedule)
-    save_file(pools, path, metadata={IR_KEY: print_module(module, exact=True), VERSION_KEY: VERSION})
+    text = print_module(Module(rehash(kernel.program, pools), kernel.schedule), exact=True)
+    try:
+        save_file(pools, path, metadata={IR_KEY: text, HASH_KEY: text_hash(text), VERSION_KEY: VERSION})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"artefact {path}: expected a file that can be written, found {error}") from None
+
+
+def text_hash(text: str) -> str:
+    """Of the IR text: an artefact whose text was edited is refused."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def load(
@@ -40,7 +55,7 @@ def load(
 
     Raises:
         InputError: not an artefact of stoicc, or one of another version.
-        VerifyError: pools that are missing, or whose content does not match the IR.
+        VerifyError: IR text or pools that are not what was saved.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -55,6 +70,12 @@ def load(
             f"artefact {path}: expected version {VERSION} of a stoicc artefact, found "
             f"{metadata.get(VERSION_KEY, 'a file without IR text')}; write it with kernel.save"
         )
+    if metadata.get(HASH_KEY) != text_hash(metadata[IR_KEY]):
+        raise VerifyError(f"artefact {path}: expected the IR text as it was saved, found it changed; save it again")
     module = parse(metadata[IR_KEY])
+    verify(module)
     verify_pools(module.tiles, pools)
-    return Kernel(module, pools, target, on_missing).to(device)
+    try:
+        return Kernel(module, pools, target, on_missing).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"artefact {path}: expected a device to load to, found {device!r} ({error})") from None

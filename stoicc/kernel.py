@@ -6,17 +6,22 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad as fwAD
 
 from stoicc.codegen.executor import Executor
 from stoicc.dispatch import execute, new_handle
-from stoicc.ir.dtypes import output_dtype
+from stoicc.ir.dtypes import TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
-from stoicc.ir.verify import verify, verify_runnable
-from stoicc.pools import Pools, TiledWeight, effective_matrix
+from stoicc.ir.verify import verify, verify_pools, verify_runnable
+from stoicc.pools import Pools, TiledWeight, effective_matrix, structure_hash
 from stoicc.stats import KernelStats, kernel_stats
 from stoicc.targets import backend_for, backend_named, check_target
+from stoicc.weights import version_of
+
+AUTOCAST = (torch.bfloat16, torch.float16, torch.float32)
+"""Input dtypes that autocast may bring to the weight's dtype."""
 
 
 class Kernel(nn.Module):
@@ -35,17 +40,18 @@ class Kernel(nn.Module):
         super().__init__()
         verify(module)
         verify_runnable(module)
+        verify_pools(module.tiles, pools, contents=False)
         if on_missing not in ("error", "dense"):
             raise InputError(f"on_missing: expected 'error' or 'dense', found {on_missing!r}")
         self._module = module
         self.target = check_target(target)
         self.on_missing = on_missing
-        for name, pool in pools.items():
-            self.register_buffer(name, pool)
-        self._executors: dict[tuple[str, str], Executor] = {}
-        self._settle()
+        for pool in module.tiles.pools():
+            self.register_buffer(pool.name, pools[pool.name])
+        self._executors: dict[str, Executor] = {}
+        self._built_for: tuple[object, ...] = ()
+        self._settle(torch.empty(0, device=next((pool.device for pool in pools.values()), "cpu")))
         self._handle = new_handle(self)
-        self.register_load_state_dict_post_hook(_forget_executors)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -117,21 +123,23 @@ class Kernel(nn.Module):
         Returns:
             `[..., M]`, contiguous.
         """
-        self._check_input(x)
+        x = self._checked(x)
         flat = x.reshape(-1, self.in_features).contiguous()
-        if flat.shape[0] == 0:
-            return x.new_empty(*x.shape[:-1], self.out_features, dtype=output_dtype(self.program.dtype, x.dtype))
         on_reference = self._backend == "reference" or x.dtype == torch.float64
         kind = "reference" if on_reference else self.schedule.regime(flat.shape[0])
         return execute(kind, flat, None, self._handle).view(*x.shape[:-1], self.out_features)
 
     def executor(self, kind: str) -> Executor:
         """The executor of a kind ("tiles", "dense-once", "reference"), built on first use."""
-        backend = "reference" if kind == "reference" else self._backend
-        key = (backend, kind)
-        if key not in self._executors:
-            self._executors[key] = backend_named(backend).build(self._module, self.pools, kind, self.on_missing)
-        return self._executors[key]
+        pools = self._buffers.values()
+        state = tuple((id(pool), version_of(pool)) for pool in pools if pool is not None)
+        if state != self._built_for:
+            self._executors.clear()  # values or places changed: repacked planes and addresses are stale
+            self._built_for = state
+        if kind not in self._executors:
+            backend = backend_named("reference" if kind == "reference" else self._backend)
+            self._executors[kind] = backend.build(self._module, self.pools, kind, self.on_missing)
+        return self._executors[kind]
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """dL/dx `[N, K]` from dL/dy `[N, M]`, through the decoded matrix."""
@@ -152,9 +160,8 @@ class Kernel(nn.Module):
                 return tensor.to(result.device)
             return result
 
-        self._executors.clear()
         applied: Self = super()._apply(moved, recurse)
-        self._settle()
+        self._settle(moved(torch.empty(0, device=self.device)))
         return applied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernel":
@@ -162,18 +169,38 @@ class Kernel(nn.Module):
             self._module, {name: pool.clone() for name, pool in self.pools.items()}, self.target, self.on_missing
         )
         memo[id(self)] = copied
-        return copied
+        return copied.train(self.training)
+
+    def get_extra_state(self) -> Tensor:
+        """The structure that the buffers belong to: a hash of the program without its contents."""
+        return torch.frombuffer(bytearray(structure_hash(self.program)), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: `_load_from_state_dict` has compared it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        found = state_dict.get(f"{prefix}_extra_state")
+        if found is not None and bytes(found.tolist()) != structure_hash(self.program):
+            raise InputError(
+                f"kernel {self.program.name}: expected a state dict of the same tiles, formats and shape, found "
+                "another's; values may change, structure may not: compile that weight, or load its artefact"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Executors hold machine code and addresses; a copy makes its own."""
         return Kernel, (self._module, self.pools, self.target, self.on_missing)
 
-    def _settle(self) -> None:
-        """Look up once what every call asks: where the pools are, and which backend serves them."""
-        self.device = next((pool.device for pool in self.buffers()), torch.device("cpu"))
+    def _settle(self, probe: Tensor) -> None:
+        """Look up once what every call asks: where the pools are (with `probe`), and the backend."""
+        self.device = probe.device
         self._backend = backend_for(self.target, self.device.type).name
 
-    def _check_input(self, x: Tensor) -> None:
+    def _checked(self, x: Tensor) -> Tensor:
+        """x, as it is or cast under autocast, where this kernel can take it; else InputError."""
+        if not isinstance(x, Tensor) or x.layout is not torch.strided:
+            found = type(x).__name__ if not isinstance(x, Tensor) else f"{x.layout}"
+            raise InputError(f"kernel {self.program.name}: expected a dense tensor x, found {found}")
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise InputError(
                 f"kernel {self.program.name}: expected x of shape [..., {self.in_features}], found {list(x.shape)}"
@@ -183,10 +210,12 @@ class Kernel(nn.Module):
                 f"kernel {self.program.name}: expected x on {self.device}, found {x.device}; "
                 "move one of them with .to(...)"
             )
+        if fwAD._current_level >= 0:
+            raise InputError(
+                f"kernel {self.program.name}: expected no forward-mode derivative, found one going on; "
+                "use reverse mode (backward, torch.func.vjp)"
+            )
+        if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST:
+            return x.to(TORCH_DTYPES[self.program.dtype])
         output_dtype(self.program.dtype, x.dtype)
-
-
-def _forget_executors(kernel: nn.Module, incompatible: object) -> None:
-    """New values in the buffers: repacked planes are stale."""
-    assert isinstance(kernel, Kernel)
-    kernel._executors.clear()
+        return x

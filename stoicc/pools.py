@@ -1,6 +1,7 @@
 """Tile programs with their pools: how planes are gathered, folded and decoded again."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from stoicc.codegen.reference import decode_tiles
 from stoicc.ir.digest import digest
-from stoicc.ir.dtypes import DTYPE_NAMES, itemsize
+from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.planes import plane_slots, pool_name
@@ -55,6 +56,11 @@ class PoolBuilder:
         first = sum(c.numel() for c in self.choices)
         self.choices.append(choice)
         for index, encoded in planes.items():
+            if not isinstance(encoded, dict):
+                raise FormatError(
+                    f"format {self.formats[index]}: expected encode to return a dict of planes, "
+                    f"found {type(encoded).__name__}"
+                )
             position = first + (choice == index).nonzero().flatten().numpy()
             rows, columns = np.divmod(position, self.columns)
             lists = self.parts.setdefault(index, {})
@@ -115,7 +121,7 @@ class PoolBuilder:
             return ()
         fixed = sum(plane.entry_bytes for plane in planes if plane.kind is PlaneKind.TILE)
         ragged = [plane for plane in planes if plane.kind is PlaneKind.RAGGED]
-        lengths = [pools[pool_name(number, f"{plane.name}_ptr")].diff() * itemsize(plane.dtype) for plane in ragged]
+        lengths = [pools[pool_name(number, f"{plane.name}_ptr")].diff() * plane.entry_bytes for plane in ragged]
         return tuple((torch.stack(lengths).sum(0) + fixed).tolist())
 
 
@@ -125,26 +131,38 @@ def describe(name: str, pool: Tensor) -> Pool:
 
 
 def beside_pools(lowered: Lowered, bias: Tensor | None, activation: str | None) -> tuple[Beside, dict[str, Tensor]]:
-    """What stands beside the tiles, as pools: vectors f32, permutations i32, factors f32 or as the weight."""
+    """What stands beside the tiles, as pools: vectors f32, permutations i32, factors f32 or as the weight.
+
+    Pools are copies: what the caller does to the originals later does not reach a kernel.
+    """
     rows = lowered.values.shape[0]
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation: expected one of {', '.join(ACTIVATIONS)}, found {activation!r}")
-    if bias is not None and (tuple(bias.shape) != (rows,) or not bias.is_floating_point()):
-        raise InputError(f"bias: expected [{rows}] floats, found {list(bias.shape)} of {bias.dtype}")
-    if bias is not None and not bool(bias.isfinite().all()):
-        raise InputError(f"bias: expected finite values, found {bias[~bias.isfinite()][0].item()}")
+    if bias is not None and (not isinstance(bias, Tensor) or tuple(bias.shape) != (rows,) or bias.is_complex()):
+        found = f"{list(bias.shape)} of {bias.dtype}" if isinstance(bias, Tensor) else type(bias).__name__
+        raise InputError(f"bias: expected a tensor of [{rows}] floats, found {found}")
     vectors = {"bias": bias, "input_scale": lowered.input_scale, "output_scale": lowered.output_scale}
-    pools = {name: v.detach().float().contiguous().cpu() for name, v in vectors.items() if v is not None}
+    pools = {name: _own(v, torch.float32) for name, v in vectors.items() if v is not None}
     orders = {"row_permutation": lowered.row_permutation, "column_permutation": lowered.column_permutation}
-    pools |= {name: v.to(torch.int32).contiguous() for name, v in orders.items() if v is not None}
-    described = {name: describe(name, pool) for name, pool in pools.items()}
+    pools |= {name: _own(v, torch.int32) for name, v in orders.items() if v is not None}
     factors = None
+    names = {name: describe(name, pool) for name, pool in pools.items()}
     if lowered.low_rank is not None:
         alike = all(factor.dtype == lowered.values.dtype for factor in lowered.low_rank)
-        left, right = (factor if alike else factor.float() for factor in lowered.low_rank)
-        pools |= {"left": left.contiguous(), "right": right.contiguous()}
+        dtype = lowered.values.dtype if alike else torch.float32
+        pools["left"], pools["right"] = (_own(factor, dtype) for factor in lowered.low_rank)
         factors = (describe("left", pools["left"]), describe("right", pools["right"]))
-    return Beside(low_rank=factors, activation=activation, **described), pools
+    for name, pool in pools.items():
+        if not bool(pool.isfinite().all()):
+            raise InputError(
+                f"{name}: expected finite values, found {pool[~pool.isfinite()][0].item()} (as {pool.dtype})"
+            )
+    return Beside(low_rank=factors, activation=activation, **names), pools
+
+
+def _own(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return values.detach().to("cpu", dtype, copy=True).contiguous()
 
 
 def effective_matrix(program: TileProgram, pools: Pools) -> Tensor:
@@ -194,14 +212,25 @@ def _join_offsets(parts: list[Tensor]) -> Tensor:
 
 def rehash(program: TileProgram, pools: Pools) -> TileProgram:
     """The program with the content hashes that its pools have now."""
+    return _map_pools(program, lambda pool: replace(pool, digest=digest(pools[pool.name])))
 
-    def fresh(pool: Pool) -> Pool:
-        return replace(pool, digest=digest(pools[pool.name]))
 
-    segments = tuple(replace(segment, pools=tuple(map(fresh, segment.pools))) for segment in program.segments)
+def _map_pools(program: TileProgram, change: Callable[[Pool], Pool]) -> TileProgram:
+    """The program with every pool changed."""
+    segments = tuple(replace(segment, pools=tuple(map(change, segment.pools))) for segment in program.segments)
     changed: dict[str, Any] = {
-        entry.name: fresh(value) if isinstance(value, Pool) else tuple(map(fresh, value))
+        entry.name: change(value) if isinstance(value, Pool) else tuple(map(change, value))
         for entry in fields(program.beside)
         if isinstance(value := getattr(program.beside, entry.name), (Pool, tuple))
     }
     return replace(program, segments=segments, beside=replace(program.beside, **changed))
+
+
+def structure_hash(program: TileProgram) -> bytes:
+    """16 bytes that two programs share when their tiles, formats and shapes do; contents may differ."""
+
+    def blank(pool: Pool) -> Pool:
+        return replace(pool, digest="")
+
+    structure = _map_pools(replace(program, name=""), blank)
+    return hashlib.blake2b(repr(structure).encode(), digest_size=16).digest()

@@ -57,9 +57,7 @@ class KernelStats:
         return "\n".join(lines)
 
 
-def kernel_stats(
-    program: TileProgram, pools: Mapping[str, Tensor], executors: Mapping[tuple[str, str], Executor]
-) -> KernelStats:
+def kernel_stats(program: TileProgram, pools: Mapping[str, Tensor], executors: Mapping[str, Executor]) -> KernelStats:
     """Count a program's pools and what its executors keep."""
     formats = tuple(
         FormatStats(segment.format, segment.count, sum(pools[pool.name].nbytes for pool in segment.pools))

@@ -7,13 +7,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stoicc.ir.errors import InputError
-
-TILE_SIZES = (16, 32, 64, 128, 256)
+from stoicc.ir.types import TILE_SIZES
 
 
 def check_tile(tile: tuple[int, int]) -> tuple[int, int]:
     """A tile shape (BM, BK) that formats and backends accept, or InputError."""
-    if len(tile) != 2 or any(extent not in TILE_SIZES for extent in tile):
+    if not isinstance(tile, (tuple, list)) or len(tile) != 2 or any(extent not in TILE_SIZES for extent in tile):
         raise InputError(f"tile: expected two of {', '.join(map(str, TILE_SIZES))}, found {tile}; for example (64, 64)")
     return int(tile[0]), int(tile[1])
 

@@ -14,6 +14,7 @@ from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
+from stoicc.ir.format import Tile, TileFormat
 from stoicc.ir.types import Module
 
 _ALIGNMENT = 64
@@ -74,6 +75,10 @@ class CpuBackend(Backend):
 
     name: ClassVar[str] = "cpu"
     device_type: ClassVar[str] = "cpu"
+    code: ClassVar[str] = "a C multiply (tile_mac)"
+
+    def has_code(self, fmt: TileFormat, tile: Tile, dtype: str) -> bool:
+        return not fmt.planes(tile, dtype) or fmt.tile_mac(tile, dtype) is not None
 
     def available(self) -> str | None:
         return missing_compiler()

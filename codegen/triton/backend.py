@@ -25,6 +25,7 @@ from stoicc.codegen.triton.launch import (
 )
 from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
 from stoicc.ir.errors import CodegenError
+from stoicc.ir.format import Tile, TileFormat
 from stoicc.ir.schedule import EXECUTORS
 from stoicc.ir.types import Module
 
@@ -34,6 +35,10 @@ class TritonBackend(Backend):
 
     name: ClassVar[str] = "triton"
     device_type: ClassVar[str] = "cuda"
+    code: ClassVar[str] = "a Triton decode (decode_block)"
+
+    def has_code(self, fmt: TileFormat, tile: Tile, dtype: str) -> bool:
+        return not fmt.planes(tile, dtype) or fmt.decode_block(tile, dtype) is not None
 
     def available(self) -> str | None:
         if interpreting() or torch.cuda.is_available():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stoicc.ir.dtypes import TORCH_DTYPES, bits
+from stoicc.ir.dtypes import BITS_VIEW, TORCH_DTYPES, bits
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import (
     Approximation,
@@ -73,26 +73,43 @@ def dequantize(codes: TileCodes, dtype: torch.dtype) -> Tensor:
     return ((groups - zero) * codes.scales.float()[..., None]).to(dtype).flatten(2)
 
 
-def quantize(tiles: Tensor, scales: Tensor, zeros: Tensor | None, bits_: int, group_size: int) -> TileCodes:
-    """Round tiles `[T, BM, BK]` to the nearest code under given scales and zeros `[T, BM, G]`."""
+def quantize(
+    tiles: Tensor, scales: Tensor, zeros: Tensor | None, bits_: int, group_size: int, lowest: int = 0
+) -> TileCodes:
+    """Round tiles `[T, BM, BK]` to the nearest code from `lowest`, given scales and zeros `[T, BM, G]`."""
     groups = tiles.float().unflatten(2, (scales.shape[2], -1))
     step = scales.float()[..., None]
     zero = float(1 << (bits_ - 1)) if zeros is None else zeros.float()[..., None]
     scaled = torch.where(step != 0, groups / step, 0.0)
-    codes = (scaled.round() + zero).clamp_(0, (1 << bits_) - 1).to(torch.uint8)
-    return TileCodes(codes.flatten(2), scales, zeros, bits_, group_size)
+    codes = (scaled.round() + zero).clamp_(lowest, (1 << bits_) - 1)
+    if bool((step * (1 << bits_)).to(tiles.dtype).isinf().any()):  # near the top of the dtype: a step less
+        codes -= torch.where(((codes - zero) * step).to(tiles.dtype).isinf(), (codes - zero).sign(), 0.0)
+    return TileCodes(codes.to(torch.uint8).flatten(2), scales, zeros, bits_, group_size)
+
+
+def finite_scale(scale: Tensor, dtype: torch.dtype, steps: int) -> Tensor:
+    """Scales in the weight's dtype, not so large that `steps` of one overflow it when rounded."""
+    largest = torch.finfo(dtype).max
+    limit = torch.tensor(largest / steps, dtype=torch.float64).to(dtype)
+    if limit.double().item() * steps > largest:  # rounded up: the next value below
+        limit = (limit.view(BITS_VIEW[dtype]) - 1).view(dtype)
+    return scale.clamp_max(limit.float()).to(dtype)
 
 
 def absmax(tiles: Tensor, slots: Tensor, grid: GroupGrid, bits_: int, group_size: int, zero_points: bool) -> TileCodes:
-    """Group AbsMax: symmetric scale max|w| / (2**(bits-1) - 1), or min-max with zero points."""
+    """Group AbsMax: symmetric scale max|w| / (2**(bits-1) - 1), or min-max with zero points.
+
+    Symmetric codes keep to +-(2**(bits-1) - 1), also where the scale was rounded down.
+    """
     groups = tiles.float().unflatten(2, (grid.per_tile, -1))
     if not zero_points:
+        most = (1 << (bits_ - 1)) - 1
         top = share(groups.abs().amax(3), slots, grid, "amax")
-        return quantize(tiles, (top / ((1 << (bits_ - 1)) - 1)).to(tiles.dtype), None, bits_, group_size)
+        return quantize(tiles, finite_scale(top / most, tiles.dtype, most), None, bits_, group_size, 1)
     high = share(groups.amax(3).clamp_min(0), slots, grid, "amax")
     low = share(groups.amin(3).clamp_max(0), slots, grid, "amin")
     levels = (1 << bits_) - 1
-    scales = ((high - low) / levels).to(tiles.dtype)
+    scales = (high / levels - low / levels).to(tiles.dtype)
     zeros = torch.where(scales != 0, -low / scales.float(), 0.0).round().clamp_(0, levels).to(torch.uint8)
     return quantize(tiles, scales, zeros, bits_, group_size)
 
@@ -114,8 +131,8 @@ def exact_codes(
     best = (top / (half - 1)).to(tiles.dtype)
     for other in (top / half, torch.where(low.isinf(), 0.0, low)):
         candidate = other.to(tiles.dtype)
-        back = dequantize(quantize(tiles, best, None, bits_, group_size), tiles.dtype)
-        wrong = (bits(back) != bits(tiles)).unflatten(2, (grid.per_tile, -1)).any(3)
+        back = dequantize(quantize(tiles, best, None, bits_, group_size), torch.float32)
+        wrong = (bits(back) != bits(tiles.float())).unflatten(2, (grid.per_tile, -1)).any(3)
         best = torch.where(share(wrong.to(torch.uint8), slots, grid, "amax").bool(), candidate, best)
     return quantize(tiles, best, None, bits_, group_size)
 
@@ -199,8 +216,8 @@ class Affine(TileFormat):
         return share(rejected.to(torch.uint8).view(-1, 1, 1), slots, grid, "amax").bool().flatten()
 
     def why(self, tile: Tensor) -> str:
-        back = dequantize(self._exact(tile[None], torch.zeros(1, dtype=torch.int64)), tile.dtype)[0]
-        wrong = (bits(back) != bits(tile)).nonzero()
+        back = dequantize(self._exact(tile[None], torch.zeros(1, dtype=torch.int64)), torch.float32)[0]
+        wrong = (bits(back) != bits(tile.float())).nonzero()
         if not len(wrong):
             return "expected one scale for the whole group, found tiles of the group that disagree"
         row, column = wrong[0].tolist()
@@ -224,6 +241,7 @@ class Affine(TileFormat):
         return exact_codes(tiles, slots, grid, self.bits, self.group_size, self.zero_points)
 
     def _inexact(self, tiles: Tensor, slots: Tensor) -> Tensor:
+        """Tiles that differ from their codes; fp32, so that no executor's rounding can matter."""
         codes = self._exact(tiles, slots)
-        differs = (bits(dequantize(codes, tiles.dtype)) != bits(tiles)).flatten(1).any(1)
+        differs = (bits(dequantize(codes, torch.float32)) != bits(tiles.float())).flatten(1).any(1)
         return differs | ~self.keeps(codes)

@@ -14,15 +14,22 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from stoicc.ir.dtypes import DTYPE_NAMES, WEIGHT_DTYPES
+from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import InputError
+from stoicc.tiling import check_tile
+from stoicc.weights import as_matrix, non_finite, version_of
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The weight `[M, K]` that the expression starts from."""
+    """The weight `[M, K]` that the expression starts from; not copied, so it must not change.
+
+    Attributes:
+        version: how often the weight had been changed in place when the expression was made.
+    """
 
     weight: Tensor
+    version: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +83,11 @@ class Permute:
 class Scale:
     """The tiles hold diag(1/output) W diag(1/input): the executor scales x and y back.
 
-    The operator's input already has the scaled values; this node says what to multiply by.
+    `input_scale [K]` and `output_scale [M]` are float32, in the order of the source.
     """
 
     input_scale: Tensor | None
     output_scale: Tensor | None
-    values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,23 +113,24 @@ class CompressedWeight:
     tile: tuple[int, int] | None = None
 
     @staticmethod
-    def source(weight: Tensor) -> "CompressedWeight":
-        """The expression that is just a weight."""
-        if weight.ndim != 2 or DTYPE_NAMES.get(weight.dtype) not in WEIGHT_DTYPES:
-            raise InputError(
-                f"operator: expected a 2-D weight in {', '.join(WEIGHT_DTYPES)}, found {weight.ndim}-D {weight.dtype}"
-            )
+    def source(weight: object) -> "CompressedWeight":
+        """The expression that is just a weight: whatever `stoicc.compile` takes as a matrix."""
+        matrix = as_matrix(weight)
+        bad = non_finite(matrix)
+        if bad is not None:
+            raise InputError(f"weight: expected finite values, found {bad[2]} at row {bad[0]}, column {bad[1]}")
         graph = nx.DiGraph()
-        graph.add_node(0, node=Source(weight.detach()))
+        graph.add_node(0, node=Source(matrix, version_of(matrix)))
         return CompressedWeight(graph, 0)
 
     @staticmethod
-    def of(weight: "Tensor | CompressedWeight") -> "CompressedWeight":
+    def of(weight: object) -> "CompressedWeight":
         """A weight or an operator's result, as an expression."""
         return weight if isinstance(weight, CompressedWeight) else CompressedWeight.source(weight)
 
     def then(self, node: Node, tile: tuple[int, int] | None = None) -> "CompressedWeight":
         """This expression with one more operator applied to it."""
+        tile = None if tile is None else check_tile(tile)
         if tile is not None and self.tile is not None and tile != self.tile:
             raise InputError(f"operator: expected tile {self.tile} as the operators before, found {tile}")
         graph = self.graph.copy()
@@ -184,7 +191,7 @@ class CompressedWeight:
 
 def _details(node: Node) -> str:
     match node:
-        case Source(weight):
+        case Source(weight=weight):
             return f" {DTYPE_NAMES[weight.dtype]}{list(weight.shape)}"
         case Prune(kept, what):
             return f" {what}, keeps {kept.float().mean().item():.1%}"

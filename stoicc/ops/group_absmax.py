@@ -10,6 +10,7 @@ from stoicc.formats._affine import GroupGrid, absmax
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, Quantize
 from stoicc.tiling import as_bool_map, check_tile, grid_of, row_blocks, spread_tile_mask
+from stoicc.weights import on_cpu
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class GroupAbsMax:
     zero_points: bool = False
 
 
+@on_cpu
 def group_absmax(
     weight: Tensor | CompressedWeight,
     bits: int = 4,
@@ -41,14 +43,17 @@ def group_absmax(
         where: bool per tile; groups outside it take no part in a scale.
         tile: the tile shape that `where` speaks of.
     """
-    config = GroupAbsMax(bits, group_size, zero_points)
-    if not 2 <= bits <= 8 or group_size < 0:
+    whole = isinstance(bits, int) and isinstance(group_size, int)
+    if not whole or not 2 <= bits <= 8 or group_size < 0:
         raise InputError(
             f"ops.group_absmax: expected 2 to 8 bits and group_size >= 0, found bits={bits}, group_size={group_size}"
         )
     compressed = CompressedWeight.of(weight)
     values = compressed.values()
     shape = (values.shape[0], values.shape[1])
+    # A group that ends with the row, and may not meet the tile, is the row.
+    whole_row = group_size > shape[1] or (group_size == shape[1] and shape[1] % 64 != 0)
+    config = GroupAbsMax(bits, 0 if whole_row else group_size, bool(zero_points))
     touched = torch.ones(shape, dtype=torch.bool)
     if where is not None:
         mask = as_bool_map(where, grid_of(shape, check_tile(tile)), "ops.group_absmax, where")

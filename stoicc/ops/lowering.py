@@ -12,6 +12,7 @@ from torch import Tensor
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, LowRank, Node, Permute, Prune, Quantize, Scale, Source, Stack
 from stoicc.tiling import row_blocks
+from stoicc.weights import version_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,11 @@ def lower(weight: CompressedWeight) -> Lowered:
 
 def _apply(node: Node, inputs: list[Lowered]) -> Lowered:
     match node:
-        case Source(values):
+        case Source(values, version):
+            if version_of(values) != version:
+                raise InputError(
+                    "operator: expected the weight as it was, found it changed in place since; pass weight.clone()"
+                )
             return Lowered(values)
         case Prune():
             return _prune(inputs[0], node)
@@ -94,14 +99,8 @@ def _apply(node: Node, inputs: list[Lowered]) -> Lowered:
             return _low_rank(inputs[0], node)
         case Permute():
             return _permute(inputs[0], node)
-        case Scale(input_scale, output_scale, values):
-            return replace(
-                inputs[0],
-                values=values,
-                input_scale=_product(inputs[0].input_scale, input_scale),
-                output_scale=_product(inputs[0].output_scale, output_scale),
-                steps=(*inputs[0].steps, "scale: multiplied into x (prologue) and y (epilogue)"),
-            )
+        case Scale():
+            return _scale(inputs[0], node)
         case Stack():
             return _stack(inputs)
 
@@ -143,6 +142,24 @@ def _permute(state: Lowered, node: Permute) -> Lowered:
         row_permutation=_compose(state.row_permutation, node.rows),
         column_permutation=_compose(state.column_permutation, node.columns),
         steps=(*state.steps, "permute: gathers x (prologue) and scatters y (epilogue)"),
+    )
+
+
+def _scale(state: Lowered, node: Scale) -> Lowered:
+    assert not state.sheets, "ops.scale refuses quantized weights"
+    scaled = state.values.float()
+    if node.input_scale is not None:
+        order = state.column_permutation
+        scaled = scaled / (node.input_scale if order is None else node.input_scale[order])
+    if node.output_scale is not None:
+        order = state.row_permutation
+        scaled = scaled / (node.output_scale if order is None else node.output_scale[order])[:, None]
+    return replace(
+        state,
+        values=scaled.to(state.values.dtype),
+        input_scale=_product(state.input_scale, node.input_scale),
+        output_scale=_product(state.output_scale, node.output_scale),
+        steps=(*state.steps, "scale: multiplied into x (prologue) and y (epilogue)"),
     )
 
 

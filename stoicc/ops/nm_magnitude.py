@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, Prune
 from stoicc.tiling import as_bool_map, check_tile, grid_of, row_blocks, spread_tile_mask
+from stoicc.weights import on_cpu
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class NmMagnitude:
     m: int = 4
 
 
+@on_cpu
 def nm_magnitude(
     weight: Tensor | CompressedWeight,
     n: int = 2,
@@ -38,7 +40,7 @@ def nm_magnitude(
         The weight with a mask; ties keep the lower column.
     """
     config = NmMagnitude(n, m)
-    if not 0 <= n <= m or m < 1:
+    if not (isinstance(n, int) and isinstance(m, int)) or not 0 <= n <= m or m < 1:
         raise InputError(f"ops.nm_magnitude: expected 0 <= n <= m with m >= 1, found {n}:{m}")
     compressed = CompressedWeight.of(weight)
     values = compressed.values()
@@ -62,6 +64,10 @@ def _nm_mask_rows(values: Tensor, config: NmMagnitude) -> Tensor:
     """The rank of a weight is how many of its group beat it; equal ones to its left do too."""
     columns = values.shape[1]
     magnitude = pad(values.float().abs(), (0, -columns % config.m), value=-1.0).unflatten(1, (-1, config.m))
+    if config.m > 16:  # comparing all pairs costs m**2; above this a sort is faster
+        order = magnitude.argsort(dim=-1, descending=True, stable=True)
+        chosen = torch.zeros_like(magnitude, dtype=torch.bool).scatter_(-1, order[..., : config.n], True)
+        return chosen.flatten(1)[:, :columns]
     lanes = magnitude.unbind(-1)
     kept = torch.empty(magnitude.shape, dtype=torch.bool)
     for column, lane in enumerate(lanes):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import stoicc
-from stoicc import inspector
+from stoicc import choosing
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileFormat
 from stoicc.ir.registry import REGISTRY
@@ -62,11 +62,11 @@ class Palette(TileFormat):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch) -> Iterator[None]:
     # several chunks for a small weight, so that what chunks share is put together again
-    monkeypatch.setattr(inspector, "CHUNK_WEIGHTS", 1 << 13)
-    for fmt in (Nonzeros(), Palette()):
+    monkeypatch.setattr(choosing, "CHUNK_WEIGHTS", 1 << 13)
+    for fmt in (Nonzeros(), Palette(), Wavering()):
         stoicc.register_format(fmt)
     yield
-    for name in ("nonzeros", "palette"):
+    for name in ("nonzeros", "palette", "wavering"):
         REGISTRY.unregister(name)
 
 
@@ -115,5 +115,9 @@ class Wavering(Palette):
 
 def test_a_matrix_plane_that_disagrees_is_refused():
     weight = torch.randn(300, 200)
-    with pytest.raises(stoicc.FormatError, match="plane table: expected one entry for the whole matrix, found others"):
-        stoicc.inspect(weight, [Wavering()])
+    wavering = stoicc.register_format(Wavering())
+    try:
+        with pytest.raises(stoicc.FormatError, match="plane table: expected one entry for the whole matrix, found"):
+            stoicc.inspect(weight, [wavering])
+    finally:
+        REGISTRY.unregister("wavering")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import stoicc
-from stoicc.cli import app, read_weight
+from stoicc.cli import app, main, read_weight
 from stoicc.ir.parser import parse
 
 ROOT = Path(__file__).parents[2]
@@ -86,18 +86,55 @@ def test_other_files(weight, tmp_path):
         (["compile", "w.npy", "--formats", "nv24;denze"], "did you mean dense"),
         (["opt", "absent.tile", "--pipeline", "build-csr"], "expected a file of tile IR, found nothing at"),
         (["opt", "w.txt", "--pipeline", "build-csr"], "line 1, column 1"),
+        (["inspect", "broken.npz"], "expected a readable .npz file, found File is not a zip file"),
+        (["inspect", "torn.npz"], "expected a readable .npz file, found"),
+        (["inspect", "plain.npz"], "expected a readable .npz file, found"),
+        (["inspect", "hollow.npy"], "expected a readable .npy file, found"),
+        (["inspect", "vast.npy"], "expected a readable .npy file, found"),
+        (["inspect", "folder.npy"], "expected a readable .npy file, found"),
+        (["inspect", "broken.safetensors"], "expected a readable .safetensors file, found"),
+        (["opt", "w.npy", "--pipeline", "build-csr"], "expected a file of tile IR, found at w.npy 'utf-8' codec"),
+        (["opt", ".", "--pipeline", "build-csr"], "expected a file of tile IR, found at . [Errno 21] Is a directory"),
+        (["opt", "x" * 5000, "--pipeline", "build-csr"], "expected a file of tile IR, found nothing at xxx"),
     ],
 )
-def test_bad_use_is_one_sentence_on_stderr(weight, tmp_path, arguments, message):
+def test_bad_use_is_one_sentence_on_stderr(weight, tmp_path, arguments, message, monkeypatch, capsys):
     (tmp_path / "w.txt").write_text("nonsense")
-    (tmp_path / "broken.npy").write_text("nonsense")
+    _write_broken_files(tmp_path)
     save_file({"a.weight": weight, "b.weight": weight.clone()}, tmp_path / "m.safetensors")
-    command = [sys.executable, "-m", "stoicc.cli", *arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stoicc", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    assert error.startswith("stoicc: ")
+    assert message in error
+    # a ParseError goes on with the line and a caret
+    assert len(error.splitlines()) == (3 if "column" in message else 1)
+
+
+def test_the_command_ends_with_status_2_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "stoicc.cli", "inspect", "absent.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_environment(), check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("stoicc: ")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "stoicc: weight file: expected a file, found nothing at absent.npy\n"
+
+
+def _write_broken_files(folder):
+    for name in ("broken.npy", "broken.npz", "broken.safetensors"):
+        (folder / name).write_text("PK\x03\x04 nonsense" if name.endswith(".npz") else "nonsense")
+    scipy.sparse.save_npz(folder / "torn.npz", scipy.sparse.random(200, 200, 0.5, "csr"))
+    content = bytearray((folder / "torn.npz").read_bytes())
+    content[400:2000] = bytes(1600)
+    (folder / "torn.npz").write_bytes(content)
+    np.savez(folder / "plain.npz", values=np.zeros(3))
+    (folder / "hollow.npy").touch()
+    header = (
+        np.lib.format.magic(1, 0) + b"\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999), }"
+    )
+    (folder / "vast.npy").write_bytes(header.ljust(127) + b"\n")
+    (folder / "folder.npy").mkdir()
 
 
 def _environment():

@@ -1,5 +1,7 @@
 """The inspector: lossless by default, cheapest format that holds each tile, maps, refusals."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -8,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stoicc
+from stoicc.formats.dense import Dense
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
+from stoicc.ir.registry import REGISTRY
 from stoicc.ir.types import Module
 from stoicc.ir.verify import verify, verify_pools
 
@@ -170,7 +174,7 @@ def test_a_transposed_view_and_a_sparse_tensor():
             r"tile_map: expected one format for each tile of the grid",
         ),
         (torch.ones(4, 4), {"tile_map": [["denze"]]}, r"format 'denze': .* did you mean dense"),
-        (torch.ones(4, 4), {"bias": torch.ones(5)}, r"bias: expected \[4\] floats, found \[5\]"),
+        (torch.ones(4, 4), {"bias": torch.ones(5)}, r"bias: expected a tensor of \[4\] floats, found \[5\]"),
         (torch.ones(4, 4), {"bias": torch.full((4,), float("nan"))}, r"bias: expected finite values, found nan"),
         (
             torch.ones(4, 4),
@@ -198,7 +202,87 @@ def test_scales_of_two_operators_cannot_share_a_group():
     left = torch.tensor([[True, False]])
     compressed = stoicc.ops.group_absmax(weight, 4, 0, where=left)
     compressed = stoicc.ops.group_absmax(compressed, 4, 0, where=~left)
-    with pytest.raises(
-        stoicc.FormatError, match=r"tile \(0, 1\): expected the scales of the tiles it shares them with"
-    ):
+    tiled = stoicc.inspect(compressed)
+    assert formats_of(tiled) == {"int4<group_size=0>": 1, "dense": 1}
+    assert torch.equal(tiled.to_dense(), compressed.dense())
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("text", ["int4", "int8", "int4<zero_points=true>", "int8<zero_points=true>", "int4_nv24"])
+def test_the_largest_weights_do_not_overflow_their_scale(dtype, text):
+    top = torch.finfo(TORCH_DTYPES[dtype]).max
+    weight = torch.zeros(64, 64).to(TORCH_DTYPES[dtype])
+    weight[:, 0], weight[:, 1] = top, -top
+    tiled = stoicc.inspect(weight, tile_map=[[text]], approximate=True)
+    assert tiled.to_dense().isfinite().all()
+    assert (tiled.to_dense()[:, 0].double() / top > 0.4).all()
+
+
+@pytest.mark.parametrize(
+    ("group_size", "zero_points", "message"),
+    [(96, False, "divides the tile's 64 columns"), (48, True, "divides the tile's"), (7, False, "divides the tile's")],
+)
+def test_groups_that_do_not_meet_the_tile_are_refused(group_size, zero_points, message):
+    compressed = stoicc.ops.group_absmax(torch.randn(150, 300), 4, group_size, zero_points)
+    with pytest.raises(stoicc.FormatError, match=message):
         stoicc.inspect(compressed)
+
+
+def test_a_group_as_long_as_the_row_is_the_row():
+    compressed = stoicc.ops.group_absmax(torch.randn(150, 300), 4, 300)
+    assert find_one(stoicc.inspect(compressed)) == "int4<group_size=0>"
+
+
+def test_codes_that_no_format_holds_are_said_so():
+    compressed = stoicc.ops.group_absmax(torch.randn(64, 64), 3)
+    with pytest.raises(stoicc.FormatError, match="expected one that holds 3-bit codes, found none; quantize to 4 or 8"):
+        stoicc.inspect(compressed)
+    assert torch.equal(stoicc.inspect(compressed, ["dense"]).to_dense(), compressed.dense())
+    four = stoicc.ops.group_absmax(torch.randn(64, 64), 4)
+    with pytest.raises(stoicc.FormatError, match="expected codes of its own kind, found 4-bit codes in groups of 64"):
+        stoicc.inspect(four, ["int8"])
+
+
+def test_floats_go_to_codes_only_where_no_rounding_is_hidden():
+    weight = (torch.randint(-3, 4, (64, 1)).float() * torch.ones(1, 256) * 1.37).bfloat16()
+    x = torch.rand(3, 256)
+    kernel = stoicc.compile(weight, target="cpu")
+    expected = x.double() @ weight.double().T
+    assert (kernel(x).double() - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_equal_formats_under_two_texts_are_one():
+    weight = torch.randn(64, 128)
+    tiled = stoicc.inspect(weight, tile_map=[["int4", "int4<group_size=64>"]], approximate=True)
+    assert formats_of(tiled) == {"int4": 2}
+
+
+def test_a_format_that_changes_its_input_is_refused():
+    class Careless(Dense):
+        name: ClassVar[str] = "careless"
+
+        def encode(self, tiles):
+            return {"values": tiles.mul_(2)}
+
+    stoicc.register_format(Careless())
+    try:
+        with pytest.raises(stoicc.FormatError, match="careless: expected encode to leave its tiles alone"):
+            stoicc.inspect(torch.randn(64, 64), ["careless"])
+    finally:
+        REGISTRY.unregister("careless")
+
+
+def test_a_format_that_is_not_the_registered_one_is_refused():
+    class Double(Dense):
+        pass
+
+    with pytest.raises(stoicc.FormatError, match="expected the registered class of that name, found another"):
+        stoicc.inspect(torch.randn(64, 64), [Double()])
+
+
+def test_numpy_arrays_of_other_orders():
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for array in (np.asfortranarray(values), values.astype(">f4"), values[::-1][::-1]):
+        assert torch.equal(stoicc.inspect(array).to_dense(), torch.from_numpy(values))
+    with pytest.raises(stoicc.InputError, match="found a masked array"):
+        stoicc.inspect(np.ma.masked_array(values, values > 3))

@@ -7,10 +7,12 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import stoicc
 from stoicc import targets
+from stoicc.io import text_hash
 from stoicc.ir.parser import parse
 from stoicc.ir.printer import print_module
 
@@ -120,10 +122,20 @@ def test_load_refuses_what_is_not_an_artefact(mosaic, tmp_path):
     pools = load_file(path)
     name = next(name for name in pools if name.endswith("values"))
     pools[name].view(-1)[0] += 1
-    metadata = {"stoicc.ir": print_module(kernel.ir, exact=True), "stoicc.artefact": "1"}
+    text = print_module(kernel.ir, exact=True)
+    metadata = {"stoicc.ir": text, "stoicc.ir.hash": text_hash(text), "stoicc.artefact": "1"}
     save_file(pools, path, metadata=metadata)
     with pytest.raises(stoicc.VerifyError, match=name):
         stoicc.load(path)
+    save_file(pools, path, metadata={**metadata, "stoicc.ir": text.replace("[200, 300]", "[200, 299]")})
+    with pytest.raises(stoicc.VerifyError, match="expected the IR text as it was saved, found it changed"):
+        stoicc.load(path)
+    del pools[name]
+    save_file(pools, path, metadata=metadata)
+    with pytest.raises(stoicc.VerifyError, match=name):
+        stoicc.load(path)
+    with pytest.raises(stoicc.InputError, match="expected a file that can be written"):
+        kernel.save(tmp_path / "absent" / "w.safetensors")
 
 
 def test_ir_prints_and_reads_back(mosaic):
@@ -237,3 +249,129 @@ def test_no_compiler_falls_to_the_reference_with_one_warning(mosaic, monkeypatch
     y = kernel(x)
     assert torch.equal(again(x), y)
     close(y, x @ mosaic.dense().T)
+
+
+# -- what a hostile review found -----------------------------------------------------------
+
+
+def test_a_state_dict_of_other_tiles_is_refused():
+    first, second = torch.zeros(128, 128), torch.zeros(128, 128)
+    first[:64, :64] = first[64:, 64:] = torch.randn(64, 64)
+    second[:64, 64:] = second[64:, :64] = torch.randn(64, 64)
+    kernel = stoicc.compile(second)
+    with pytest.raises(stoicc.InputError, match="expected a state dict of the same tiles, formats and shape"):
+        kernel.load_state_dict(stoicc.compile(first).state_dict())
+    assert torch.equal(kernel.to_dense(), second)
+
+
+def test_values_changed_in_place_reach_the_executor():
+    weight, x = torch.randn(128, 128), torch.randn(3, 128)
+    kernel = stoicc.compile(weight, ["dense"], target="cpu")
+    other = stoicc.compile(kernel, target="cpu")
+    kernel(x), other(x)
+    kernel.get_buffer("p0_values").mul_(2)
+    close(kernel(x), x @ (2 * weight).T)
+    close(other(x), x @ (2 * weight).T)
+    kernel.p0_values = torch.zeros(4, 64, 64)
+    assert not kernel(x).any()
+
+
+def test_what_the_caller_does_later_does_not_reach_the_kernel():
+    weight, bias, left = torch.randn(64, 64), torch.zeros(64), torch.randn(64, 2)
+    adapted = stoicc.ops.low_rank(weight, left, torch.randn(2, 64))
+    kernels = [stoicc.compile(adapted, bias=bias, target=target) for target in ("cpu", "reference")]
+    x = torch.randn(2, 64)
+    before = [kernel(x) for kernel in kernels]
+    bias.fill_(5)
+    left.zero_()
+    assert all(torch.equal(kernel(x), y) for kernel, y in zip(kernels, before, strict=True))
+    weight.zero_()
+    with pytest.raises(stoicc.InputError, match="expected the weight as it was, found it changed in place"):
+        adapted.dense()
+
+
+def test_pools_that_do_not_fit_are_refused_before_any_kernel_reads_them():
+    tiled = stoicc.inspect(torch.randn(256, 256), ["dense"])
+    for pools in ({}, {"p0_values": torch.zeros(1, 64, 64)}, {"p0_values": torch.zeros(16, 64, 64).half()}):
+        with pytest.raises(stoicc.VerifyError, match="p0_values"):
+            stoicc.compile(stoicc.TiledWeight(tiled.program, pools), target="cpu")
+
+
+def test_ops_check_what_they_are_given():
+    weight = torch.randn(64, 128)
+    kernel = stoicc.compile(stoicc.ops.low_rank(weight, torch.randn(64, 2), torch.randn(2, 128)), target="cpu")
+    op, handle = torch.ops.stoicc.tiles, kernel._handle
+    x = torch.randn(128, 5).T
+    close(op(x, None, handle), x @ kernel.to_dense().T)
+    with pytest.raises(stoicc.InputError, match=r"expected x \[N, 128\] on cpu, found \[3, 5\] on cpu"):
+        op(torch.randn(3, 5), None, handle)
+    with pytest.raises(stoicc.InputError, match="expected a workspace of at least"):
+        op(x, torch.empty(0, dtype=torch.uint8), handle)
+    with pytest.raises(stoicc.InputError, match="expected the handle of a live kernel, found -1"):
+        op(x, None, -1)
+
+
+def test_the_graph_keeps_its_kernel_alive():
+    weight, x = torch.randn(64, 64), torch.randn(2, 64, requires_grad=True)
+    y = stoicc.compile(weight)(x)
+    y.sum().backward()
+    close(x.grad, weight.sum(0).expand(2, 64))
+    empty = torch.randn(0, 64, requires_grad=True)
+    stoicc.compile(weight)(empty).sum().backward()
+    assert empty.grad is not None
+    assert empty.grad.shape == (0, 64)
+
+
+# torch itself scripts its decompositions when forward mode is first used
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_forward_mode_is_refused_rather_than_zero():
+    kernel = stoicc.compile(torch.randn(64, 64))
+    with forward_ad.dual_level(), pytest.raises(stoicc.InputError, match="expected no forward-mode derivative"):
+        kernel(forward_ad.make_dual(torch.randn(2, 64), torch.randn(2, 64)))
+
+
+def test_autocast_brings_the_input_to_the_weights_dtype():
+    weight, x = torch.randn(64, 64), torch.randn(2, 64)
+    kernel = stoicc.compile(weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = kernel(x.bfloat16())
+    close(y, x.bfloat16().float() @ weight.T)
+
+
+def test_a_default_device_of_the_caller_does_not_matter():
+    weight = torch.randn(64, 64)
+    with torch.device("meta"):
+        kernel = stoicc.compile(stoicc.ops.group_absmax(stoicc.ops.nm_magnitude(weight)))
+    assert kernel.to_dense().device.type == "cpu"
+
+
+def test_an_empty_kernel_knows_where_it_is():
+    assert stoicc.compile(torch.zeros(64, 64)).to("meta").device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": "dense"}, "formats: expected a list, found 'dense'"),
+        ({"formats": [3]}, "formats: expected texts or TileFormat instances, found 3"),
+        ({"tile": 64}, "tile: expected two of"),
+        ({"tile_map": None, "approximate": True}, "expected a tile_map with approximate=True, found none"),
+        ({"tile_map": [["dense"]], "formats": ["dense"]}, "expected formats or a tile_map, found both"),
+        ({"bias": [1.0]}, r"bias: expected a tensor of \[64\] floats, found list"),
+        ({"bias": torch.full((64,), 1e300, dtype=torch.float64)}, "bias: expected finite values, found inf"),
+        ({"pipeline": ["order"]}, "pipeline: expected text or a Pipeline, found list"),
+        ({"schedule": "order"}, "schedule: expected a Schedule, found str"),
+    ],
+)
+def test_options_of_the_wrong_kind(options, message):
+    with pytest.raises(stoicc.InputError, match=message):
+        stoicc.compile(torch.randn(64, 64), **options)
+
+
+def test_weights_of_the_wrong_kind():
+    with pytest.raises(stoicc.InputError, match="found a tensor on the meta device"):
+        stoicc.compile(torch.empty(64, 64, device="meta"), target="cpu")
+    with pytest.raises(stoicc.InputError, match="expected a torch tensor, numpy array"):
+        stoicc.ops.nm_magnitude([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(stoicc.InputError, match="expected a dense tensor x, found list"):
+        stoicc.compile(torch.randn(64, 64))([1.0])

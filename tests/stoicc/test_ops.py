@@ -18,6 +18,13 @@ def test_nm_magnitude_keeps_the_largest_of_each_group():
             assert torch.equal(mine[best], group[best])
 
 
+@pytest.mark.parametrize(("n", "m"), [(0, 4), (1, 2), (3, 17), (256, 256), (100, 512), (512, 1024)])
+def test_nm_magnitude_keeps_n_of_any_m(n, m):
+    kept = stoicc.ops.nm_magnitude(torch.randn(3, 1024), n, m).dense() != 0
+    for start in range(0, 1024 - m + 1, m):
+        assert (kept[:, start : start + m].sum(1) == n).all()
+
+
 def test_nm_magnitude_ties_keep_the_lower_column():
     assert stoicc.ops.nm_magnitude(torch.ones(1, 8)).dense().tolist() == [[1, 1, 0, 0, 1, 1, 0, 0]]
 
@@ -32,7 +39,7 @@ def test_group_absmax_symmetric(bits, group_size):
         for start in range(0, 70, group_size or 70):
             group = weight[row, start : start + (group_size or 70)]
             scale = group.abs().max() / top
-            expected = (group / scale).round().clamp(-top - 1, top) * scale
+            expected = (group / scale).round().clamp(-top, top) * scale
             torch.testing.assert_close(values[row, start : start + (group_size or 70)], expected, rtol=1e-6, atol=1e-7)
 
 
@@ -101,12 +108,12 @@ def test_operators_leave_their_input_alone():
     [
         (lambda w: stoicc.ops.nm_magnitude(w, 5, 4), r"ops.nm_magnitude: expected 0 <= n <= m with m >= 1, found 5:4"),
         (lambda w: stoicc.ops.group_absmax(w, 9), r"expected 2 to 8 bits and group_size >= 0, found bits=9"),
-        (lambda w: stoicc.ops.nm_magnitude(w.long()), r"operator: expected a 2-D weight in f32, f16, bf16"),
+        (lambda w: stoicc.ops.nm_magnitude(w.long()), r"weight: expected dtype f32, f16, bf16"),
         (
             lambda w: stoicc.ops.nm_magnitude(w, where=torch.ones(2, 2)),
             r"expected a bool mask of the tile grid \(1, 1\)",
         ),
-        (lambda w: stoicc.ops.low_rank(w, torch.ones(8, 2), torch.ones(3, 8)), r"expected factors \[8, r\]"),
+        (lambda w: stoicc.ops.low_rank(w, torch.ones(8, 2), torch.ones(3, 8)), r"expected float factors \[8, r\]"),
         (lambda w: stoicc.ops.permute(w, torch.zeros(8).long()), r"expected rows to be a permutation of 8"),
         (lambda w: stoicc.ops.scale(w, torch.zeros(8)), r"expected input_scale of 8 positive finite values"),
         (lambda w: stoicc.ops.permute(stoicc.ops.group_absmax(w), torch.arange(8)), r"found codes; permute first"),

@@ -1,0 +1,53 @@
+"""An operator's codes, cut in tiles: from `CodeSheet` (per matrix) to `TileCodes` (per tile)."""
+
+import torch
+from torch import Tensor
+
+from stoicc.formats._affine import GroupGrid
+from stoicc.ir.format import TileCodes
+from stoicc.ops.lowering import CodeSheet
+from stoicc.tiling import grid_of, to_tiles
+
+
+def tile_codes(sheet: CodeSheet, lines: slice, tile: tuple[int, int]) -> tuple[TileCodes, Tensor]:
+    """The codes of the rows `lines` (whole tile rows), and which tiles the sheet quantizes.
+
+    Raises:
+        FormatError: groups of scales that do not meet the tile's columns.
+    """
+    codes = to_tiles(sheet.codes[lines], tile, 1 << (sheet.bits - 1) if sheet.zeros is None else 0)
+    scales = _tile_groups(sheet, sheet.scales[lines], tile)
+    zeros = None
+    if sheet.zeros is not None:
+        zeros = _tile_groups(sheet, sheet.zeros[lines], tile)
+        _fill_tail(codes, zeros, sheet.codes.shape[1])
+    # A tile at the seam of a stack may be quantized in part: it keeps its values instead.
+    held = to_tiles(sheet.where[lines], tile, fill=True).flatten(1).all(1)
+    return TileCodes(codes, scales, zeros, sheet.bits, sheet.group_size), held
+
+
+def _tile_groups(sheet: CodeSheet, values: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Per group `[m, G]` -> per tile `[T, BM, groups]`; a shared one is repeated for each tile."""
+    grid = GroupGrid.of(sheet.group_size, tile[1], f"int{sheet.bits}")
+    columns = grid_of((1, sheet.codes.shape[1]), tile)[1]
+    if grid.span != 1:
+        values = values.repeat_interleave(grid.span or columns, 1)[:, :columns]
+    return to_tiles(values, (tile[0], grid.per_tile))
+
+
+def _fill_tail(codes: Tensor, zeros: Tensor, columns: int) -> None:
+    """Let the padded columns of the last tile column mean 0.0: the code of their zero point."""
+    width = codes.shape[2]
+    count = -(-columns // width)
+    valid = columns - (count - 1) * width
+    last = codes[count - 1 :: count]
+    fill = zeros[count - 1 :: count].repeat_interleave(width // zeros.shape[2], 2)
+    last[:, :, valid:] = fill[:, :, valid:]
+
+
+def quantized_by_any(codes: list[tuple[TileCodes, Tensor]], tiles: int) -> Tensor:
+    """Bool `[T]`: tiles that some sheet quantizes."""
+    quantized = torch.zeros(tiles, dtype=torch.bool)
+    for _, held in codes:
+        quantized |= held
+    return quantized

@@ -1,9 +1,10 @@
 """How a verifier rule is written: a named check of one invariant, and the rules it builds on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stoicc.ir.errors import VerifyError
+from stoicc.ir.errors import VerifyError, brief
+from stoicc.ir.options import DIGITS, is_whole
 from stoicc.ir.types import Module
 
 Check = Callable[[Module], None]
@@ -34,7 +35,30 @@ def rule(rules: list[Rule], name: str, *needs: str) -> Callable[[Check], Check]:
 
 def broken(where: str, expected: str, found: object, way_out: str) -> VerifyError:
     """The error of a broken invariant, as one sentence."""
-    return VerifyError(f"{where}: expected {expected}, found {found}; {way_out}")
+    found = brief(str(found), 400)
+    return VerifyError(f"{brief(where, 400)}: expected {brief(expected, 400)}, found {found}; {way_out}")
+
+
+def check_numbers(where: str, values: Sequence[object]) -> None:
+    """All are integers that fit in 64 bits, and whose text the parser reads back."""
+    # types first, in one step for a map of many tiles
+    if set(map(type, values)) <= {int} and (not values or -(10**DIGITS) < min(values) <= max(values) < 10**DIGITS):  # type: ignore[type-var, operator]
+        return
+    for value in values:
+        if not is_whole(value):
+            found = f"one of {value.bit_length()} bits" if isinstance(value, int) and value > 1 else repr(value)
+            raise broken(where, f"whole numbers of at most {DIGITS} digits", found, "correct the number")
+
+
+def check_texts(where: str, values: Sequence[object]) -> None:
+    """All are strings that can be written to a file."""
+    for value in values:
+        try:
+            good = isinstance(value, str) and value.encode() is not None
+        except UnicodeEncodeError:
+            good = False
+        if not good:
+            raise broken(where, "text (a str that UTF-8 can hold)", repr(value), "name it with a string")
 
 
 def run_rules(rules: list[Rule], module: Module, failed: dict[str, VerifyError], stop: bool) -> None:

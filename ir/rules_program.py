@@ -8,28 +8,45 @@ from stoicc.ir.dtypes import TORCH_DTYPES, WEIGHT_DTYPES
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import Plane, PlaneKind
 from stoicc.ir.planes import entry_count, pool_name, tile_coordinates
-from stoicc.ir.rules import Rule, broken, rule
-from stoicc.ir.types import ACTIVATIONS, Module, Pool, Segment, TileProgram
+from stoicc.ir.rules import Rule, broken, check_numbers, check_texts, rule
+from stoicc.ir.types import ACTIVATIONS, TILE_SIZES, Module, Pool, Segment, TileProgram
 
 PROGRAM_RULES: list[Rule] = []
 
 
-@rule(PROGRAM_RULES, "shape")
+@rule(PROGRAM_RULES, "program-values")
+def _values(module: Module) -> None:
+    """Every name is text and every number an integer that the parser reads back."""
+    program = module.tiles
+    check_texts("program, name and dtype", (program.name, program.dtype))
+    check_numbers(f"{_name(module)}, shape and tile", (*program.shape, *program.tile))
+    check_numbers(f"{_name(module)}, tile map", program.tile_map)
+    for index, segment in enumerate(program.segments):
+        check_texts(f"segment %{index}, format", (segment.format,))
+        check_numbers(f"{_segment(index, segment)}, count and bytes", (segment.count, *segment.tile_bytes))
+    for pool in program.pools():
+        check_texts(f"{_name(module)}, a pool's name, dtype and digest", (pool.name, pool.dtype, pool.digest))
+        check_numbers(f"{_name(module)}, pool {pool.name}, shape", pool.shape)
+    if program.beside.activation is not None:
+        check_texts(f"{_name(module)}, beside activation", (program.beside.activation,))
+
+
+@rule(PROGRAM_RULES, "shape", "program-values")
 def _shape(module: Module) -> None:
     shape = module.tiles.shape
     if len(shape) != 2 or min(shape) < 1:
         raise broken(_name(module), "a shape [M, K] of at least [1, 1]", list(shape), "give the shape of the weight")
 
 
-@rule(PROGRAM_RULES, "tile")
+@rule(PROGRAM_RULES, "tile", "program-values")
 def _tile(module: Module) -> None:
     tile = module.tiles.tile
-    if len(tile) != 2 or any(extent not in (16, 32, 64, 128, 256) for extent in tile):
+    if len(tile) != 2 or any(extent not in TILE_SIZES for extent in tile):
         found = "x".join(str(extent) for extent in tile)
         raise broken(_name(module), "a tile of powers of two from 16 to 256", found, "choose another tile")
 
 
-@rule(PROGRAM_RULES, "dtype")
+@rule(PROGRAM_RULES, "dtype", "program-values")
 def _dtype(module: Module) -> None:
     if module.tiles.dtype not in WEIGHT_DTYPES:
         raise broken(_name(module), f"dtype {' or '.join(WEIGHT_DTYPES)}", repr(module.tiles.dtype), "cast the weight")
@@ -47,7 +64,9 @@ def _map_length(module: Module) -> None:
 
 @rule(PROGRAM_RULES, "map-index", "map-length")
 def _map_index(module: Module) -> None:
-    tile_map, segments = module.tiles.map_array(), len(module.tiles.segments)
+    segments = len(module.tiles.segments)
+    # not map_array(), which holds 32 bits
+    tile_map = np.asarray(module.tiles.tile_map, dtype=np.int64).reshape(module.tiles.grid)
     wrong = np.argwhere((tile_map < 0) | (tile_map >= segments))
     if len(wrong):
         row, column = wrong[0].tolist()
@@ -60,7 +79,7 @@ def _map_index(module: Module) -> None:
         )
 
 
-@rule(PROGRAM_RULES, "segment-format")
+@rule(PROGRAM_RULES, "segment-format", "program-values")
 def _segment_format(module: Module) -> None:
     for index, segment in enumerate(module.tiles.segments):
         try:
@@ -74,7 +93,7 @@ def _segment_format(module: Module) -> None:
             ) from None
 
 
-@rule(PROGRAM_RULES, "segment-unique")
+@rule(PROGRAM_RULES, "segment-unique", "program-values")
 def _segment_unique(module: Module) -> None:
     seen: dict[str, int] = {}
     for index, segment in enumerate(module.tiles.segments):
@@ -98,7 +117,7 @@ def _segment_count(module: Module) -> None:
             )
 
 
-@rule(PROGRAM_RULES, "tile-bytes")
+@rule(PROGRAM_RULES, "tile-bytes", "program-values")
 def _tile_bytes(module: Module) -> None:
     for index, segment in enumerate(module.tiles.segments):
         sizes = segment.tile_bytes
@@ -152,7 +171,7 @@ def _pool_type(module: Module) -> None:
                 _check_pool(where, pool, plane.dtype, (entry_count(plane, rows, columns), *plane.shape))
 
 
-@rule(PROGRAM_RULES, "pool-unique")
+@rule(PROGRAM_RULES, "pool-unique", "program-values")
 def _pool_unique(module: Module) -> None:
     name, times = next(iter(Counter(pool.name for pool in module.tiles.pools()).most_common(1)), ("", 0))
     if times > 1:
@@ -201,7 +220,7 @@ def _beside_low_rank(module: Module) -> None:
         )
 
 
-@rule(PROGRAM_RULES, "beside-activation")
+@rule(PROGRAM_RULES, "beside-activation", "program-values")
 def _beside_activation(module: Module) -> None:
     activation = module.tiles.beside.activation
     if activation is not None and activation not in ACTIVATIONS:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stoicc.ir.rules import Rule, broken, rule
+from stoicc.ir.rules import Rule, broken, check_numbers, check_texts, rule
 from stoicc.ir.rules_program import stores_something
 from stoicc.ir.schedule import EPILOGUE, EXECUTORS, PROLOGUE, Schedule, csr_rows
 from stoicc.ir.types import Module
@@ -16,7 +16,27 @@ _NEEDED = ("map-index", "segment-planes")
 """Program rules without which a schedule cannot be read."""
 
 
-@rule(SCHEDULE_RULES, "live-index", "segment-planes")
+@rule(SCHEDULE_RULES, "schedule-values")
+def _values(module: Module) -> None:
+    """Every name is text and every number an integer that the parser reads back."""
+    schedule = _schedule(module)
+    items = schedule.items
+    check_numbers("schedule, live", schedule.live)
+    check_numbers("schedule, order", schedule.row_order)
+    for csr in schedule.csrs:
+        check_numbers("schedule, csr", (csr.segment, *csr.row_ptr, *csr.col_idx))
+    check_numbers("schedule, items", [number for item in items for number in (item.row, item.part, item.parts)])
+    check_numbers("schedule, items", [number for item in items for span in item.ranges for number in span])
+    check_numbers("schedule, bins", schedule.bin_ptr)
+    check_numbers("schedule, regimes", [r.max_batch for r in schedule.regimes if r.max_batch is not None])
+    check_numbers("schedule, launch", [value for _, value in schedule.launch])
+    check_texts("schedule, prologue and epilogue", (*schedule.prologue, *schedule.epilogue))
+    check_texts("schedule, regimes", [regime.executor for regime in schedule.regimes])
+    check_texts("schedule, launch", [name for name, _ in schedule.launch])
+    check_texts("schedule, applied", schedule.applied)
+
+
+@rule(SCHEDULE_RULES, "live-index", "segment-planes", "schedule-values")
 def _live_index(module: Module) -> None:
     live, segments = _schedule(module).live, len(module.tiles.segments)
     wrong = [segment for segment in live if not 0 <= segment < segments]
@@ -38,7 +58,7 @@ def _live_complete(module: Module) -> None:
             )
 
 
-@rule(SCHEDULE_RULES, "row-order", *_NEEDED)
+@rule(SCHEDULE_RULES, "row-order", "schedule-values", *_NEEDED)
 def _row_order(module: Module) -> None:
     rows, order = module.tiles.grid[0], _schedule(module).row_order
     if not np.array_equal(np.sort(np.asarray(order, dtype=np.int64)), np.arange(rows)):
@@ -91,7 +111,7 @@ def _csr_tiles(module: Module) -> None:
 def _item_ranges(module: Module) -> None:
     schedule = _schedule(module)
     for index, item in enumerate(schedule.items):
-        if len(item.ranges) != len(schedule.csrs):
+        if len(item.ranges) != len(schedule.csrs) or any(len(span) != 2 for span in item.ranges):
             raise broken(
                 f"schedule, item {index} (tile row {item.row})",
                 f"a tile range of each of {len(schedule.csrs)} csrs",
@@ -111,7 +131,8 @@ def _item_parts(module: Module) -> None:
     for row in schedule.row_order:
         parts = max(schedule.items[place].parts, 1) if place < len(schedule.items) else 1
         found = [(item.row, item.part, item.parts) for item in schedule.items[place : place + parts]]
-        if found != [(row, part, parts) for part in range(parts)]:
+        # as many as there are, not as many as the item says: that may be any number
+        if len(found) != parts or found != [(row, part, parts) for part in range(len(found))]:
             raise broken(
                 f"schedule, item {place}, tile row {row}",
                 f"its parts 0 to {parts - 1} of {parts}, in run order",
@@ -149,7 +170,7 @@ def _item_coverage(module: Module) -> None:
             )
 
 
-@rule(SCHEDULE_RULES, "bins")
+@rule(SCHEDULE_RULES, "bins", "schedule-values")
 def _bins(module: Module) -> None:
     schedule = _schedule(module)
     if not schedule.items and schedule.bin_ptr in ((), (0,)):
@@ -164,7 +185,7 @@ def _bins(module: Module) -> None:
         )
 
 
-@rule(SCHEDULE_RULES, "fused")
+@rule(SCHEDULE_RULES, "fused", "program-values", "schedule-values")
 def _fused(module: Module) -> None:
     """Prologue and epilogue name what is there, in their one legal order, and in the end all of it."""
     schedule, complete = _schedule(module), "fuse-epilogue" in _ran(_schedule(module))
@@ -180,7 +201,7 @@ def _fused(module: Module) -> None:
             )
 
 
-@rule(SCHEDULE_RULES, "regimes")
+@rule(SCHEDULE_RULES, "regimes", "schedule-values")
 def _regimes(module: Module) -> None:
     regimes = _schedule(module).regimes
     for regime in regimes:
@@ -200,7 +221,7 @@ def _regimes(module: Module) -> None:
         )
 
 
-@rule(SCHEDULE_RULES, "launch")
+@rule(SCHEDULE_RULES, "launch", "schedule-values")
 def _launch(module: Module) -> None:
     launch = _schedule(module).launch
     names = [name for name, _ in launch]

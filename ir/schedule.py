@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stoicc.ir.errors import InputError
+from stoicc.ir.errors import InputError, brief
+from stoicc.ir.options import is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Schedule:
 
     def order(self, rows: Sequence[int]) -> "Schedule":
         """The same schedule with tile rows run in this order (a permutation of them)."""
-        if sorted(rows) != list(range(len(self.row_order))):
+        if not all(map(is_whole, rows)) or sorted(rows) != list(range(len(self.row_order))):
             raise InputError(
                 f"schedule.order: expected a permutation of {len(self.row_order)} tile rows, "
                 f"found {len(rows)} entries; name every tile row once"
@@ -111,19 +112,17 @@ class Schedule:
             parts: the most parts of a tile row; 1 undoes a split.
             costs: cost of one tile of each csr (default: all alike).
         """
-        if parts < 1:
-            raise InputError(f"schedule.split_k: expected parts >= 1, found {parts}; 1 means no split")
+        _check_whole("split_k", "parts", parts, "1 means no split")
         if not self.csrs and self.live:
             raise InputError("schedule.split_k: expected a csr per live segment, found none; run build-csr first")
-        weights = [1.0] * len(self.csrs) if costs is None else list(costs)
+        weights = self._weights("split_k", costs)
         items = tuple(item for row in self.row_order for item in self._split_row(row, parts, weights))
         return replace(self, items=items, bin_ptr=_one_bin_each(len(items)))
 
     def balance(self, bins: int, costs: Sequence[float] | None = None) -> "Schedule":
         """Group neighbouring items into at most `bins` bins of about equal cost."""
-        if bins < 1:
-            raise InputError(f"schedule.balance: expected bins >= 1, found {bins}")
-        weights = [1.0] * len(self.csrs) if costs is None else list(costs)
+        _check_whole("balance", "bins", bins, "1 puts all items in one")
+        weights = self._weights("balance", costs)
         loads = np.array([item_cost(item, weights) for item in self.items])
         return replace(self, bin_ptr=_cut_evenly(loads, bins))
 
@@ -131,6 +130,8 @@ class Schedule:
         """Use executor `kind` for batches up to `batch` (None: for every larger batch)."""
         if kind not in EXECUTORS:
             raise InputError(f"schedule.executor: expected one of {', '.join(EXECUTORS)}, found {kind!r}")
+        if batch is not None:
+            _check_whole("executor", "batch", batch, "None means every larger batch")
         others = tuple(r for r in self.regimes if (r.max_batch or np.inf) > (batch or np.inf))
         below = tuple(r for r in self.regimes if (r.max_batch or np.inf) < (batch or np.inf))
         if batch is not None:
@@ -139,6 +140,8 @@ class Schedule:
 
     def launch_with(self, **parameters: int) -> "Schedule":
         """Set launch parameters (`block_n`, `num_warps`, `num_stages`) by name."""
+        for name, value in parameters.items():
+            _check_whole("launch_with", name, value, "give a number", least=0)
         return replace(self, launch=tuple(sorted({**dict(self.launch), **parameters}.items())))
 
     # -- reading ---------------------------------------------------------------------------
@@ -159,6 +162,21 @@ class Schedule:
         from stoicc.ir.printer import print_schedule
 
         return print_schedule(self)
+
+    def _weights(self, where: str, costs: Sequence[float] | None) -> list[float]:
+        """A cost per csr: those given, or all alike."""
+        if costs is None:
+            return [1.0] * len(self.csrs)
+        try:
+            weights = [float(cost) for cost in costs]
+        except (TypeError, ValueError):
+            weights = [-1.0]
+        if len(weights) != len(self.csrs) or not all(0 <= weight < 1e30 for weight in weights):
+            raise InputError(
+                f"schedule.{where}: expected a cost of 0 or more for each of {len(self.csrs)} csrs, "
+                f"found {brief(repr(costs))}; give what one tile of each csr costs"
+            )
+        return weights
 
     def _split_row(self, row: int, parts: int, costs: Sequence[float]) -> list[WorkItem]:
         spans = [(csr.row_ptr[row], csr.row_ptr[row + 1]) for csr in self.csrs]
@@ -197,16 +215,30 @@ def csr_rows(csr: TileCsr) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(csr.row_ptr) - 1), np.diff(csr.row_ptr)).astype(np.int64)
 
 
+def _check_whole(where: str, what: str, value: object, way_out: str, least: int = 1) -> None:
+    if not is_whole(value) or value < least:
+        raise InputError(
+            f"schedule.{where}: expected {what} to be a whole number from {least}, "
+            f"found {brief(repr(value))}; {way_out}"
+        )
+
+
 def _one_bin_each(items: int) -> tuple[int, ...]:
     return tuple(range(items + 1))
 
 
 def _cut_evenly(loads: NDArray[np.float64], parts: int) -> tuple[int, ...]:
-    """Boundaries of at most `parts` non-empty contiguous runs of about equal total load."""
+    """Boundaries of at most `parts` non-empty contiguous runs of about equal total load.
+
+    An entry belongs to the part of the total that its middle falls in, at a boundary to the part above; a part
+    that no middle falls in is none. Takes no memory for `parts`, of which there may be any number.
+    """
     total = np.concatenate([[0.0], np.cumsum(loads)])
-    targets = np.linspace(0.0, total[-1], parts + 1)
-    cuts = np.searchsorted((total[:-1] + total[1:]) / 2, targets[1:-1])
-    return tuple(int(c) for c in np.unique(np.concatenate([[0], cuts, [loads.size]])))
+    if total[-1] <= 0:
+        return (0, loads.size) if loads.size else (0,)
+    middle = (total[:-1] + total[1:]) / 2
+    part = np.minimum(np.floor(middle * parts / total[-1]), parts - 1)
+    return (0, *(int(cut) + 1 for cut in np.nonzero(np.diff(part))[0]), loads.size)
 
 
 def _clip(spans: Sequence[tuple[int, int]], begin: int, end: int) -> list[tuple[int, int]]:

@@ -81,6 +81,10 @@ ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 """Activations that an epilogue can fuse; gelu is the erf form, as in torch."""
 
 
+TILE_SIZES = (16, 32, 64, 128, 256)
+"""What BM and BK may be: powers of two that every backend has code for."""
+
+
 @dataclass(frozen=True, slots=True)
 class TileProgram:
     """A weight matrix as tiles, each with a format; the result of the inspector."""

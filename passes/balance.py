@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from stoicc.ir.options import is_whole
 from stoicc.ir.types import Module
 from stoicc.passes.base import Pass, scheduled, with_schedule
 from stoicc.passes.costs import csr_costs
@@ -18,7 +19,7 @@ class Balance(Pass):
     bins: int = 256
 
     def __post_init__(self) -> None:
-        self.check("bins", self.bins >= 1, "a whole number from 1")
+        self.check("bins", is_whole(self.bins) and self.bins >= 1, "a whole number from 1")
 
     def apply(self, module: Module) -> Module:
         schedule = scheduled(module)

@@ -5,7 +5,8 @@ import importlib
 import re
 from typing import TypeVar
 
-from stoicc.ir.errors import PassError
+from stoicc.ir.errors import PassError, brief
+from stoicc.ir.options import split_options
 from stoicc.passes.base import Pass
 
 CATALOGUE: dict[str, str] = {
@@ -56,9 +57,9 @@ def find_pass(name: str) -> type[Pass]:
     if name in _registered:
         return _registered[name]
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, pass_names(), n=3)
+        near = difflib.get_close_matches(name[:64], pass_names(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known passes are {', '.join(pass_names())}"
-        raise PassError(f"pass {name!r}: expected a known pass, found an unknown name; {hint}")
+        raise PassError(f"pass {brief(repr(name))}: expected a known pass, found an unknown name; {hint}")
     module, _, cls = CATALOGUE[name].partition(":")
     found: type[Pass] = getattr(importlib.import_module(module), cls)
     return found
@@ -68,14 +69,8 @@ def parse_pass(text: str) -> Pass:
     """The pass that a text such as `split-k{parts=4}` names."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise PassError(f"pass {text!r}: expected name or name{{option=value,...}}, found neither; correct the text")
+        raise PassError(
+            f"pass {brief(repr(text))}: expected name or name{{option=value,...}}, found neither; correct the text"
+        )
     name, options = match.groups()
-    pairs: dict[str, str] = {}
-    for part in (options or "").split(",") if (options or "").strip() else ():
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise PassError(f"pass {name}: expected option=value, found {part.strip()!r}; correct the text")
-        if key in pairs:
-            raise PassError(f"pass {name}: expected every option once, found {key!r} twice; drop one")
-        pairs[key] = value
-    return find_pass(name).from_text(pairs)
+    return find_pass(name).from_text(split_options(options or "", f"pass {name}", PassError))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
-from stoicc.ir.errors import PassError
+from stoicc.ir.errors import PassError, brief
 from stoicc.passes.base import Pass
 from stoicc.passes.catalogue import find_pass, pass_names
 
@@ -34,13 +34,16 @@ def dependency_graph(names: Iterable[str]) -> "nx.DiGraph[str]":
 def check_order(passes: Sequence[Pass], text: str) -> None:
     """Refuse a sequence in which a pass comes before one that it must follow."""
     graph = dependency_graph(p.name for p in passes)
-    for late, first in enumerate(passes):
-        for early in passes[:late]:
-            if early.name != first.name and nx.has_path(graph, first.name, early.name):
+    followers = {name: nx.descendants(graph, name) for name in graph}
+    ran: dict[str, None] = {}
+    for step in passes:
+        for early in ran:
+            if early in followers[step.name]:
                 raise PassError(
-                    f"pipeline {text!r}: expected {first.name} before {early.name}, found it after; "
-                    f"move {first.name} in front, or sort the passes with Pipeline.ordered"
+                    f"pipeline {brief(repr(text))}: expected {step.name} before {early}, found it after; "
+                    f"move {step.name} in front, or sort the passes with Pipeline.ordered"
                 )
+        ran[step.name] = None
 
 
 def missing(step: Pass, ran: Iterable[str]) -> list[str]:

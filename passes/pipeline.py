@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from stoicc.ir.errors import PassError, VerifyError
+from stoicc.ir.errors import PassError, VerifyError, brief
 from stoicc.ir.types import Module
 from stoicc.ir.verify import verify, verify_schedule
 from stoicc.passes.base import Pass, scheduled, with_schedule
@@ -13,7 +13,8 @@ from stoicc.passes.catalogue import parse_pass
 from stoicc.passes.dependencies import check_order, missing, sort_passes
 from stoicc.passes.instruments import Instrument, PrintIR
 
-_BETWEEN = re.compile(r",(?![^{}]*\})")
+_PIECE = re.compile(r"[^,{}]+|\{[^{}]*\}|[,{}]")
+"""What a pipeline's text is made of; a comma that is a piece of its own stands between two passes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ class Pipeline:
     @staticmethod
     def parse(text: str, instruments: Iterable[Instrument] = ()) -> "Pipeline":
         """A pipeline from text: `order{by=cost},build-csr,split-k{parts=4}`; "" has no passes."""
-        steps = _BETWEEN.split(text) if text.strip() else []
+        steps = [""] if text.strip() else []
+        for piece in _PIECE.findall(text) if steps else ():
+            if piece == ",":
+                steps.append("")
+            else:
+                steps[-1] += piece
         return Pipeline(tuple(parse_pass(step) for step in steps), tuple(instruments))
 
     @staticmethod
@@ -72,8 +78,8 @@ class Pipeline:
         absent = missing(step, ran)
         if absent:
             raise PassError(
-                f"pipeline {str(self)!r}: expected {absent[0]} before {step.name}, found that it has not run; "
-                f"put {absent[0]} in front of {step.name}"
+                f"pipeline {brief(repr(str(self)))}: expected {absent[0]} before {step.name}, "
+                f"found that it has not run; put {absent[0]} in front of {step.name}"
             )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from stoicc.ir.options import is_whole
 from stoicc.ir.types import Module
 from stoicc.passes.base import Pass, scheduled, with_schedule
 
@@ -25,7 +26,7 @@ class Regimes(Pass):
     tiles: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.tiles, int) and self.tiles >= 0
+        whole = is_whole(self.tiles) and self.tiles >= 0
         self.check("tiles", self.tiles == "auto" or whole, "auto or a batch size from 0")
 
     def apply(self, module: Module) -> Module:

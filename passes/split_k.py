@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from stoicc.ir.options import is_whole
 from stoicc.ir.types import Module
 from stoicc.passes.base import Pass, scheduled, with_schedule
 from stoicc.passes.costs import csr_costs
@@ -22,9 +23,9 @@ class SplitK(Pass):
     min_items: int = 64
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.parts, int) and self.parts >= 1
+        whole = is_whole(self.parts) and self.parts >= 1
         self.check("parts", self.parts == "auto" or whole, "auto or a whole number from 1")
-        self.check("min_items", self.min_items >= 1, "a whole number from 1")
+        self.check("min_items", is_whole(self.min_items) and self.min_items >= 1, "a whole number from 1")
 
     def apply(self, module: Module) -> Module:
         schedule = scheduled(module)

@@ -6,6 +6,7 @@ stoicc opt program.tile --pipeline "drop-empty,build-csr,split-k{parts=4}"
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,12 @@ import numpy as np
 import scipy.sparse
 import torch
 import typer
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 import stoicc
 from stoicc.ir.dtypes import TORCH_DTYPES
-from stoicc.ir.errors import InputError, StoiccError
+from stoicc.ir.errors import InputError, StoiccError, brief
 from stoicc.ir.printer import print_module
 from stoicc.ir.types import Module
 from stoicc.passes.pipeline import run_text
@@ -93,27 +94,38 @@ def opt(
     exact: Exact = False,
 ) -> None:
     """Run a pipeline of passes on textual IR and print the result."""
-    if not file.exists():
-        raise InputError(f"opt: expected a file of tile IR, found nothing at {file}")
-    typer.echo(run_text(file.read_text(), pipeline, print_after_all=print_after_all, exact=exact))
+    typer.echo(run_text(_read_text(file), pipeline, print_after_all=print_after_all, exact=exact))
 
 
 def read_weight(file: Path, tensor: str | None) -> Tensor:
     """The matrix of a .npy, a scipy .npz, or a named tensor of a .safetensors file."""
-    if not file.exists():
+    if not os.path.exists(file):
         raise InputError(f"weight file: expected a file, found nothing at {file}")
+    if file.suffix not in (".npy", ".npz", ".safetensors"):
+        raise InputError(f"weight file {file}: expected .safetensors, .npy or .npz, found {file.suffix or 'no suffix'}")
     try:
-        if file.suffix == ".npy":
-            return torch.from_numpy(np.load(file))
-        if file.suffix == ".npz":
-            return torch.from_numpy(scipy.sparse.load_npz(file).toarray())
         if file.suffix == ".safetensors":
             return _from_safetensors(file, tensor)
-    except (ValueError, SafetensorError, OSError, TypeError) as error:
-        if isinstance(error, StoiccError):
-            raise
-        raise InputError(f"weight file {file}: expected a readable {file.suffix} file, found {error}") from None
-    raise InputError(f"weight file {file}: expected .safetensors, .npy or .npz, found {file.suffix or 'no suffix'}")
+        # opened here: numpy leaves a file open that turns out to be broken
+        with file.open("rb") as opened:
+            return torch.from_numpy(
+                np.load(opened) if file.suffix == ".npy" else scipy.sparse.load_npz(opened).toarray()
+            )
+    except StoiccError:
+        raise
+    except Exception as error:  # a broken file meets numpy, zipfile, zlib and more, each with errors of its own
+        found = brief(str(error)) or type(error).__name__
+        raise InputError(f"weight file {file}: expected a readable {file.suffix} file, found {found}") from None
+
+
+def _read_text(file: Path) -> str:
+    """The text of an IR file, which is UTF-8 on every machine."""
+    if not os.path.exists(file):
+        raise InputError(f"opt: expected a file of tile IR, found nothing at {file}")
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"opt: expected a file of tile IR, found at {file} {brief(str(error))}") from None
 
 
 def _from_safetensors(file: Path, tensor: str | None) -> Tensor:

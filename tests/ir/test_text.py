@@ -183,7 +183,7 @@ FAULTS = [
     ('"0."', "%0, x2", 6, 17, "expected a segment such as %0, found 'x2'"),
     ('"0."', "0 1", 6, 13, "expected a string of symbols, or runs such as %0 x4, found '0'"),
     ('"0."', "%0 x0", 6, 14, "expected a run of 1 or more integers"),
-    ('"0."', "%0 x999999999", 6, 14, r"fewer than 2\*\*28 in all"),
+    ('"0."', "%0 x999999999", 6, 14, r"expected at most 2\*\*24 entries in all runs"),
     ("activation gelu", "activatoin gelu", 9, 5, r"expected one of bias, .*; did you mean activation\?"),
     ("activation gelu", "activation gelu activation relu", 9, 21, "each at most once"),
     ("activation gelu", "activation ;", 9, 16, "expected an activation, found ';'"),

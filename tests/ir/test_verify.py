@@ -211,6 +211,15 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("regimes", schedule(regimes=(Regime("tiles"), Regime("dense-once", 8))), "found open, 8"),
     ("regimes", schedule(regimes=(Regime("tiles", 0), Regime("dense-once"))), "batch limits from 1, .* found 0, open"),
     ("regimes", schedule(regimes=(Regime("tiles", -3),)), "found -3"),
+    ("program-values", tiles(name=7), "program, name and dtype: expected text"),
+    (
+        "program-values",
+        segment(1, count=2.0),
+        "count and bytes: expected whole numbers of at most 18 digits, found 2.0",
+    ),
+    ("program-values", beside(bias=replace(_BIAS, shape=(10**18,))), "pool bias, shape: .*, found one of 60 bits"),
+    ("schedule-values", schedule(bin_ptr=(0, 10**20)), "schedule, bins: expected whole numbers of at most 18 digits"),
+    ("schedule-values", schedule(applied=(5,)), "schedule, applied: expected text"),
     ("launch", schedule(launch=(("num_warps", 4), ("block_n", 16))), "expected parameters by name, each once, sorted"),
 ]
 

@@ -1,0 +1,73 @@
+"""Schedule primitives: what they refuse, and how a row is cut."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoicc.ir import InputError
+from stoicc.ir.schedule import _cut_evenly
+from stoicc.ir.types import Module
+from stoicc.passes import Pipeline
+from tests.ir.modules import make_program
+
+_MODULE = Pipeline.parse("build-csr").run(Module(make_program()))
+assert _MODULE.schedule is not None
+SCHEDULE = _MODULE.schedule  # 4 csrs, 4 tile rows
+
+
+@pytest.mark.parametrize("value", ["a", 2.5, True, None, 0, -3, 10**18, 10**400])
+@pytest.mark.parametrize("what", ["split_k", "balance", "executor"])
+def test_numbers_are_whole_and_from_one(what, value):
+    if what == "executor" and value is None:
+        assert SCHEDULE.executor("tiles", value).regimes[-1].max_batch is None
+        return
+    call = (lambda n: SCHEDULE.executor("tiles", n)) if what == "executor" else getattr(SCHEDULE, what)
+    with pytest.raises(InputError, match=rf"schedule\.{what}: expected \w+ to be a whole number from 1, found"):
+        call(value)
+
+
+@pytest.mark.parametrize(
+    "costs", [[], [1.0], [1.0] * 5, [1, 1, 1, -1], [1, 1, 1, float("nan")], ["a"] * 4, 3, [1e300] * 4]
+)
+def test_costs_are_one_number_a_csr(costs):
+    for cut in (SCHEDULE.split_k, SCHEDULE.balance):
+        with pytest.raises(InputError, match=r"expected a cost of 0 or more for each of 4 csrs, found"):
+            cut(2, costs)
+
+
+@pytest.mark.parametrize(
+    "rows", [["a", "b", "c", "d"], [0.0, 1.0, 2.0, 3.0], [0, 1, 2], [0, 1, 2, 10**30], [False, True, 2, 3]]
+)
+def test_an_order_is_a_permutation(rows):
+    with pytest.raises(InputError, match=r"schedule\.order: expected a permutation of 4 tile rows"):
+        SCHEDULE.order(rows)
+
+
+@pytest.mark.parametrize("value", ["a", 2.5, True, None, -1])
+def test_launch_parameters_are_numbers(value):
+    with pytest.raises(InputError, match="expected block_n to be a whole number from 0, found"):
+        SCHEDULE.launch_with(block_n=value)
+
+
+def test_very_many_parts_cost_nothing():
+    start = time.perf_counter()
+    pipeline = Pipeline.parse(f"drop-empty,build-csr,split-k{{parts={10**17}}},balance{{bins={10**17}}}")
+    schedule = pipeline.run(Module(make_program())).schedule
+    assert time.perf_counter() - start < 1
+    assert schedule is not None
+    assert {item.tiles for item in schedule.items} == {1}
+    assert schedule.bin_ptr == tuple(range(len(schedule.items) + 1))
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 20))
+def test_cuts_are_where_the_middles_change_part(loads, parts):
+    """As said in exact fractions: entry i is in part floor(parts * middle / total)."""
+    total, part_of = sum(loads), []
+    for index, load in enumerate(loads):
+        doubled = 2 * sum(loads[:index]) + load
+        part_of.append(min(parts * doubled // (2 * total), parts - 1) if total else 0)
+    inner = [i for i in range(1, len(loads)) if part_of[i] != part_of[i - 1]]
+    assert _cut_evenly(np.array(loads, dtype=float), parts) == ((0, *inner, len(loads)) if loads else (0,))

@@ -95,6 +95,11 @@ def test_other_files(weight, tmp_path):
         (["inspect", "broken.safetensors"], "expected a readable .safetensors file, found"),
         (["opt", "w.npy", "--pipeline", "build-csr"], "expected a file of tile IR, found at w.npy 'utf-8' codec"),
         (["opt", ".", "--pipeline", "build-csr"], "expected a file of tile IR, found at . [Errno 21] Is a directory"),
+        (
+            ["compile", "w.npy", "-o", "absent/w.safetensors"],
+            "absent/w.safetensors: expected a file that can be written",
+        ),
+        (["compile", "w.npy", "-o", "folder.npy"], "folder.npy: expected a file that can be written"),
         (["opt", "x" * 5000, "--pipeline", "build-csr"], "expected a file of tile IR, found nothing at xxx"),
     ],
 )

@@ -27,7 +27,9 @@ FORMATS = [
 
 @pytest.mark.parametrize("text", FORMATS)
 def test_built_in_formats_keep_the_contract(text):
-    assert check_format(text) == tuple(CHECKS)
+    # groups of 128 are shared as those of a row are: one dtype is enough
+    dtypes = ("bf16",) if "=128" in text else ("f32", "f16", "bf16")
+    assert check_format(text, dtypes=dtypes) == tuple(CHECKS)
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 128)])
@@ -76,9 +78,8 @@ def test_a_users_format_in_one_class(ternary):
 
 def test_missing_device_code_is_an_error_or_dense_on_request(ternary):
     weight = torch.randn(100, 130).sign() * 0.3
-    kernel = stoicc.compile(weight, ["ternary"], target="cpu")
-    with pytest.raises(stoicc.StoiccError, match=r"ternary.*on_missing"):
-        kernel(torch.randn(7, 130))
+    with pytest.raises(stoicc.FormatError, match=r"format ternary: expected code for target 'cpu', found none; give"):
+        stoicc.compile(weight, ["ternary"], target="cpu")
     kernel = stoicc.compile(weight, ["ternary"], target="cpu", on_missing="dense")
     x = torch.randn(7, 130)
     torch.testing.assert_close(kernel(x), x @ weight.T)

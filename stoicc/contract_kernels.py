@@ -1,0 +1,103 @@
+"""What a format's device code promises: the C multiply, the C panel decode and the Triton decode equal `decode`."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu.decode import CompiledDecoder, can_decode
+from stoicc.compiler import compile
+from stoicc.contract import TILES, Contract, Problems
+from stoicc.ir.dtypes import TORCH_DTYPES, bits
+from stoicc.kernel import Kernel
+from stoicc.targets import backend_named
+
+BATCHES = (1, 2, 4, 8, 9)
+"""Every number of entries that a C multiply is emitted for, and one more than fits a block."""
+
+TOLERANCE = {"f32": 1e-5, "f16": 1e-3, "bf16": 8e-3}
+"""Error of a product allowed, as a share of sum |w x|: a multiply may leave out the rounding of products to the
+weight's dtype."""
+
+
+def c_multiply(c: Contract) -> Problems:
+    if c.fmt.tile_mac(c.tile, c.dtype) is None or not c.registered or backend_named("cpu").available() is not None:
+        return
+    compiled = _compile(c, "cpu")
+    if compiled is None:
+        return
+    kernel, weight, kinds = compiled
+    got = _run(kernel, "tiles", torch.eye(weight.shape[1])).T.to(weight.dtype)
+    for kind in _wrong_rows(c, got != weight, kinds):
+        yield f"{kind} tiles times the identity differ from decode"
+    generator = torch.Generator().manual_seed(2)
+    for batch in BATCHES:
+        x = torch.randn(batch, weight.shape[1], generator=generator)
+        want, scale = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
+        far = ~((_run(kernel, "tiles", x).double() - want).abs() <= TOLERANCE[c.dtype] * scale + 1e-9)
+        for kind in _wrong_rows(c, far.T, kinds):
+            yield f"{kind} tiles times a batch of {batch} are far from the product in float64"
+
+
+def c_panels(c: Contract) -> Problems:
+    code = c.fmt.tile_mac(c.tile, c.dtype)
+    if code is None or not code.decode or not c.registered or backend_named("cpu").available() is not None:
+        return
+    compiled = _compile(c, "cpu")
+    if compiled is None:
+        return
+    kernel, weight, kinds = compiled
+    got = _run(kernel, "dense-once", torch.eye(weight.shape[1])).T
+    for kind in _wrong_rows(c, got != weight.float(), kinds):
+        yield f"{kind} tiles times the identity differ from decode"
+    if can_decode(kernel.ir):  # a product cannot tell -0.0 from 0.0
+        panel = torch.full_like(weight, torch.nan)
+        CompiledDecoder(kernel.ir, kernel.pools)(0, len(kinds), panel.view(-1))
+        for kind in _wrong_rows(c, bits(panel) != bits(weight), kinds):
+            yield f"{kind} tiles are written with other bits"
+
+
+def triton_decode(c: Contract) -> Problems:
+    """Where Triton can run: on a GPU, or in its interpreter."""
+    if c.fmt.decode_block(c.tile, c.dtype) is None or not c.registered:
+        return
+    if backend_named("triton").available() is not None:
+        return
+    compiled = _compile(c, "cuda")
+    if compiled is None:
+        return
+    kernel, weight, kinds = compiled
+    for executor in ("tiles", "dense-once"):
+        got = _run(kernel, executor, torch.eye(weight.shape[1])).T
+        wrong = got.to(weight.dtype) != weight if executor == "tiles" else got != weight.float()
+        for kind in _wrong_rows(c, wrong, kinds):
+            yield f"{kind} tiles times the identity ({executor}) differ from decode"
+
+
+def _compile(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]] | None:
+    """A kernel with a tile row of each accepted kind, all in this format; its matrix, and the kinds in order."""
+    rows = c.rows()
+    if not rows:
+        return None
+    weight = torch.cat([row.transpose(0, 1).reshape(c.tile[0], -1) for row in rows.values()])
+    tile_map = c.tile_map(len(rows) * TILES, TILES)
+    kernel = compile(weight, tile=c.tile, tile_map=tile_map, target=target)
+    assert [segment.format for segment in kernel.program.segments] == [str(c.fmt)]
+    assert weight.dtype == TORCH_DTYPES[c.dtype]
+    return kernel, weight, list(rows)
+
+
+def _run(kernel: Kernel, kind: str, x: Tensor) -> Tensor:
+    """One executor on an output and a workspace that hold what would show."""
+    executor, x = kernel.executor(kind), x.to(kernel.device)
+    out = torch.full((x.shape[0], kernel.out_features), torch.nan, device=x.device)
+    workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8, device=x.device)
+    executor.run(x, out, workspace)
+    return out.cpu()
+
+
+def _wrong_rows(c: Contract, wrong: Tensor, kinds: list[str]) -> Iterator[str]:
+    """The kinds of tiles whose tile row has a True in `wrong [M, ...]`."""
+    for kind, row in zip(kinds, wrong.split(c.tile[0]), strict=True):
+        if row.any():
+            yield kind

@@ -75,5 +75,5 @@ def test_the_probe_sees_a_question_and_an_import():
 
 @pytest.mark.parametrize("module", ["stoicc", "bench.gpu_check"])
 def test_a_gpu_machine_with_little_more_than_torch_can_import(module):
-    seen = probe(f"sys.modules.update(dict.fromkeys({sorted(ABSENT)})); import {module}")
+    seen = probe(f"sys.modules.update(dict.fromkeys({sorted(ABSENT)})); import {module}, stoicc")
     assert seen["file"] is not None

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from bench import figures
 from stoicc.ir.registry import REGISTRY
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,6 +21,11 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     finally:
         REGISTRY.unregister("ternary")
     assert (tmp_path / "small.safetensors").stat().st_size < 4096 * 1024 * 3.2 / 8 + 20_000
+
+
+def test_figures_are_those_on_record():
+    text = README.read_text()
+    assert text.partition(figures.BEGIN)[2].partition(figures.END)[0].strip() == figures.render()
 
 
 def test_readme_shows_commands_that_exist():

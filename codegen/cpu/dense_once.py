@@ -15,7 +15,7 @@ from stoicc.ir.dtypes import TORCH_DTYPES, itemsize, output_dtype
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.types import Beside, Module
 
-PANEL_BYTES = 4 << 20
+PANEL_BYTES = 8 << 20
 """Scratch for one panel; a tile row that is larger makes a panel by itself."""
 
 

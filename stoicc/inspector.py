@@ -7,6 +7,7 @@ holds it bit for bit, or the format that the user's tile map names.
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from stoicc.choosing import Chooser
@@ -101,7 +102,9 @@ def inspect_for(
     chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None)
     requested = None
     if tile_map is not None:
-        allowed, requested = as_tile_map(tile_map, grid_of(shape, chosen_tile))
+        named, numbers = as_tile_map(tile_map, grid_of(shape, chosen_tile))
+        allowed = _by_cost(named, chosen_tile, DTYPE_NAMES[lowered.values.dtype])
+        requested = torch.tensor([allowed.index(fmt) for fmt in named])[numbers]
     else:
         allowed = _candidates(formats, lowered, chosen_tile, usable)
     chooser = Chooser(lowered, chosen_tile, allowed, requested, approximate)
@@ -145,7 +148,12 @@ def _candidates(
         chosen = tuple(fmt for fmt in chosen if _meets(fmt, tile, dtype) and usable(fmt, tile, dtype))
     if not chosen:
         raise FormatError("formats: expected at least one format, found none; leave formats out to allow all")
-    return tuple(sorted(chosen, key=lambda fmt: fmt.cost(tile, dtype).bytes))
+    return _by_cost(chosen, tile, dtype)
+
+
+def _by_cost(formats: Sequence[TileFormat], tile: tuple[int, int], dtype: str) -> tuple[TileFormat, ...]:
+    """Cheapest first; the one order of segments, so that equal mixes share a compiled kernel."""
+    return tuple(sorted(formats, key=lambda fmt: (fmt.cost(tile, dtype).bytes, str(fmt))))
 
 
 def _meets(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> bool:

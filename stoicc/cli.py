@@ -2,36 +2,54 @@
 
 stoicc inspect weight.npy
 stoicc compile model.safetensors --tensor fc.weight --prune 2:4 --quantize 4 -o fc.stoicc.safetensors
+stoicc compile fc.stoicc.safetensors --emit cpu > fc.c
 stoicc opt program.tile --pipeline "drop-empty,build-csr,split-k{parts=4}"
 """
 
-import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import scipy.sparse
-import torch
 import typer
-from safetensors import safe_open
 from torch import Tensor
 
 import stoicc
+from stoicc.files import check_output, is_artefact, read_weight
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import InputError, StoiccError, brief
 from stoicc.ir.printer import print_module
+from stoicc.ir.registry import find_format
 from stoicc.ir.types import Module
 from stoicc.passes.pipeline import run_text
 from stoicc.targets import backend_named
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compile weight matrices to mosaic kernels.")
 
-WeightFile = Annotated[Path, typer.Argument(help="a .safetensors, .npy or scipy .npz file")]
+EMITTERS = {"cpu": "cpu", "triton": "triton", "cuda": "triton"}
+"""The backend that `--emit` names; cuda is the target that triton serves."""
+
+WeightFile = Annotated[Path, typer.Argument(help="a .safetensors, .npy or scipy .npz file, or an artefact of stoicc")]
 TensorName = Annotated[str | None, typer.Option("--tensor", help="which tensor of a .safetensors file")]
-Formats = Annotated[str | None, typer.Option(help="formats to choose from, separated by ';'")]
-TileShape = Annotated[str, typer.Option(help="tile shape BMxBK")]
+Formats = Annotated[str | None, typer.Option(help="formats to choose from, separated by ',' or ';'")]
+TileShape = Annotated[str | None, typer.Option(help="tile shape BMxBK; 64x64 if left out")]
+Dtype = Annotated[str | None, typer.Option(help="convert to f32, f16 or bf16 first; this rounds")]
 Exact = Annotated[bool, typer.Option("--exact", help="print the whole IR, as `stoicc.ir.parse` reads it")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stoicc {stoicc.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Compile weight matrices to mosaic kernels."""
 
 
 @app.command()
@@ -39,11 +57,18 @@ def inspect(
     file: WeightFile,
     tensor: TensorName = None,
     formats: Formats = None,
-    tile: TileShape = "64x64",
+    tile: TileShape = None,
+    dtype: Dtype = None,
     exact: Exact = False,
 ) -> None:
-    """Print the tile IR of a weight: which format each tile has."""
-    weight = read_weight(file, tensor)
+    """Print the tile IR of a weight: which format each tile has. Of an artefact: its IR and, on stderr, its counts."""
+    if is_artefact(file):
+        _refuse(file, {"--tensor": tensor, "--formats": formats, "--tile": tile, "--dtype": dtype})
+        kernel = stoicc.load(file)
+        typer.echo(print_module(kernel.ir, exact=exact))
+        typer.echo(kernel.stats(), err=True)
+        return
+    weight = read_weight(file, tensor, dtype)
     tiled = stoicc.inspect(weight, _formats(formats), _tile(tile), name=_name(file, tensor))
     typer.echo(print_module(Module(tiled.program), exact=exact))
 
@@ -54,36 +79,48 @@ def compile(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write the artefact here")] = None,
     tensor: TensorName = None,
     formats: Formats = None,
-    tile: TileShape = "64x64",
+    tile: TileShape = None,
+    dtype: Dtype = None,
     prune: Annotated[str | None, typer.Option(help="N:M magnitude pruning first, such as 2:4")] = None,
-    quantize: Annotated[int | None, typer.Option(help="group AbsMax quantization to this many bits")] = None,
-    group_size: Annotated[int, typer.Option(help="weights along K that share a scale; 0: the row")] = 64,
+    quantize: Annotated[
+        int | None, typer.Option(help="group AbsMax quantization; bits: 4 or 8 with the built-in formats")
+    ] = None,
+    group_size: Annotated[
+        int, typer.Option(help="with --quantize: weights along K that share a scale; 0: the row")
+    ] = 64,
     pipeline: Annotated[str | None, typer.Option(help="scheduling passes, as text")] = None,
-    emit: Annotated[str | None, typer.Option(help="print the emitted source: cpu or triton")] = None,
+    emit: Annotated[str | None, typer.Option(help="print the emitted source: cpu, or triton (alias cuda)")] = None,
     show_ir: Annotated[bool, typer.Option("--ir", help="print the scheduled IR")] = False,
     exact: Exact = False,
 ) -> None:
     """Compile a weight matrix: inspect, schedule, count, and write an artefact.
 
-    Lossless unless --prune or --quantize is given.
+    Lossless unless --dtype, --prune or --quantize is given. An artefact keeps its
+    tiles; --pipeline schedules it anew. With --ir or --emit the counts go to stderr.
     """
-    weight: Tensor | stoicc.ops.CompressedWeight = read_weight(file, tensor)
-    if prune is not None:
-        n, m = _pattern(prune)
-        weight = stoicc.ops.nm_magnitude(weight, n, m)
-    if quantize is not None:
-        weight = stoicc.ops.group_absmax(weight, quantize, group_size)
-    kernel = stoicc.compile(weight, _formats(formats), _tile(tile), pipeline=pipeline, name=_name(file, tensor))
+    if emit is not None and emit not in EMITTERS:
+        raise InputError(f"--emit: expected cpu, triton or cuda, found {emit!r}")
+    if output is not None:
+        check_output(output, file)
+    if is_artefact(file):
+        taken = {"--tensor": tensor, "--formats": formats, "--tile": tile, "--dtype": dtype}
+        _refuse(file, {**taken, "--prune": prune, "--quantize": quantize})
+        kernel = stoicc.load(file)
+        if pipeline is not None:
+            kernel = stoicc.compile(kernel, pipeline=pipeline)
+    else:
+        weight = _compressed(read_weight(file, tensor, dtype), prune, quantize, group_size, formats)
+        kernel = stoicc.compile(weight, _formats(formats), _tile(tile), pipeline=pipeline, name=_name(file, tensor))
     if show_ir:
         typer.echo(print_module(kernel.ir, exact=exact))
     if emit is not None:
-        if emit not in ("cpu", "triton"):
-            raise InputError(f"--emit: expected cpu or triton, found {emit!r}")
-        typer.echo(backend_named(emit).emit(kernel.ir, TORCH_DTYPES[kernel.program.dtype]))
-    typer.echo(kernel.stats())
+        typer.echo(backend_named(EMITTERS[emit]).emit(kernel.ir, TORCH_DTYPES[kernel.program.dtype]))
+    # what is printed may go to a file that `opt` or a compiler reads
+    beside = show_ir or emit is not None
+    typer.echo(kernel.stats(), err=beside)
     if output is not None:
         kernel.save(output)
-        typer.echo(f"wrote {output} ({output.stat().st_size:,d} bytes)")
+        typer.echo(f"wrote {output} ({output.stat().st_size:,d} bytes)", err=beside)
 
 
 @app.command()
@@ -97,25 +134,32 @@ def opt(
     typer.echo(run_text(_read_text(file), pipeline, print_after_all=print_after_all, exact=exact))
 
 
-def read_weight(file: Path, tensor: str | None) -> Tensor:
-    """The matrix of a .npy, a scipy .npz, or a named tensor of a .safetensors file."""
-    if not os.path.exists(file):
-        raise InputError(f"weight file: expected a file, found nothing at {file}")
-    if file.suffix not in (".npy", ".npz", ".safetensors"):
-        raise InputError(f"weight file {file}: expected .safetensors, .npy or .npz, found {file.suffix or 'no suffix'}")
-    try:
-        if file.suffix == ".safetensors":
-            return _from_safetensors(file, tensor)
-        # opened here: numpy leaves a file open that turns out to be broken
-        with file.open("rb") as opened:
-            return torch.from_numpy(
-                np.load(opened) if file.suffix == ".npy" else scipy.sparse.load_npz(opened).toarray()
+def _refuse(file: Path, options: dict[str, object]) -> None:
+    """The tiles of an artefact are cut and encoded already: options that change them come too late."""
+    if given := [option for option, value in options.items() if value is not None]:
+        raise InputError(
+            f"artefact {file}: expected no {', '.join(given)} with tiles that are cut already, found it given; "
+            "compile the weight itself"
+        )
+
+
+def _compressed(
+    weight: Tensor, prune: str | None, quantize: int | None, group_size: int, formats: str | None
+) -> Tensor | stoicc.ops.CompressedWeight:
+    """The weight after --prune and --quantize."""
+    compressed: Tensor | stoicc.ops.CompressedWeight = weight
+    if prune is not None:
+        compressed = stoicc.ops.nm_magnitude(compressed, *_pattern(prune))
+    if quantize is not None:
+        known = (find_format(name) for name in stoicc.formats())
+        held = any(fmt.for_codes(quantize, group_size, False) is not None for fmt in known)
+        if formats is None and not held:
+            raise InputError(
+                f"--quantize: expected bits that a format holds (4 or 8 with the built-in ones), found {quantize}; "
+                "use --quantize 4, or --formats dense to store values of 2 to 8 bits as floats"
             )
-    except StoiccError:
-        raise
-    except Exception as error:  # a broken file meets numpy, zipfile, zlib and more, each with errors of its own
-        found = brief(str(error)) or type(error).__name__
-        raise InputError(f"weight file {file}: expected a readable {file.suffix} file, found {found}") from None
+        compressed = stoicc.ops.group_absmax(compressed, quantize, group_size)
+    return compressed
 
 
 def _read_text(file: Path) -> str:
@@ -128,27 +172,14 @@ def _read_text(file: Path) -> str:
         raise InputError(f"opt: expected a file of tile IR, found at {file} {brief(str(error))}") from None
 
 
-def _from_safetensors(file: Path, tensor: str | None) -> Tensor:
-    with safe_open(file, framework="pt", device="cpu") as opened:
-        names = list(opened.keys())
-        matrices = [name for name in names if len(opened.get_slice(name).get_shape()) == 2]
-        if tensor is None and len(matrices) == 1:
-            tensor = matrices[0]
-        if tensor not in names:
-            near = difflib.get_close_matches(tensor or "", names, n=3) or matrices[:5]
-            raise InputError(
-                f"weight file {file}: expected --tensor to name one of {len(names)} tensors, found {tensor!r}; "
-                f"for example {', '.join(near)}"
-            )
-        found: Tensor = opened.get_tensor(tensor)
-        return found
-
-
 def _formats(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(";")]
+    """Formats of a list; a ',' between < and > belongs to a format's options."""
+    return None if text is None else [part.strip() for part in re.split(r"[;,](?![^<>]*>)", text)]
 
 
-def _tile(text: str) -> tuple[int, int]:
+def _tile(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     try:
         rows, columns = (int(part) for part in text.split("x"))
     except ValueError:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
-from stoicc.ir.errors import ParseError, brief
+from stoicc.ir.errors import InputError, ParseError, brief
 from stoicc.ir.options import DIGITS
 from stoicc.ir.printer import WORD
 
@@ -35,6 +35,8 @@ class Reader:
     """A place in a text, and the tokens that may stand there."""
 
     def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise InputError(f"parse: expected text, found {type(text).__name__}; a module need not be parsed")
         self.original = text
         # blanks in place of comments keep every position
         self.text = _COMMENT.sub(lambda m: m.group(1) or " " * len(m.group()), text)
@@ -46,7 +48,8 @@ class Reader:
         """Raise a ParseError at `at` (default: here)."""
         place = self.at if at is None else at
         if self.text.startswith("...", place):
-            expected, way_out = "exact text", "this text is elided: print it with exact=True"
+            expected = "exact text"
+            way_out = "this text is elided: print it with stoicc.ir.print_module(module, exact=True)"
         line = self.text.count("\n", 0, place) + 1
         start = self.text.rfind("\n", 0, place) + 1
         stop = self.text.find("\n", place)

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import FormatError, brief
 from stoicc.ir.format import TileFormat
 from stoicc.ir.options import split_options
@@ -38,6 +39,7 @@ class Registry:
                 f"register_format: expected {type(fmt).__qualname__}() with default options, found {fmt}; give every "
                 "field a default and register that: options are named where the format is used"
             )
+        _check_planes(fmt)
         held = self._formats.get(fmt.name)
         if held is not None and _origin(held) != _origin(fmt):
             raise FormatError(
@@ -69,6 +71,20 @@ class Registry:
         if options is None:
             return self._formats[name]
         return type(self._formats[name]).from_text(split_options(options, f"format {name}", FormatError))
+
+
+def _check_planes(fmt: TileFormat) -> None:
+    """A plane of a dtype that does not exist would break every later compile; refuse it at the door."""
+    try:
+        planes = fmt.planes((64, 64), "f32")
+    except FormatError:  # its default parameters may not suit this tile
+        return
+    for plane in planes:
+        if plane.dtype not in TORCH_DTYPES:
+            raise FormatError(
+                f"register_format: expected planes of {', '.join(TORCH_DTYPES)}, found {plane.dtype!r} for plane "
+                f"{plane.name!r} of {fmt.name}"
+            )
 
 
 def _is_default(fmt: TileFormat) -> bool:

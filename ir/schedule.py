@@ -77,7 +77,7 @@ class Schedule:
         prologue, epilogue: what is fused into the executor, in the order it is applied.
         regimes: executors by batch size, ascending.
         launch: launch parameters by name, for backends that know them.
-        applied: the passes that ran, as pipeline text.
+        applied: the passes that ran, as pipeline text; what was changed by hand since is not in it.
     """
 
     live: tuple[int, ...]

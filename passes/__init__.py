@@ -1,6 +1,6 @@
 """Scheduling passes: one file per pass, and the pipeline. Knows only `stoicc.ir`."""
 
-from stoicc.passes.base import Pass, initial_schedule
+from stoicc.passes.base import Pass, initial_schedule, scheduled, with_schedule
 from stoicc.passes.catalogue import find_pass, parse_pass, pass_names, register_pass
 from stoicc.passes.instruments import Instrument, PrintIR, Timing
 from stoicc.passes.pipeline import Pipeline, default_pipeline, run_text
@@ -18,4 +18,6 @@ __all__ = [
     "pass_names",
     "register_pass",
     "run_text",
+    "scheduled",
+    "with_schedule",
 ]

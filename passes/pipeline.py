@@ -85,6 +85,7 @@ class Pipeline:
 
 def default_pipeline(target: str) -> Pipeline:
     """The pipeline that `compile` uses for a target: "cpu", "triton" or "reference"."""
+    target = "triton" if target == "cuda" else target
     if target not in DEFAULTS:
         raise PassError(f"default_pipeline: expected one of {', '.join(DEFAULTS)}, found {target!r}; name a target")
     return Pipeline.parse(DEFAULTS[target])

@@ -40,7 +40,9 @@ def compile(  # the name is the contract of design and README
         weight: `[M, K]` tensor, numpy array, scipy sparse matrix, operator's result,
             `nn.Linear` (its bias comes along), `stoicc.inspect`'s result, or another kernel (to
             change target or schedule).
-        formats, tile, tile_map, approximate, bias, activation, name: see `stoicc.inspect`.
+        formats: to choose from; default: every registered one that has code for the target (all,
+            with `on_missing="dense"` or the reference).
+        tile, tile_map, approximate, bias, activation, name: see `stoicc.inspect`.
         target: "auto" (the weight's device), "cpu", "cuda" or "reference".
         pipeline: scheduling passes, as text (`"drop-empty,build-csr,split-k{parts=4}"`) or object;
             default: `stoicc.passes.default_pipeline(target)`.

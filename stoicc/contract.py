@@ -24,6 +24,10 @@ TILES = 3
 """Tiles in a sample."""
 
 
+class NotTried(Exception):
+    """A promise that cannot be checked here: the capability, or the device, is not there."""
+
+
 @dataclass(frozen=True)
 class Contract:
     """One format at one tile shape and dtype, with sample tiles to try it on."""

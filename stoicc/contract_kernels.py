@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu.decode import CompiledDecoder, can_decode
 from stoicc.compiler import compile
-from stoicc.contract import TILES, Contract, Problems
+from stoicc.contract import TILES, Contract, NotTried, Problems
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.kernel import Kernel
 from stoicc.targets import backend_named
@@ -21,12 +21,9 @@ weight's dtype."""
 
 
 def c_multiply(c: Contract) -> Problems:
-    if c.fmt.tile_mac(c.tile, c.dtype) is None or not c.registered or backend_named("cpu").available() is not None:
-        return
-    compiled = _compile(c, "cpu")
-    if compiled is None:
-        return
-    kernel, weight, kinds = compiled
+    if c.fmt.tile_mac(c.tile, c.dtype) is None:
+        raise NotTried("the format has no tile_mac")
+    kernel, weight, kinds = _compile(c, "cpu")
     got = _run(kernel, "tiles", torch.eye(weight.shape[1])).T.to(weight.dtype)
     for kind in _wrong_rows(c, got != weight, kinds):
         yield f"{kind} tiles times the identity differ from decode"
@@ -41,12 +38,9 @@ def c_multiply(c: Contract) -> Problems:
 
 def c_panels(c: Contract) -> Problems:
     code = c.fmt.tile_mac(c.tile, c.dtype)
-    if code is None or not code.decode or not c.registered or backend_named("cpu").available() is not None:
-        return
-    compiled = _compile(c, "cpu")
-    if compiled is None:
-        return
-    kernel, weight, kinds = compiled
+    if code is None or not code.decode:
+        raise NotTried("the format has no C decode of panels")
+    kernel, weight, kinds = _compile(c, "cpu")
     got = _run(kernel, "dense-once", torch.eye(weight.shape[1])).T
     for kind in _wrong_rows(c, got != weight.float(), kinds):
         yield f"{kind} tiles times the identity differ from decode"
@@ -59,14 +53,9 @@ def c_panels(c: Contract) -> Problems:
 
 def triton_decode(c: Contract) -> Problems:
     """Where Triton can run: on a GPU, or in its interpreter."""
-    if c.fmt.decode_block(c.tile, c.dtype) is None or not c.registered:
-        return
-    if backend_named("triton").available() is not None:
-        return
-    compiled = _compile(c, "cuda")
-    if compiled is None:
-        return
-    kernel, weight, kinds = compiled
+    if c.fmt.decode_block(c.tile, c.dtype) is None:
+        raise NotTried("the format has no decode_block")
+    kernel, weight, kinds = _compile(c, "cuda")
     for executor in ("tiles", "dense-once"):
         got = _run(kernel, executor, torch.eye(weight.shape[1])).T
         wrong = got.to(weight.dtype) != weight if executor == "tiles" else got != weight.float()
@@ -74,11 +63,12 @@ def triton_decode(c: Contract) -> Problems:
             yield f"{kind} tiles times the identity ({executor}) differ from decode"
 
 
-def _compile(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]] | None:
+def _compile(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]]:
     """A kernel with a tile row of each accepted kind, all in this format; its matrix, and the kinds in order."""
-    rows = c.rows()
-    if not rows:
-        return None
+    missing = backend_named({"cuda": "triton"}.get(target, target)).available()
+    rows = c.rows() if c.registered else {}
+    if missing is not None or not rows:
+        raise NotTried(missing or "no sample tile is accepted")
     weight = torch.cat([row.transpose(0, 1).reshape(c.tile[0], -1) for row in rows.values()])
     tile_map = c.tile_map(len(rows) * TILES, TILES)
     kernel = compile(weight, tile=c.tile, tile_map=tile_map, target=target)

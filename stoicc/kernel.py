@@ -1,5 +1,6 @@
 """The compiled kernel: a tile program, its schedule, its payload, and executors made on demand."""
 
+import warnings
 from collections.abc import Callable
 from os import PathLike
 from typing import Any, Self
@@ -57,7 +58,10 @@ class Kernel(nn.Module):
 
     @property
     def ir(self) -> Module:
-        """The tile program and its schedule; prints as text that `stoicc.ir.parse` reads."""
+        """The tile program and its schedule; prints as text, a large one elided.
+
+        `stoicc.ir.print_module(kernel.ir, exact=True)` is text that `stoicc.ir.parse` reads back.
+        """
         return self._module
 
     @property
@@ -78,10 +82,12 @@ class Kernel(nn.Module):
 
     @property
     def out_features(self) -> int:
+        """M, the length of y."""
         return self.program.shape[0]
 
     @property
     def in_features(self) -> int:
+        """K, the length of x."""
         return self.program.shape[1]
 
     @property
@@ -108,6 +114,7 @@ class Kernel(nn.Module):
         save(self, path)
 
     def extra_repr(self) -> str:
+        """Shape, dtype and formats, for the repr of the model around it."""
         formats = ", ".join(f"{segment.format} x{segment.count}" for segment in self.program.segments)
         return f"{self.in_features} -> {self.out_features}, {self.program.dtype}, {formats}"
 
@@ -153,15 +160,23 @@ class Kernel(nn.Module):
     # -- nn.Module -------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        cast: list[torch.dtype] = []
+
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            if result.dtype != tensor.dtype:
-                # The dtype is part of the compiled structure: `.half()` moves, never converts.
-                return tensor.to(result.device)
-            return result
+            if result.dtype == tensor.dtype:
+                return result
+            cast.append(result.dtype)  # the dtype is part of the compiled structure
+            return tensor.to(result.device)
 
         applied: Self = super()._apply(moved, recurse)
-        self._settle(moved(torch.empty(0, device=self.device)))
+        self._settle(moved(torch.empty(0, dtype=TORCH_DTYPES[self.program.dtype], device=self.device)))
+        if cast:
+            warnings.warn(
+                f"kernel {self.program.name}: keeps its {self.program.dtype} weights, where a cast to {cast[-1]} was "
+                "asked; compile the weight in that dtype",
+                stacklevel=4,
+            )
         return applied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernel":

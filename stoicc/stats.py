@@ -19,16 +19,17 @@ class FormatStats:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KernelStats:
     """Counts of one kernel; `str()` is a table.
 
     Attributes:
         formats: per format, in segment order.
-        payload_bytes: canonical planes of all tiles.
+        payload_bytes: canonical planes of all tiles, padding of tail tiles included.
         beside_bytes: bias, factors, scales and permutations.
-        packed_bytes: repacked planes that executors keep beside the canonical ones.
+        packed_bytes: the second copy that executors keep, in SIMD order, once they have run.
         dense_bytes: the same matrix stored dense in the weight's dtype.
+        padding: share of the tiles' area that lies outside the matrix.
         bytes_per_weight: payload and beside, over M x K.
         byte_bound: how much faster than a dense read the payload can be read at best.
     """
@@ -38,23 +39,26 @@ class KernelStats:
     beside_bytes: int
     packed_bytes: int
     dense_bytes: int
+    padding: float
     bytes_per_weight: float
     byte_bound: float
 
     def __str__(self) -> str:
         tiles = sum(entry.tiles for entry in self.formats)
-        lines = [f"{'format':28s} {'tiles':>8s} {'share':>7s} {'bytes':>12s}"]
-        lines += [
-            f"{entry.format:28s} {entry.tiles:8d} {entry.tiles / tiles:7.1%} {entry.bytes:12,d}"
-            for entry in self.formats
-        ]
-        lines.append(f"{'beside the tiles':28s} {'':8s} {'':7s} {self.beside_bytes:12,d}")
-        lines.append(f"{'repacked for executors':28s} {'':8s} {'':7s} {self.packed_bytes:12,d}")
+        rows = [(entry.format, f"{entry.tiles:d}", f"{entry.tiles / tiles:.1%}", entry.bytes) for entry in self.formats]
+        rows.append(("bias, scales, factors, orders", "", "", self.beside_bytes))
+        lines = [f"{'format':30s} {'tiles':>8s} {'share':>7s} {'bytes':>13s}"]
+        lines += [f"{name:30s} {count:>8s} {share:>7s} {size:13,d}" for name, count, share, size in rows]
         lines.append(
-            f"{self.bytes_per_weight:.3f} bytes per weight; at most {self.byte_bound:.2f}x a dense read "
-            f"({self.dense_bytes:,d} bytes)"
+            f"{self.bytes_per_weight:.3f} bytes per weight; the bytes allow {self.byte_bound:.2f}x of dense speed"
         )
+        if self.packed_bytes:
+            lines.append(f"executors keep a second copy in SIMD order: {self.packed_bytes:,d} bytes")
+        if self.padding > 0.05:
+            lines.append(f"{self.padding:.0%} of the tiles' area is padding; a smaller tile wastes less")
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def kernel_stats(program: TileProgram, pools: Mapping[str, Tensor], executors: Mapping[str, Executor]) -> KernelStats:
@@ -73,6 +77,7 @@ def kernel_stats(program: TileProgram, pools: Mapping[str, Tensor], executors: M
         beside,
         sum(executor.resident_bytes for executor in executors.values()),
         dense,
+        1 - weights / (program.grid[0] * program.tile[0] * program.grid[1] * program.tile[1]),
         (payload + beside) / weights,
         dense / (payload + beside) if payload + beside else float("inf"),
     )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from stoicc import contract_kernels, contract_storage
-from stoicc.contract import Contract, Problems
+from stoicc.contract import Contract, NotTried, Problems
 from stoicc.ir.errors import FormatError, StoiccError
 from stoicc.ir.format import TileFormat
 from stoicc.ir.registry import find_format
@@ -57,18 +57,22 @@ def check_format(
         dtypes: weight dtypes that it should hold.
 
     Returns:
-        The promises that were checked, in order.
+        The promises that were checked, in order; those of device code only where it could run.
 
     Raises:
         FormatError: lists every broken promise.
     """
     resolved = find_format(fmt)
     broken: dict[tuple[str, str], dict[str, None]] = {}
+    tried: set[str] = set()
     with _one_thread():
         for dtype in dtypes:
             subject = Contract(resolved, tile, dtype)
             for name, check in CHECKS.items():
                 problems = _problems(check, subject)
+                if problems is None:
+                    continue
+                tried.add(name)
                 for problem in problems:
                     broken.setdefault((name, problem), {})[dtype] = None
                 if problems and name in FIRST:
@@ -78,14 +82,16 @@ def check_format(
         raise FormatError(
             f"format {resolved.name}: expected the contract of TileFormat, found broken promises:\n  {listed}"
         )
-    return tuple(CHECKS)
+    return tuple(name for name in CHECKS if name in tried)
 
 
-def _problems(check: Callable[[Contract], Problems], subject: Contract) -> list[str]:
-    """What a check yields, and what the format's own code raises in it."""
+def _problems(check: Callable[[Contract], Problems], subject: Contract) -> list[str] | None:
+    """What a check yields, and what the format's own code raises in it; None where it was not tried."""
     found: list[str] = []
     try:
         found.extend(check(subject))
+    except NotTried:
+        return None
     except StoiccError as error:
         found.append(str(error))
     except Exception as error:  # a user's code may raise anything; say which promise it broke

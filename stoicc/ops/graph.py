@@ -98,7 +98,7 @@ class Stack:
 Node: TypeAlias = Source | Prune | Quantize | LowRank | Permute | Scale | Stack
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CompressedWeight:
     """An operator graph with one output; immutable, and cheap to extend.
 
@@ -133,6 +133,11 @@ class CompressedWeight:
         tile = None if tile is None else check_tile(tile)
         if tile is not None and self.tile is not None and tile != self.tile:
             raise InputError(f"operator: expected tile {self.tile} as the operators before, found {tile}")
+        if isinstance(node, Prune) and (node.kept.shape != self.shape or node.kept.dtype != torch.bool):
+            raise InputError(
+                f"operator: expected a bool mask {list(self.shape)} to prune with, found {node.kept.dtype} "
+                f"{list(node.kept.shape)}"
+            )
         graph = self.graph.copy()
         graph.add_node(len(graph), node=node)
         graph.add_edge(self.output, len(graph) - 1, position=0)
@@ -187,6 +192,8 @@ class CompressedWeight:
             arguments = ", ".join(f"%{i}" for i in inputs)
             lines.append(f"%{index} = {type(node).__name__.lower()}({arguments}){_details(node)}")
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def _details(node: Node) -> str:

@@ -25,11 +25,18 @@ FORMATS = [
 ]
 
 
+def untried(text: str) -> set[str]:
+    """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not."""
+    c_code = set() if text != "empty" else {"C multiply equals decode", "C panel decode equals decode"}
+    on_gpu = torch.cuda.is_available() and text != "empty"
+    return c_code | (set() if on_gpu else {"Triton decode_block equals decode"})
+
+
 @pytest.mark.parametrize("text", FORMATS)
 def test_built_in_formats_keep_the_contract(text):
     # groups of 128 are shared as those of a row are: one dtype is enough
     dtypes = ("bf16",) if "=128" in text else ("f32", "f16", "bf16")
-    assert check_format(text, dtypes=dtypes) == tuple(CHECKS)
+    assert check_format(text, dtypes=dtypes) == tuple(name for name in CHECKS if name not in untried(text))
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 128)])

@@ -1,10 +1,13 @@
 """The door of formats: names, options, near matches."""
 
+from typing import ClassVar
+
 import pytest
 
 import stoicc
 from stoicc.formats.dense import Dense
 from stoicc.formats.int4 import Int4
+from stoicc.ir.format import Plane
 from stoicc.ir.registry import find_format
 
 
@@ -44,3 +47,16 @@ def test_register_refuses_another_class_of_a_known_name():
 def test_a_group_that_does_not_meet_the_tile_is_refused():
     with pytest.raises(stoicc.FormatError, match=r"divides the tile's 64 columns, is a multiple of them, or 0"):
         Int4(96).planes((64, 64), "bf16")
+
+
+def test_register_refuses_what_would_break_every_compile():
+    class Fp8(Dense):
+        name: ClassVar[str] = "fp8"
+
+        def planes(self, tile, dtype):
+            return (Plane("values", "fp8", tile),)
+
+    with pytest.raises(stoicc.FormatError, match=r"expected planes of f64, .*found 'fp8' for plane 'values' of fp8"):
+        stoicc.register_format(Fp8())
+    with pytest.raises(stoicc.FormatError, match=r"expected Int4\(\) with default options, found int4<group_size=128>"):
+        stoicc.register_format(Int4(group_size=128))

@@ -33,7 +33,7 @@ def test_default_text_reads_back_or_says_that_it_is_elided(module):
     text = str(module)
     if "..." in text.replace(repr(module.tiles.name), ""):
         if text != print_module(module, exact=True):
-            with pytest.raises(ParseError, match=r"this text is elided: print it with exact=True"):
+            with pytest.raises(ParseError, match=r"this text is elided: print it with .*exact=True"):
                 parse(text)
     else:
         assert parse(text) == module
@@ -190,7 +190,7 @@ FAULTS = [
     ("order 0", "ordre 0", 14, 3, r"did you mean order\?"),
     ("order 0", "order 0,", 15, 3, "expected an integer, found 'csr'"),
     ("order 0", "order 3..1", 14, 9, "expected a run of 1 or more integers"),
-    ("order 0", "order ... (5 more)", 14, 9, r"expected exact text, found '\.\.\.'; .*print it with exact=True"),
+    ("order 0", "order ... (5 more)", 14, 9, r"expected exact text, found '\.\.\.'; .*print it with .*exact=True"),
     ("order 0", "order", 15, 3, "expected an integer, found 'csr'"),
     ("[0, 1)", "[0, 1]", 16, 21, r"expected '\)', found '\]'"),
     ("up to 8", "up 8", 18, 20, "expected 'to', found '8'"),

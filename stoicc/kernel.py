@@ -16,7 +16,7 @@ from stoicc.ir.errors import InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
 from stoicc.ir.verify import verify, verify_pools, verify_runnable
-from stoicc.pools import Pools, TiledWeight, effective_matrix, structure_hash
+from stoicc.pools import Pools, TiledWeight, aligned, effective_matrix, structure_hash
 from stoicc.stats import KernelStats, kernel_stats
 from stoicc.targets import backend_for, backend_named, check_target
 from stoicc.weights import version_of
@@ -96,7 +96,11 @@ class Kernel(nn.Module):
         return self.executor("tiles").source
 
     def to_dense(self) -> Tensor:
-        """The matrix `[M, K]` that the kernel holds; see `TiledWeight.to_dense`."""
+        """The matrix `[M, K]` that the kernel holds; see `TiledWeight.to_dense`.
+
+        Codes are rounded once to the weight's dtype here. The C tiles multiply codes unrounded, so a
+        product may differ from one with this matrix by that rounding (2**-9 of a bf16 weight).
+        """
         return effective_matrix(self.program, self.pools)
 
     def tiled(self) -> TiledWeight:
@@ -138,15 +142,21 @@ class Kernel(nn.Module):
 
     def executor(self, kind: str) -> Executor:
         """The executor of a kind ("tiles", "dense-once", "reference"), built on first use."""
-        pools = self._buffers.values()
-        state = tuple((id(pool), version_of(pool)) for pool in pools if pool is not None)
+        buffers = self._buffers.values()
+        state = tuple((id(pool), version_of(pool)) for pool in buffers if pool is not None)
         if state != self._built_for:
-            self._executors.clear()  # values or places changed: repacked planes and addresses are stale
+            self.refresh()  # values or places changed: repacked planes and addresses are stale
             self._built_for = state
         if kind not in self._executors:
+            verify_pools(self.program, self.pools, contents=False)  # `assign=True` loads whatever it is given
+            pools = {name: aligned(pool) for name, pool in self.pools.items()}
             backend = backend_named("reference" if kind == "reference" else self._backend)
-            self._executors[kind] = backend.build(self._module, self.pools, kind, self.on_missing)
+            self._executors[kind] = backend.build(self._module, pools, kind, self.on_missing)
         return self._executors[kind]
+
+    def refresh(self) -> None:
+        """Let executors be built anew: needed only after edits through `.data`, which torch does not count."""
+        self._executors.clear()
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """dL/dx `[N, K]` from dL/dy `[N, M]`, through the decoded matrix."""

@@ -210,6 +210,12 @@ def _join_offsets(parts: list[Tensor]) -> Tensor:
     return torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
 
 
+def aligned(pool: Tensor) -> Tensor:
+    """The pool as kernels may assume it: contiguous, at an address that is a multiple of 16 bytes."""
+    pool = pool.contiguous()
+    return pool.clone() if not pool.is_meta and pool.data_ptr() % 16 else pool
+
+
 def rehash(program: TileProgram, pools: Pools) -> TileProgram:
     """The program with the content hashes that its pools have now."""
     return _map_pools(program, lambda pool: replace(pool, digest=digest(pools[pool.name])))

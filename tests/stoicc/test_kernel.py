@@ -299,6 +299,33 @@ def test_pools_that_do_not_fit_are_refused_before_any_kernel_reads_them():
             stoicc.compile(stoicc.TiledWeight(tiled.program, pools), target="cpu")
 
 
+@pytest.mark.parametrize("target", ["cpu", "reference"])
+def test_pools_of_any_strides_and_alignment(target):
+    weight, x = torch.randn(128, 128), torch.randn(3, 128)
+    tiled = stoicc.inspect(weight, ["dense"])
+    held = tiled.pools["p0_values"]
+    strided = held.transpose(1, 2).contiguous().transpose(1, 2)
+    odd = torch.empty(held.numel() + 1)[1:].view(held.shape).copy_(held)
+    for pool in (strided, odd):
+        kernel = stoicc.compile(stoicc.TiledWeight(tiled.program, {"p0_values": pool}), target=target)
+        close(kernel(x), x @ weight.T)
+    loaded = stoicc.compile(torch.randn(128, 128), ["dense"], target=target)
+    loaded.load_state_dict({**kernel.state_dict(), "p0_values": strided}, assign=True)
+    close(loaded(x), x @ weight.T)
+    loaded.load_state_dict({**kernel.state_dict(), "p0_values": held.double()}, assign=True)
+    with pytest.raises(stoicc.VerifyError, match=r"p0_values: expected torch\.float32"):
+        loaded(x)
+
+
+def test_edits_through_data_need_a_refresh():
+    weight, x = torch.randn(64, 64), torch.randn(2, 64)
+    kernel = stoicc.compile(weight, ["dense"], target="cpu")
+    kernel(x)
+    kernel.get_buffer("p0_values").data.mul_(3)
+    kernel.refresh()
+    close(kernel(x), 3 * x @ weight.T)
+
+
 def test_ops_check_what_they_are_given():
     weight = torch.randn(64, 128)
     kernel = stoicc.compile(stoicc.ops.low_rank(weight, torch.randn(64, 2), torch.randn(2, 128)), target="cpu")

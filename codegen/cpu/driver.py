@@ -79,10 +79,10 @@ static void multiply_right(const struct weight *w, const $x *x, int64_t batch, i
 
 ADD_TILES = Template("""\
 /* Tiles begin .. end of format $format, added to the sums of their tile row. */
-static void add_$name(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
+static void add_${name}_tiles(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
 {
     for (int t = begin; t < end; t++) {
-        const float *panel = x + (int64_t)w->${name}_column[t] * width * COLUMNS;
+        const float *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
 $pointers
         int n = 0;
         for (; n + WIDE <= width; n += WIDE)

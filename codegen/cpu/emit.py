@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from stoicc.codegen.cpu import driver, simd
-from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass
+from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind
 
 Field = tuple[str, str]
@@ -66,13 +66,13 @@ def fields(kernel: KernelClass) -> tuple[Field, ...]:
     if kernel.split:
         members += [("int64_t ", "split_rows"), ("const struct split *", "splits")]
     for part in kernel.parts:
-        members.append(("const int32_t *", f"{part.name}_column"))
+        members.append(("const int32_t *", f"{part.name}_tile_column"))
         for plane in part.planes:
-            members.append((f"const {C_TYPES[plane.dtype]} *", f"{part.name}_{plane.name}"))
+            members.append((f"const {C_TYPES[plane.dtype]} *", member(part.name, plane.name)))
             if plane.kind is PlaneKind.GROUP:
-                members.append(("const int32_t *", f"{part.name}_{plane.name}_entry"))
+                members.append(("const int32_t *", member(part.name, plane.name, "entry")))
             if plane.kind is PlaneKind.RAGGED:
-                members.append(("const int64_t *", f"{part.name}_{plane.name}_ptr"))
+                members.append(("const int64_t *", member(part.name, plane.name, "ptr")))
     members += _beside_fields(kernel)
     return tuple(members)
 
@@ -186,16 +186,19 @@ def _multiply_right(kernel: KernelClass) -> str:
 def _add_tiles(part: FormatPart, wide: int) -> str:
     pointers, fetches, arguments = [], [], []
     for plane in part.planes:
-        base, declaration = f"w->{part.name}_{plane.name}", f"        const {C_TYPES[plane.dtype]} *{plane.name} = "
-        arguments.append(plane.name)
+        base, local = f"w->{member(part.name, plane.name)}", f"plane_{plane.name}"
+        declaration = f"        const {C_TYPES[plane.dtype]} *{local} = "
+        arguments.append(local)
         if plane.kind is PlaneKind.RAGGED:
-            pointers.append(f"{declaration}{base} + {base}_ptr[t]{f' * {plane.elements}' * (plane.elements > 1)};")
-            arguments.append(f"{base}_ptr[t + 1] - {base}_ptr[t]")
+            ptr = f"w->{member(part.name, plane.name, 'ptr')}"
+            pointers.append(f"{declaration}{base} + {ptr}[t]{f' * {plane.elements}' * (plane.elements > 1)};")
+            arguments.append(f"{ptr}[t + 1] - {ptr}[t]")
             continue
-        entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: f"{base}_entry[t]", PlaneKind.MATRIX: ""}[plane.kind]
+        shared = f"w->{member(part.name, plane.name, 'entry')}[t]"
+        entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: shared, PlaneKind.MATRIX: ""}[plane.kind]
         pointers.append(f"{declaration}{base}{f' + (int64_t){entry} * {plane.elements}' if entry else ''};")
         if plane.kind is PlaneKind.TILE and _LEAST_FETCH <= plane.bytes <= _MOST_FETCH:
-            fetches.append(f"            fetch({plane.name} + {2 * plane.elements}, {plane.bytes});")
+            fetches.append(f"            fetch({local} + {2 * plane.elements}, {plane.bytes});")
     if fetches:
         several = len(fetches) > 1
         pointers.append(f"        if (w->streamed){' {' * several} /* two tiles ahead */")
@@ -237,7 +240,7 @@ def _inner(kernel: KernelClass, declaration: str = "") -> str:
 def _run_item(kernel: KernelClass) -> str:
     panel = "packed + first * w->tile_columns * COLUMNS"
     adds = "".join(
-        f"        add_{p.name}(w, item->{p.name}_begin, item->{p.name}_end, {panel}, width, acc);\n"
+        f"        add_{p.name}_tiles(w, item->{p.name}_begin, item->{p.name}_end, {panel}, width, acc);\n"
         for p in kernel.parts
     )
     acc, then = "sums", "the epilogue"

@@ -158,7 +158,24 @@ def _c_name(fmt: TileFormat, index: int, formats: list[TileFormat], taken: list[
     """The format's name; with its options where another of that name is there; numbered at worst."""
     alone = sum(other.name == fmt.name for other in formats) == 1
     name = fmt.name if alone else re.sub(r"\W+", "_", str(fmt)).strip("_")
-    return f"{name}_{index}" if name in taken else name
+    name = c_name(name)
+    while name in taken:
+        name += f"_{index}"
+    return name
+
+
+def c_name(name: str) -> str:
+    """A name without `__` and without `_` at its end, so that `member` can put both after it."""
+    return re.sub("_+", "_", name).rstrip("_") or "format"
+
+
+def member(part: str, plane: str, of: str = "") -> str:
+    """The member of `struct weight` for a plane of a part, or for its entries or offsets.
+
+    Formats and planes may have any names: none of the kernel's own names holds `__`, no local
+    begins with `plane_`, and no function ends in `_tile` or `_tiles` but those of the formats.
+    """
+    return f"{part}__{plane}{f'__{of}' if of else ''}"
 
 
 def _materialise(fmt: TileFormat, program: TileProgram, on_missing: str) -> TileFormat:

@@ -159,13 +159,68 @@ INLINE void {name}(
 """)
 
 
+PLANE_NAMES = ("t", "acc", "w", "n", "x", "column", "columns", "ptr", "values_ptr")
+
+
+@dataclass(frozen=True)
+class Sums(TileFormat):
+    """A tile as the sum of many planes whose names a kernel might use itself."""
+
+    name: ClassVar[str] = "sums"
+
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        return tuple(Plane(name, dtype, tile) for name in PLANE_NAMES)
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return {name: tiles / len(PLANE_NAMES) for name in PLANE_NAMES}
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        return sum(planes.values(), torch.zeros(()))
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        pointers = ", ".join(f"const float *p{i}" for i in range(len(PLANE_NAMES)))
+        total = " + ".join(f"p{i}[at]" for i in range(len(PLANE_NAMES)))
+        multiply = f"""\
+INLINE void {{name}}({pointers}, const float *x, float *acc, const int nb)
+{{
+    for (int at = 0; at < BM * BK; at++)
+        for (int n = 0; n < nb; n++)
+            acc[(at / BK / LANES * nb + n) * LANES + at / BK % LANES] +=
+                ({total}) * x[(at % BK / 4 * nb + n) * 4 + at % BK % 4];
+}}
+"""
+        decode = f"""\
+static void {{name}}({pointers}, float *out, const int64_t stride)
+{{
+    for (int at = 0; at < BM * BK; at++)
+        out[at / BK * stride + at % BK] = {total};
+}}
+"""
+        return TileMac(multiply, decode=decode)
+
+
+class ScaledSums(Sums):
+    """The same under another name that the vocabulary knows."""
+
+    name: ClassVar[str] = "scaled_sums"
+
+
+class Bin(Sums):
+    """The same under a name that makes `bin_ptr` of `ptr`."""
+
+    name: ClassVar[str] = "bin"
+
+
+OWN = (Halved(), Listed(), Sums(), ScaledSums(), Bin())
+
+
 @pytest.fixture
 def own_formats():
-    for fmt in (Halved(), Listed()):
+    for fmt in OWN:
         register_format(fmt)
     yield
-    for name in ("halved", "listed"):
-        REGISTRY.unregister(name)
+    for fmt in OWN:
+        REGISTRY.unregister(fmt.name)
 
 
 def hand_made(fmt: TileFormat, tiles: Tensor) -> tuple[Module, dict[str, Tensor]]:
@@ -201,6 +256,20 @@ def test_ragged_planes_come_as_a_pointer_and_a_count():
     executor = CpuBackend().build(module, pools, "tiles", "error")
     x = torch.randn(3, 64)
     expected = x.double() @ torch.cat(list(tiles.double()), 1).T
+    assert relative_error(run(executor, x, "f32", 32), expected) < BOUNDS["f32"]
+
+
+@pytest.mark.usefixtures("own_formats")
+@pytest.mark.parametrize("fmt", [Sums(), ScaledSums(), Bin()], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("kind", ["tiles", "dense-once"])
+def test_formats_and_planes_may_have_any_names(fmt, kind):
+    torch.manual_seed(0)
+    tiles = torch.randn(3, 32, 16)
+    module, pools = hand_made(fmt, tiles)
+    executor = CpuBackend().build(module, pools, kind, "error")
+    x = torch.randn(5, 48)
+    expected = x.double() @ torch.cat(list(tiles.double()), 1).T
+    assert executor.source
     assert relative_error(run(executor, x, "f32", 32), expected) < BOUNDS["f32"]
 
 

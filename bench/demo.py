@@ -43,7 +43,7 @@ LEGEND = """\
 empty ... dense: tiles of 64 x 64 in that format. B/w: bytes per weight (f32 has 4).
 error: relative Frobenius error of the layer's output on real inputs, bias excluded.
 @n: time of F.linear in f32 over the mosaic's time for n tokens, same run (above 1: mosaic faster).
-    Each time is the least of the sweeps over all layers, a sweep's the median of interleaved rounds."""
+Each time is the least of the sweeps over all layers, a sweep's the median of interleaved rounds."""
 COLOURS = {
     "empty": "#f2f2f2",
     "int4_nv24": "#fb8500",
@@ -162,8 +162,8 @@ def table_of(results: Sequence[LayerResult], batches: Sequence[int]) -> Table:
 
 def summary_of(results: Sequence[LayerResult], batches: Sequence[int]) -> Table:
     """A row per shape: `F.linear` at the first batch; median and range over the layers at each: 80 columns wide."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("shape (layers)")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("shape (layers)", no_wrap=True)
     for column in ("F.linear", *(f"@{batch}" for batch in batches)):
         table.add_column(column, justify="right", no_wrap=True)
     for shape, layers in by_shape(results):

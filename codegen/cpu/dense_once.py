@@ -35,14 +35,22 @@ class DenseOnceExecutor(Executor):
             )
         output_dtype(self._program.dtype, x.dtype)
         inner = self._low_rank_input(x)
-        inputs = scaled_input(self._program, self._pools, x.float()).to(x.dtype) if self._scales_x else x
+        wide = self._product_dtype(x.dtype)
+        inputs = scaled_input(self._program, self._pools, x.float()).to(wide) if self._scales_x else x.to(wide)
         (rows, columns), height = self._program.shape, self._program.tile[0]
         for begin in range(0, self._program.grid[0], self._panel_rows):
             end = min(begin + self._panel_rows, self._program.grid[0])
             first, last = begin * height, min(end * height, rows)
-            panel = self._panel(begin, end, workspace).to(x.dtype)
+            panel = self._panel(begin, end, workspace).to(wide)
             product = functional.linear(inputs, panel[: last - first, :columns])
             self._epilogue(product, inner, first, last, out)
+
+    def _product_dtype(self, x_dtype: torch.dtype) -> torch.dtype:
+        """What the BLAS multiplies in: fp32 for f16 with anything beside it.
+
+        A product or a scaled x past 65504 would be infinity before a small scale brings it back.
+        """
+        return torch.float32 if x_dtype == torch.float16 and self._program.beside != Beside() else x_dtype
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         return self._panel_rows * self._tile_row_bytes

@@ -153,6 +153,18 @@ def test_dense_once(dtype, x_dtype, monkeypatch):
     assert executor.resident_bytes == 0
 
 
+@pytest.mark.parametrize(("beside", "scale"), [("output_scale", 1e-3), ("input_scale", 1e3)])
+@pytest.mark.parametrize("kind", ["tiles", "dense-once"])
+def test_f16_scales_reach_past_the_largest_half(kind, beside, scale):
+    case = mosaic((32, 64), ("dense",), "f16", beside=(beside,))
+    weight = 100.0 if beside == "output_scale" else 1e-4
+    pools = {name: torch.full_like(pool, scale if name == beside else weight) for name, pool in case.pools.items()}
+    x = torch.full((2, 64), 100.0).half()
+    y = run(CpuBackend().build(case.module, pools, kind, "error"), x, "f16", 32)
+    exact = 100.0 * 64 * float(torch.tensor(weight).half()) * float(torch.tensor(scale).half())
+    assert relative_error(y, torch.full((2, 32), exact).double()) < BOUNDS["f16"]
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_c_decode_equals_the_formats_decode_bit_for_bit(isa, dtype):
     formats = (*ALL_FORMATS, "int8<group_size=0>", "int4_nv24<group_size=8>")

@@ -16,6 +16,7 @@ from stoicc.codegen.triton import build
 from stoicc.codegen.triton.emit import emit_decode
 from stoicc.codegen.triton.launch import ALIGNMENT, beside_tensors, low_rank_bytes, low_rank_product
 from stoicc.codegen.triton.loops import loop_tensors, scheduled, tile_rows
+from stoicc.ir.schedule import TileCsr
 from stoicc.ir.types import Module
 
 PANEL_BYTES = 64 << 20
@@ -33,14 +34,15 @@ class DenseOnce(Executor):
     """Panels of decoded tile rows and `torch.mm`; the epilogue is torch, in y's dtype."""
 
     def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
-        self._module, self._csrs = module, scheduled(module).csrs
+        self._module, csrs = module, scheduled(module).csrs
         emitted = emit_decode(module, on_missing)
         self.source = emitted.source
         kernels = build.load(emitted.name, self.source)
         device = next((pool.device for pool in pools.values()), torch.device("cpu"))
-        self._decoders: list[tuple[Any, dict[str, Tensor]]] = [
+        self._decoders: list[tuple[Any, TileCsr, dict[str, Tensor]]] = [
             (
                 getattr(kernels, f"decode_{loop.prefix}_kernel"),
+                csrs[loop.index],
                 {"rows": tile_rows(module, loop, device), **loop_tensors(module, loop, pools, device)},
             )
             for loop in emitted.loops
@@ -50,7 +52,7 @@ class DenseOnce(Executor):
 
     @property
     def resident_bytes(self) -> int:
-        return sum(t.nbytes for _, ts in self._decoders for t in ts.values() if t.data_ptr() not in self._owned)
+        return sum(t.nbytes for _, _, ts in self._decoders for t in ts.values() if t.data_ptr() not in self._owned)
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         (rows, columns), beside = self._module.tiles.shape, self._beside
@@ -101,7 +103,7 @@ class DenseOnce(Executor):
         """Tile rows [top, bottom) into the panel; where no tile is stored, zeros."""
         (rows, columns), height = self._module.tiles.shape, self._module.tiles.tile[0]
         panel.zero_()
-        for (kernel, tensors), csr in zip(self._decoders, self._csrs, strict=True):
+        for kernel, csr, tensors in self._decoders:
             first, last = csr.row_ptr[top], csr.row_ptr[bottom]
             if last > first:
                 kernel[(last - first,)](

@@ -41,7 +41,7 @@ class Emitted:
     Attributes:
         name: a readable name with a hash of the text; names the cache file.
         split: parts go to the workspace, and `reduce_kernel` ends the work.
-        beside: argument names of x's side and of the epilogue that occur.
+        prologue, epilogue: argument names of x's side and of y's side that occur.
     """
 
     source: str
@@ -151,11 +151,11 @@ _CONSTEXPRS = ["BN: tl.constexpr", "DOT: tl.constexpr", "PRECISION: tl.constexpr
 def _tiles_kernel(
     module: Module, loops: tuple[FormatLoop, ...], prologue: tuple[str, ...], epilogue: tuple[str, ...], split: bool
 ) -> str:
-    rows, _ = module.tiles.tile
+    (rows, _), csrs = module.tiles.tile, len(scheduled(module).csrs)
     lines = [
-        f'"""One program: a work item (row, slot, {len(loops)} x (first, count)) times BN rows of the batch."""',
+        f'"""One program: a work item (row, slot, {csrs} x (first, count)) times BN rows of the batch."""',
         "blocks = tl.cdiv(N, BN)",
-        f"item = items + (tl.program_id(0) // blocks) * {2 + 2 * len(loops)}",
+        f"item = items + (tl.program_id(0) // blocks) * {2 + 2 * csrs}",
         "n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)",
         f"acc = tl.zeros(({rows}, BN), tl.float32)",
     ]

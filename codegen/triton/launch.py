@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stoicc.codegen.executor import Pools
 from stoicc.codegen.triton.interpreter import interpreting
+from stoicc.codegen.triton.loops import aligned
 from stoicc.ir.format import Tile
 from stoicc.ir.types import Module
 
@@ -73,10 +74,10 @@ def beside_tensors(module: Module, pools: Pools) -> dict[str, Tensor]:
     """What stands beside the tiles, by the name of the kernel argument."""
     beside = module.tiles.beside
     named = ("bias", "row_permutation", "column_permutation", "input_scale", "output_scale")
-    tensors = {name: pools[getattr(beside, name).name] for name in named if getattr(beside, name) is not None}
+    tensors = {name: aligned(pools[getattr(beside, name).name]) for name in named if getattr(beside, name) is not None}
     if beside.low_rank is not None:
         left, right = beside.low_rank
-        tensors |= {"low_rank_left": pools[left.name], "low_rank_right": pools[right.name]}
+        tensors |= {"low_rank_left": aligned(pools[left.name]), "low_rank_right": aligned(pools[right.name])}
     return tensors
 
 

@@ -4,8 +4,9 @@ One `FormatLoop` is one loop of the emitted kernel. `loops_of` reads them off a 
 the emitter turns them into text, the launcher into tensors, and both use the names given here.
 """
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,13 @@ from stoicc.ir.schedule import Schedule, csr_rows
 from stoicc.ir.types import Module
 
 Pools = Mapping[str, Tensor]
+
+KERNEL_NAMES = frozenset(
+    "tl triton load_x tiles_kernel reduce_kernel x y parts items row_slots panel rows M K N RANK BN DOT PRECISION "
+    "row_permutation column_permutation input_scale output_scale low_rank_left low_rank_product bias blocks item n acc "
+    "first column w block slot part row m there start r left product t top k".split()
+)
+"""What emitted kernels call their own functions, arguments and locals."""
 
 
 @triton.jit
@@ -42,7 +50,7 @@ class FormatLoop:
     """One loop of a kernel: a csr, the decode of its format and the planes it reads.
 
     Attributes:
-        index: which csr, and which range of a work item.
+        index: which csr, and which range of a work item; a csr whose format stores nothing has no loop.
         segment: the segment of the program.
         prefix: what the loop's arguments start with.
         text: the format in words, for a comment.
@@ -79,32 +87,53 @@ def loops_of(module: Module, on_missing: str = "dense") -> tuple[FormatLoop, ...
     Raises:
         CodegenError: a format has no Triton decode and `on_missing` is "error".
     """
-    program, taken, loops = module.tiles, dict[str, int](), []
-    for index, csr in enumerate(scheduled(module).csrs):
-        fmt = program.segments[csr.segment].resolve()
-        decode = fmt.decode_block(program.tile, program.dtype)
+    program, loops, csrs = module.tiles, [], scheduled(module).csrs
+    formats = [program.segments[csr.segment].resolve() for csr in csrs]
+    decodes = [fmt.decode_block(program.tile, program.dtype) for fmt in formats]
+    taken = {*KERNEL_NAMES, *(decode.function.fn.__name__ for decode in decodes if decode is not None)}
+    for index, (csr, fmt, decode) in enumerate(zip(csrs, formats, decodes, strict=True)):
+        planes = fmt.planes(program.tile, program.dtype)
+        if not planes:
+            continue
         if decode is None and on_missing != "dense":
             raise CodegenError(
                 f"format {fmt}: expected a Triton decode, found none; give it a decode_block or pass on_missing='dense'"
             )
-        name = re.sub(r"\W", "_", fmt.name)
-        taken[name] = taken.get(name, 0) + 1
-        prefix = name if taken[name] == 1 else f"{name}_{taken[name]}"
-        planes = fmt.planes(program.tile, program.dtype)
+        dense = decode is None
         if decode is None:
             decode, planes = TritonDecode(decode_values), (Plane("values", program.dtype, program.tile),)
-            loops.append(FormatLoop(index, csr.segment, prefix, str(fmt), decode, _uses(prefix, planes), dense=True))
-        else:
-            loops.append(FormatLoop(index, csr.segment, prefix, str(fmt), decode, _uses(prefix, planes)))
+        prefix = _free(re.sub(r"\W", "_", fmt.name), _loop_names, taken)
+        loops.append(FormatLoop(index, csr.segment, prefix, str(fmt), decode, _uses(prefix, planes, taken), dense))
     return tuple(loops)
 
 
-def _uses(prefix: str, planes: tuple[Plane, ...]) -> tuple[PlaneUse, ...]:
-    """Planes that are shared alike (scales and zeros, say) read one array of slots."""
+def _free(name: str, names_of: Callable[[str], list[str]], taken: set[str]) -> str:
+    """The name, numbered where one of the names that come with it is taken; takes them all."""
+    candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    free = next(candidate for candidate in candidates if taken.isdisjoint(names_of(candidate)))
+    taken.update(names_of(free))
+    return free
+
+
+def _loop_names(prefix: str) -> list[str]:
+    """Names that come with the prefix of a loop."""
+    return [f"{prefix}_columns", f"decode_{prefix}_kernel"]
+
+
+def _plane_names(name: str) -> list[str]:
+    """Names that come with a plane's argument: where its entries stand, and one entry."""
+    return [name, *(f"{name}_{kind}" for kind in ("slots", "slot", "ptr", "begin", "count"))]
+
+
+def _uses(prefix: str, planes: tuple[Plane, ...], taken: set[str]) -> tuple[PlaneUse, ...]:
+    """Planes that are shared alike (scales and zeros, say) read one array of slots.
+
+    A plane's argument is `<prefix>_<plane>`; it is numbered where the kernel has that name already.
+    """
     slots: dict[int, str] = {}
     uses = []
     for plane in planes:
-        name = f"{prefix}_{plane.name}"
+        name = _free(re.sub(r"\W", "_", f"{prefix}_{plane.name}"), _plane_names, taken)
         if plane.kind is PlaneKind.GROUP:
             uses.append(PlaneUse(name, plane, slots.setdefault(plane.span, f"{name}_slots")))
         elif plane.kind is PlaneKind.RAGGED:
@@ -114,6 +143,15 @@ def _uses(prefix: str, planes: tuple[Plane, ...]) -> tuple[PlaneUse, ...]:
     return tuple(uses)
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor itself where it is contiguous and starts at a multiple of 16 bytes, else a copy that is.
+
+    Kernels read planes of bytes as words and take pointers to be aligned.
+    """
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def loop_tensors(module: Module, loop: FormatLoop, pools: Pools, device: torch.device) -> dict[str, Tensor]:
     """The tensors of a loop by argument name; indices are int32, planes are the pools themselves."""
     csr = scheduled(module).csrs[loop.index]
@@ -121,16 +159,16 @@ def loop_tensors(module: Module, loop: FormatLoop, pools: Pools, device: torch.d
     if loop.dense:
         fmt = module.tiles.segments[loop.segment].resolve()
         planes = tile_planes(module.tiles, loop.segment, pools)
-        tensors[loop.planes[0].name] = fmt.decode(planes, module.tiles.tile, module.tiles.dtype).contiguous()
+        tensors[loop.planes[0].name] = aligned(fmt.decode(planes, module.tiles.tile, module.tiles.dtype))
         return tensors
     rows, columns = tile_coordinates(module.tiles, loop.segment)
     for use in loop.planes:
         pool = pool_name(loop.segment, use.plane.name)
-        tensors[use.name] = pools[pool]
+        tensors[use.name] = aligned(pools[pool])
         if use.plane.kind is PlaneKind.GROUP and use.slots is not None:
             tensors[use.slots] = _indices(plane_slots(use.plane, rows, columns), device)
         elif use.slots is not None:
-            tensors[use.slots] = pools[f"{pool}_ptr"]
+            tensors[use.slots] = aligned(pools[f"{pool}_ptr"])
     return tensors
 
 

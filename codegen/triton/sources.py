@@ -13,13 +13,15 @@ from typing import Any
 from stoicc.ir.errors import CodegenError
 
 _GIVEN = ("tl", "triton")
+_OURS = ("load_x", "tiles_kernel", "reduce_kernel")
 
 
 def inline(functions: Iterable[Any]) -> tuple[list[str], list[str]]:
     """Import lines and function texts, helpers before those who call them, each once.
 
     Raises:
-        CodegenError: a function's source cannot be read, it is a closure, or two functions differ and share a name.
+        CodegenError: a function's source cannot be read, it is a closure, two functions differ and share a
+            name, or its name is one of the kernel's own functions.
     """
     imports: dict[str, None] = {}
     texts: dict[str, str] = {}
@@ -30,6 +32,11 @@ def inline(functions: Iterable[Any]) -> tuple[list[str], list[str]]:
 
 def _collect(function: Any, imports: dict[str, None], texts: dict[str, str]) -> None:
     plain = function.fn
+    if plain.__name__ in _OURS:
+        raise CodegenError(
+            f"device function {plain.__name__}: expected a name other than {', '.join(_OURS)}, which kernels define, "
+            "found one of them; rename the function"
+        )
     text = _source(plain)
     held = texts.get(plain.__name__)
     if held is not None:

@@ -131,6 +131,15 @@ def test_two_functions_of_one_name_are_refused() -> None:
         inline([decode_shifted, Other])
 
 
+def test_functions_named_as_the_kernels_own_are_refused() -> None:
+    @triton.jit
+    def load_x(values, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+        return tl.load(values)
+
+    with pytest.raises(CodegenError, match="expected a name other than load_x, tiles_kernel, reduce_kernel, which"):
+        inline([load_x])
+
+
 def test_functions_without_source_are_refused() -> None:
     class Unread:
         fn = eval("lambda values: values")

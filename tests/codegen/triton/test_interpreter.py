@@ -4,20 +4,25 @@ Run as `TRITON_INTERPRET=1 python -m pytest -m interpreter`: the variable has to
 triton is imported.
 """
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+import triton
 import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stoicc.codegen.triton.backend import TritonBackend
 from stoicc.codegen.triton.interpreter import repair
+from stoicc.formats.dense import Dense
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
-from stoicc.ir.format import TritonDecode
-from stoicc.ir.registry import find_format
+from stoicc.ir.format import Plane, PlaneKind, TritonDecode
+from stoicc.ir.planes import pool_name
+from stoicc.ir.registry import REGISTRY, find_format, register_format
+from stoicc.ir.types import Module
+from stoicc.passes import Pipeline
 from tests.kernel_classes import EPILOGUES, KERNEL_CLASSES, MIXES, Case, KernelClass, make_case, reference
 
 pytestmark = [
@@ -117,6 +122,78 @@ def test_nothing_but_empty_tiles() -> None:
     assert not case.module.schedule.live
     for kind in ("tiles", "dense-once"):
         check(case, 2, torch.float32, kind)
+
+
+@pytest.mark.parametrize("kind", ["tiles", "dense-once"])
+@pytest.mark.parametrize("on_missing", ["error", "dense"])
+def test_a_csr_of_empty_tiles_costs_nothing(kind: str, on_missing: str) -> None:
+    """Without drop-empty, empty tiles have a csr and a range of each item, and no loop."""
+    case = make_case(replace(PLAIN, beside="bias"), (37, 90), empty=0.5)
+    assert any(segment.format == "empty" for segment in case.module.tiles.segments)
+    case = replace(case, module=Pipeline.parse("build-csr,fuse-epilogue").run(Module(case.module.tiles)))
+    check(case, 3, torch.float32, kind, on_missing)
+
+
+@pytest.mark.parametrize("kind", ["tiles", "dense-once"])
+def test_pools_of_any_layout(kind: str) -> None:
+    """Pools that start anywhere or are not contiguous are copied, and counted."""
+    case = make_case(replace(PLAIN, beside="all", weight="bf16"), (37, 53))
+    for misplace in (lambda pool: torch.cat([pool.flatten()[:1], pool.flatten()])[1:].view(pool.shape), strided):
+        pools = {name: misplace(pool) for name, pool in case.pools.items()}
+        check(replace(case, pools=pools), 3, torch.bfloat16, kind)
+        held = [TritonBackend().build(case.module, p, kind, "error").resident_bytes for p in (case.pools, pools)]
+        assert held[1] > held[0]
+
+
+def strided(pool: torch.Tensor) -> torch.Tensor:
+    """The same values, every other element in memory."""
+    return torch.stack([pool, pool], dim=-1)[..., 0]
+
+
+@triton.jit
+def low_rank_items(columns, left, left_slot, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+    """A dense tile times a factor, plus an offset."""
+    at = tl.arange(0, BM)[:, None] * BK + tl.arange(0, BK)[None, :]
+    return (tl.load(columns + at) * tl.load(left) + tl.load(left_slot)).to(DTYPE)
+
+
+@dataclass(frozen=True)
+class Awkward(Dense):
+    """Format, planes and function named as a kernel names what it has itself."""
+
+    name: ClassVar[str] = "low_rank"
+
+    def planes(self, tile, dtype):
+        shared = Plane("left", dtype, (1,), PlaneKind.GROUP, span=1)
+        return Plane("columns", dtype, tile), shared, Plane("left_slot", dtype, (1,)), Plane("items", dtype, (1,))
+
+    def decode(self, planes, tile, dtype):
+        return planes["columns"] * planes["left"][:, :, None] + planes["left_slot"][:, :, None]
+
+    def decode_block(self, tile, dtype):
+        return TritonDecode(decode_awkward)
+
+
+@triton.jit
+def decode_awkward(columns, left, left_slot, items, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+    return low_rank_items(columns, left, left_slot, BM, BK, DTYPE)
+
+
+@pytest.mark.parametrize("kind", ["tiles", "dense-once"])
+def test_planes_may_have_any_names(kind: str) -> None:
+    register_format(Awkward())
+    try:
+        case = make_case(replace(PLAIN, formats="dense", beside="low_rank"), (37, 53), empty=0.0)
+        program = case.module.tiles
+        (index,) = (i for i, segment in enumerate(program.segments) if segment.format == "dense")
+        segments = tuple(replace(s, format="low_rank") if i == index else s for i, s in enumerate(program.segments))
+        values = case.pools[pool_name(index, "values")]
+        pools = case.pools | {pool_name(index, "columns"): values}
+        pools |= {pool_name(index, name): torch.rand(len(values), 1) for name in ("left", "left_slot", "items")}
+        module = replace(case.module, tiles=replace(program, segments=segments))
+        check(replace(case, module=module, pools=pools), 3, torch.float32, kind)
+    finally:
+        REGISTRY.unregister("low_rank")
 
 
 @given(

@@ -55,16 +55,6 @@ INLINE void add_scaled_sums(float *acc, vfloat scale, const vfloat *sum, const i
         vf_store_f32(acc + 16 * n, vf_fma(scale, total(sum, n, nb), vf_load_f32(acc + 16 * n)));
 }
 
-/* Sum of the inputs of output n over `columns` columns, a multiple of four. */
-INLINE float sum_inputs(const float *x, int columns, const int n, const int nb)
-{
-    float part[4] = {0, 0, 0, 0};
-    for (int k = 0; k < columns; k += 4)
-        for (int i = 0; i < 4; i++)
-            part[i] += x[k * nb + 4 * n + i];
-    return (part[0] + part[1]) + (part[2] + part[3]);
-}
-
 /* Ask for bytes that are read soon; a hint, so that running past the end does no harm. */
 static inline void fetch(const void *p, int bytes)
 {

@@ -1,8 +1,8 @@
 """C code and lane order of the affine formats, for the CPU backend.
 
 Codes are multiplied in fp32 and the sum of a group is scaled once; no weight is ever rounded to
-the weight's dtype. Symmetric codes are stored signed. Zero points cost one multiplication per
-group: the sum over a group of (code - zero) * x starts at -zero * sum(x).
+the weight's dtype. Symmetric codes are stored signed. A zero point is taken from each code: taken
+once from the sum of a group, as zero * sum(x), an infinite x would give infinity - infinity.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ INLINE void {name}(
     const $code *codes,$positions const $T *scales,$zeros
     const float *x, float *acc, const int nb)
 {
-$before    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         for (int group = 0; group < $groups; group++) {
             const float *xg = x + group * $size * nb;
             vfloat sum[8];
@@ -40,14 +40,14 @@ _INT8 = Template("""\
             for (int k = 0; k < $size; k += 4, codes += 4 * LANES)
                 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
-                    multiply_add(vf_load_i8(codes + i * LANES), xg + k * nb + i, sum, i, nb);""")
+                    multiply_add($weight, xg + k * nb + i, sum, i, nb);""")
 
 _INT4 = Template("""\
             for (int k = 0; k < $size; k += 8, codes += LANES) {
                 vint eight = vi_load(codes); /* columns k .. k + 7 of each row */
                 #pragma GCC unroll 8
                 for (int j = 0; j < $present; j++)
-                    multiply_add(vf_nibble(eight, j), xg + (k + j / 4 * 4) * nb + j % 4, sum, j, nb);
+                    multiply_add($weight, xg + (k + j / 4 * 4) * nb + j % 4, sum, j, nb);
             }""")
 
 _INT4_NV24 = Template("""\
@@ -57,21 +57,6 @@ _INT4_NV24 = Template("""\
                 for (int j = 0; j < $present; j++)
                     multiply_add_picked($weight, vi_spread2(*positions++), xg + (k + j / 2 * 4) * nb, sum, j, nb);
             }""")
-
-_MINUS_SUMS = Template("""\
-    float minus_sum[$groups][8]; /* of the inputs of each group */
-    for (int group = 0; group < $groups; group++)
-        for (int n = 0; n < nb; n++)
-            minus_sum[group][n] = -sum_inputs(x + group * $size * nb, $size, n, nb);
-""")
-
-_START_AT_ZEROS = """\
-            vfloat zero = vf_load_i8(zeros);
-            zeros += LANES;
-            #pragma GCC unroll 8
-            for (int n = 0; n < nb; n++)
-                sum[n] = vf_mul(zero, vf_set1(minus_sum[group][n]));
-"""
 
 _LOAD_ZEROS = """\
             vfloat zero = vf_load_i8(zeros);
@@ -126,22 +111,27 @@ def _decode(body: Template, dtype: str, groups: int, size: int, zeros: bool, bit
 
 
 def _fill(body: Template, dtype: str, groups: int, size: int, zeros: bool, **names: str) -> str:
-    names = {"T": dtype, "groups": str(groups), "size": str(size), "positions": "", "before": "", "start": ""} | names
+    names = {
+        "T": dtype,
+        "groups": str(groups),
+        "size": str(size),
+        "positions": "",
+        "start": _LOAD_ZEROS if zeros else "",
+    } | names
     names["zeros"] = " const int8_t *zeros," if zeros else ""
     return _TILE.substitute(names, body=body.substitute(names))
 
 
-def _with_sums(zeros: bool, groups: int, size: int) -> dict[str, str]:
-    if not zeros:
-        return {}
-    return {"before": _MINUS_SUMS.substitute(groups=groups, size=size), "start": _START_AT_ZEROS}
+def _less_zero(code: str, zeros: bool) -> str:
+    return f"vf_sub({code}, zero)" if zeros else code
 
 
 def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     """The C of 8-bit codes, `groups` groups of `size` columns to a tile; None where size % 4 != 0."""
     if size % 4:
         return None
-    source = _fill(_INT8, dtype, groups, size, zeros, code="int8_t", **_with_sums(zeros, groups, size))
+    weight = _less_zero("vf_load_i8(codes + i * LANES)", zeros)
+    source = _fill(_INT8, dtype, groups, size, zeros, code="int8_t", weight=weight)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": to_lanes(signed(planes["codes"], 8)), **_scales(planes, 8)}
@@ -154,7 +144,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     if size % 4:
         return None
     present = "8" if size % 8 == 0 else f"(k + 8 <= {size} ? 8 : {size} - k)"
-    names = {"code": "int32_t", "present": present, **_with_sums(zeros, groups, size)}
+    names = {"code": "int32_t", "present": present, "weight": _less_zero("vf_nibble(eight, j)", zeros)}
 
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups), **_scales(planes, 4)}
@@ -168,9 +158,9 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     if size % 4:
         return None
     present = "8" if size % 16 == 0 else f"(k + 16 <= {size} ? 8 : ({size} - k) / 2)"
-    weight = "vf_sub(vf_nibble(eight, j), zero)" if zeros else "vf_nibble(eight, j)"
+    weight = _less_zero("vf_nibble(eight, j)", zeros)
     names = {"code": "int32_t", "present": present, "weight": weight, "positions": " const int32_t *positions,"}
-    source = _fill(_INT4_NV24, dtype, groups, size, zeros, start=_LOAD_ZEROS if zeros else "", **names)
+    source = _fill(_INT4_NV24, dtype, groups, size, zeros, **names)
 
     def pack(planes: Planes) -> Planes:
         codes = nibble_lanes(unpack(planes["codes"]), groups)

@@ -140,6 +140,17 @@ def test_nan_and_infinity_in_x_reach_y():
     assert y[1].isnan().all()
 
 
+@pytest.mark.parametrize("name", ["int8", "int4", "int4_nv24"])
+def test_infinite_x_meets_zero_points_as_it_meets_a_dense_matrix(isa, name):
+    case = mosaic((48, 64), (f"{name}<group_size=16, zero_points=true>",), "f32")
+    x = torch.ones(2, 64)
+    x[0, 5], x[1, 20] = torch.inf, -torch.inf
+    y = run(CpuBackend().build(case.module, case.pools, "tiles", "error"), x, "f32", 48)
+    kept = case.weight[:, [5, 20]].T != 0  # zero times infinity is NaN here and there
+    assert kept.sum() > 24
+    assert torch.equal(y.double()[kept], case.expected(x)[kept])
+
+
 @pytest.mark.parametrize(("dtype", "x_dtype"), [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16", "f32")])
 def test_dense_once(dtype, x_dtype, monkeypatch):
     monkeypatch.setattr("stoicc.codegen.cpu.dense_once.PANEL_BYTES", 1 << 16)

@@ -14,9 +14,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
+import torch
 
-from stoicc.codegen.cache import cache_folder, write_whole
+from stoicc.codegen.cache import cache_folder, is_whole, locked, move_whole, write_sum, write_whole
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.errors import CodegenError
 
@@ -36,7 +36,11 @@ _COMMON_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno")
 def compiler() -> tuple[str, ...] | None:
     """The C compiler and its first arguments: the environment's CC, else gcc, cc or clang, or None."""
     chosen = os.environ.get("CC", "").strip()
-    for command in (shlex.split(chosen),) if chosen else (["gcc"], ["cc"], ["clang"]):
+    try:
+        commands = [shlex.split(chosen)] if chosen else [["gcc"], ["cc"], ["clang"]]
+    except ValueError:  # a quotation without an end
+        return None
+    for command in commands:
         found = shutil.which(command[0])
         if found:
             return (found, *command[1:])
@@ -77,10 +81,15 @@ def load(source: str, label: str, isa: str) -> ctypes.CDLL:
     key = "\n".join((source, *cc, *flags, Path(openmp or "").name, platform.machine()))
     stem = f"{label[:150]}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     library = cache_folder() / f"{stem}.so"
-    if not library.exists():
-        with FileLock(f"{library}.lock"):
-            if not library.exists():
+    if not is_whole(library):  # what is there already is loaded from a folder that cannot be written, too
+        with locked(library):
+            if not is_whole(library):
                 _compile(cc, flags, openmp, source, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:  # built where another C library or OpenMP was: once more, here
+        with locked(library):
+            _compile(cc, flags, openmp, source, library)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
@@ -91,14 +100,20 @@ def load(source: str, label: str, isa: str) -> ctypes.CDLL:
 
 
 def openmp_library() -> str | None:
-    """The OpenMP runtime that this process (torch) has loaded, or None."""
+    """The OpenMP runtime that torch has loaded, or None; other packages may bring more of them."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        return _pick_openmp(Path("/proc/self/maps").read_text().splitlines())
     except OSError:
         return None
+
+
+def _pick_openmp(lines: list[str]) -> str | None:
+    """From lines of a process's map of memory: the runtime in torch's own folders, else the first."""
+    own = Path(torch.__file__).parent
     paths = {line.split(maxsplit=5)[5] for line in lines if "omp" in line.rpartition("/")[2]}
     found = sorted(p for p in paths if Path(p).name.startswith(("libgomp", "libomp", "libiomp")))
-    return found[0] if found else None
+    ours = [p for p in found if p.startswith((f"{own}/", f"{own}.libs/"))]
+    return next(iter(ours + found), None)
 
 
 def _compile(cc: tuple[str, ...], flags: tuple[str, ...], openmp: str | None, source: str, library: Path) -> None:
@@ -111,19 +126,30 @@ def _compile(cc: tuple[str, ...], flags: tuple[str, ...], openmp: str | None, so
     try:
         _call(*cc, *flags, "-c", str(text), "-o", str(half_object))
         _call(*cc, "-shared", str(half_object), *runtime, "-lm", "-o", str(half_library))
-        half_library.replace(library)
+        if not half_library.exists():
+            raise _refused(cc[0], "no library and no message")
+        move_whole(half_library, library)
+        write_sum(library)
     finally:
         for left in (half_object, half_library):
             left.unlink(missing_ok=True)
 
 
 def _call(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise _refused(command[0], error.strerror or str(error)) from error
     if done.returncode == 0:
         return
-    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
-    raise CodegenError(
-        f"cpu backend, {Path(command[0]).name}: expected the emitted C to compile, found {lines[0]!r}; "
+    lines = done.stderr.splitlines()
+    said = [line for line in lines if "error" in line] or lines
+    raise _refused(command[0], repr(said[0]) if said else f"exit status {done.returncode} and no message")
+
+
+def _refused(compiler: str, found: str) -> CodegenError:
+    return CodegenError(
+        f"cpu backend, {Path(compiler).name}: expected the emitted C to compile, found {found}; "
         "look at the file it names, and at a format's tile_mac if you wrote one"
     )
 

@@ -185,14 +185,15 @@ static inline float f32_to_float(float value)
     return value;
 }
 
-/* Exact: the exponent is moved by a multiplication, which also takes care of subnormals. */
+/* Exact, and never a subnormal on the way, so that it holds where the CPU flushes those to zero. */
 static inline float f16_to_float(f16 value)
 {
-    union { uint32_t word; float value; } both = {(uint32_t)(value & 0x7fff) << 13};
-    if ((value & 0x7c00) == 0x7c00)
-        both.word |= 0x7f800000;
-    else
-        both.value *= 0x1p112f;
+    uint32_t size = value & 0x7fff;
+    union { float value; uint32_t word; } both = {(float)(int32_t)size * 0x1p-24f}; /* right below 2**-14 */
+    if (size >= 0x7c00) /* infinity, NaN */
+        both.word = size << 13 | 0x7f800000;
+    else if (size >= 0x400)
+        both.word = (size << 13) + 0x38000000;
     both.word |= (uint32_t)(value & 0x8000) << 16;
     return both.value;
 }

@@ -1,6 +1,7 @@
 """The emitted text, the errors, and formats that a user brings."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from stoicc.codegen.cache import write_sum
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.backend import CpuBackend
-from stoicc.codegen.cpu.build import instruction_set, load
+from stoicc.codegen.cpu.build import _pick_openmp, instruction_set, load
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.plan import classify
 from stoicc.ir.errors import CodegenError, FormatError
@@ -81,6 +83,50 @@ def test_a_class_is_built_once(monkeypatch, tmp_path):
     load("int answer(void) { return 42; }", "once", "portable")
     monkeypatch.setattr("stoicc.codegen.cpu.build._compile", None)  # a second build would call it
     assert load("int answer(void) { return 42; }", "once", "portable").answer() == 42
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no library, as noted"])
+def test_a_damaged_library_is_built_again(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
+    source = f"int answer(void) {{ return 42; }} /* {damage} */"
+    monkeypatch.setattr("stoicc.codegen.cpu.build.ctypes.CDLL", lambda path: path)  # a mapped file must not change
+    library = Path(load(source, "damaged", "portable"))
+    library.write_bytes(library.read_bytes()[:5000])
+    if damage != "truncated":
+        library.write_bytes(b"no library")
+        write_sum(library)
+    monkeypatch.undo()
+    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
+    assert load(source, "damaged", "portable").answer() == 42
+
+
+def test_a_library_that_is_there_is_loaded_without_writing(monkeypatch, tmp_path):
+    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
+    load("int answer(void) { return 43; }", "read_only", "portable")
+    for name in ("locked", "write_whole", "write_sum", "move_whole"):
+        monkeypatch.setattr(f"stoicc.codegen.cpu.build.{name}", None)
+    assert load("int answer(void) { return 43; }", "read_only", "portable").answer() == 43
+
+
+def test_a_compiler_that_says_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("STOICC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(CodegenError, match=r"cpu backend, false: .*, found exit status 1 and no message; look at"):
+        load("int x;", "silent", "portable")
+    monkeypatch.setenv("CC", "true")
+    with pytest.raises(CodegenError, match=r"cpu backend, true: .*, found no library and no message; look at"):
+        load("int x;", "silent", "portable")
+    monkeypatch.setenv("CC", "gcc '")
+    with pytest.raises(CodegenError, match=r"found no C compiler \(CC is \"gcc '\"\); install gcc or set CC"):
+        load("int x;", "silent", "portable")
+
+
+def test_torchs_own_openmp_comes_before_others():
+    own = f"{Path(torch.__file__).parent}/lib/libgomp-1.so"
+    lines = [f"7f00-7f01 r-xp 00000000 08:01 42    {path}" for path in ("/a/libgomp.so.1", own, "/a/libcomplex.so")]
+    assert _pick_openmp(lines) == own
+    assert _pick_openmp(lines[:1]) == "/a/libgomp.so.1"
+    assert _pick_openmp(lines[2:]) is None
 
 
 def test_float64_goes_to_the_reference():

@@ -140,6 +140,26 @@ def test_nan_and_infinity_in_x_reach_y():
     assert y[1].isnan().all()
 
 
+def test_every_half_is_read_exactly_even_where_subnormals_are_flushed(isa):
+    halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    halves = halves[halves.isfinite()]
+    case = mosaic((halves.numel(), 4), ("dense",), "f16", (64, 4))
+    program = case.module.tiles
+    weight = torch.zeros(program.grid[0] * 64, 4).half()
+    weight[: halves.numel(), 0] = halves
+    executor = CpuBackend().build(case.module, {"p0_values": weight.view(-1, 64, 4)}, "tiles", "error")
+    x = torch.tensor([[1.0, 0, 0, 0]])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the switch is the thread's own
+    torch.set_flush_denormal(True)
+    try:
+        y = run(executor, x, "f16", halves.numel())
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert torch.equal(y[0], halves.float())
+
+
 @pytest.mark.parametrize("name", ["int8", "int4", "int4_nv24"])
 def test_infinite_x_meets_zero_points_as_it_meets_a_dense_matrix(isa, name):
     case = mosaic((48, 64), (f"{name}<group_size=16, zero_points=true>",), "f32")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from stoicc.ir.rules import Rule, broken, check_numbers, check_texts, rule
 from stoicc.ir.rules_program import stores_something
-from stoicc.ir.schedule import EPILOGUE, EXECUTORS, PROLOGUE, Schedule, csr_rows
+from stoicc.ir.schedule import EPILOGUE, EXECUTORS, LAUNCH, PROLOGUE, Schedule, csr_rows
 from stoicc.ir.types import Module
 
 SCHEDULE_RULES: list[Rule] = []
@@ -227,6 +227,12 @@ def _launch(module: Module) -> None:
     names = [name for name, _ in launch]
     if names != sorted(set(names)):
         raise broken("schedule, launch", "parameters by name, each once, sorted", names, "use Schedule.launch_with")
+    for name, value in launch:
+        if name not in LAUNCH:
+            raise broken("schedule, launch", f"one of {', '.join(LAUNCH)}", repr(name), "use Schedule.launch_with")
+        if value not in LAUNCH[name]:
+            allowed = ", ".join(map(str, LAUNCH[name]))
+            raise broken(f"schedule, launch, {name}", f"one of {allowed}", value, "use Schedule.launch_with")
 
 
 # -- helpers -------------------------------------------------------------------------------

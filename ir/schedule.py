@@ -23,6 +23,13 @@ from numpy.typing import NDArray
 from stoicc.ir.errors import InputError, brief
 from stoicc.ir.options import is_whole
 
+LAUNCH: dict[str, tuple[int, ...]] = {
+    "block_n": (16, 32, 64, 128, 256),
+    "num_stages": tuple(range(1, 9)),
+    "num_warps": (1, 2, 4, 8, 16),
+}
+"""Launch parameters and what they may be: rows of the batch, stages of the load pipeline and warps per program."""
+
 
 @dataclass(frozen=True, slots=True)
 class TileCsr:
@@ -139,9 +146,21 @@ class Schedule:
         return replace(self, regimes=(*below, Regime(kind)))
 
     def launch_with(self, **parameters: int) -> "Schedule":
-        """Set launch parameters (`block_n`, `num_warps`, `num_stages`) by name."""
+        """Set launch parameters (the names and values of LAUNCH).
+
+        Raises:
+            InputError: another name, or a value that no kernel can be launched with.
+        """
         for name, value in parameters.items():
-            _check_whole("launch_with", name, value, "give a number", least=0)
+            if name not in LAUNCH:
+                raise InputError(
+                    f"schedule.launch_with: expected {', '.join(LAUNCH)}, found {brief(repr(name))}; name one of them"
+                )
+            if not is_whole(value) or value not in LAUNCH[name]:
+                raise InputError(
+                    f"schedule.launch_with: expected {name} to be one of {', '.join(map(str, LAUNCH[name]))}, "
+                    f"found {brief(repr(value))}; give one of them"
+                )
         return replace(self, launch=tuple(sorted({**dict(self.launch), **parameters}.items())))
 
     # -- reading ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ workspace (scratch; allocated inside where None) and the handle of a kernel, and
 them as ordinary ops.
 """
 
+import contextlib
 import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,9 @@ def _define(kind: str) -> None:
                 f"op stoicc::{op}: expected a workspace of at least {needed} bytes (uint8) on {x.device}, found "
                 f"{workspace.numel()} of {workspace.dtype} on {workspace.device}"
             )
-        executor.run(x.contiguous(), out, workspace)
+        # Triton launches on the current device, which need not be that of x
+        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+            executor.run(x.contiguous(), out, workspace)
         return out
 
     def fake(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:

@@ -16,12 +16,16 @@ from stoicc.codegen.triton.interpreter import interpreting, repair
 from stoicc.codegen.triton.launch import (
     PARTS_BYTES,
     ROUND,
+    TRITON_DOTS,
     LaunchConfig,
     beside_tensors,
+    device_of,
     dot_dtype,
     dot_precision,
+    kept_bytes,
     low_rank_bytes,
     low_rank_product,
+    right_factors,
 )
 from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
 from stoicc.ir.errors import CodegenError
@@ -63,11 +67,6 @@ class TritonBackend(Backend):
         return emit_tiles(module).source
 
 
-def device_of(pools: Pools) -> torch.device:
-    """Where the pools are; without any (nothing but empty tiles), where kernels run."""
-    return next((pool.device for pool in pools.values()), torch.device("cpu" if interpreting() else "cuda"))
-
-
 def check_tile(module: Module) -> None:
     """CodegenError unless both sides of the tile are powers of two of at least 16."""
     for extent in module.tiles.tile:
@@ -103,6 +102,7 @@ class Tiles(Executor):
         self._kernels: ModuleType = build.load(self._emitted.name, self.source)
         self._module, self._device = module, device_of(pools)
         self._beside = beside_tensors(module, pools)
+        self._rights = right_factors(self._beside, module.tiles.dtype)
         self._items, self._row_slots = item_table(schedule, self._device)
         self._loops: dict[str, Tensor] = {}
         for loop in self._emitted.loops:
@@ -115,19 +115,21 @@ class Tiles(Executor):
 
     @property
     def resident_bytes(self) -> int:
-        mine = [self._items, self._row_slots, *(t for t in self._loops.values() if t.data_ptr() not in self._owned)]
-        return sum(t.nbytes for t in mine)
+        tables = (self._loops, self._beside, self._rights)
+        return kept_bytes([self._items, self._row_slots, *(t for table in tables for t in table.values())], self._owned)
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         parts = self._slot_bytes() * self._piece(batch) if self._emitted.split else 0
-        return low_rank_bytes(batch, self._sizes.rank, x_dtype) + parts
+        return low_rank_bytes(batch, self._sizes.rank) + parts
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
-        held = low_rank_bytes(x.shape[0], self._sizes.rank, x.dtype)
+        if self._items.device != x.device:  # no pools: nothing said on which device
+            self._items, self._row_slots = self._items.to(x.device), self._row_slots.to(x.device)
+        held = low_rank_bytes(x.shape[0], self._sizes.rank)
         tables = {name: self._beside[name] for name in self._emitted.epilogue if name in self._beside}
         if self._sizes.rank:
-            product = workspace[:held].view(x.dtype)[: x.shape[0] * self._sizes.rank].view(x.shape[0], self._sizes.rank)
-            tables["low_rank_product"] = low_rank_product(x, self._beside["low_rank_right"], product)
+            product = workspace[: x.shape[0] * self._sizes.rank * 4].view(torch.float32).view(x.shape[0], -1)
+            low_rank_product(x, self._rights, product)
         step = self._piece(x.shape[0]) if self._emitted.split else x.shape[0]
         for begin in range(0, x.shape[0], step):
             piece = slice(begin, begin + step)
@@ -139,8 +141,9 @@ class Tiles(Executor):
         config = LaunchConfig.choose(x.shape[0], x.dtype, self._module.tiles.tile, self._launch)
         blocks = -(-x.shape[0] // config.block_n)
         sizes: dict[str, Any] = {"M": self._sizes.rows, "K": self._sizes.columns, "N": x.shape[0]}
+        dot = TRITON_DOTS[dot_dtype(x.dtype, "input_scale" in self._emitted.prologue)]
         rank = {"RANK": self._sizes.rank} if self._sizes.rank else {}
-        constants = {"BN": config.block_n, "DOT": dot_dtype(x), "PRECISION": dot_precision(x), **config.options()}
+        constants = {"BN": config.block_n, "DOT": dot, "PRECISION": dot_precision(x.dtype), **config.options()}
         prologue = {name: self._beside[name] for name in self._emitted.prologue}
         grid = (self._items.shape[0] * blocks,)
         if not self._emitted.split:

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.emit import Emitted, emit_decode, emit_tiles
-from stoicc.codegen.triton.launch import LaunchConfig
+from stoicc.codegen.triton.launch import TRITON_DOTS, LaunchConfig, dot_dtype, dot_precision
 from stoicc.ir.dtypes import DTYPE_NAMES, output_dtype
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import PlaneKind
@@ -31,7 +30,6 @@ _POINTERS = {
     "f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "u8": "*u8", "i8": "*i8", "i16": "*i16", "i32": "*i32",
     "i64": "*i64",
 }  # fmt: skip
-_DOTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 
 
@@ -110,9 +108,9 @@ def _check(
     kernel: Any, name: str, module: Module, emitted: Emitted, target: str, x_dtype: torch.dtype, config: LaunchConfig
 ) -> Machine:
     types = argument_types(module, emitted, x_dtype)
-    dot = _DOTS[x_dtype]
+    dot = TRITON_DOTS[dot_dtype(x_dtype, "input_scale" in emitted.prologue)]
     names = kernel.arg_names
-    launched = {"BN": config.block_n, "DOT": dot, "PRECISION": "ieee" if dot == tl.float32 else "tf32"}
+    launched = {"BN": config.block_n, "DOT": dot, "PRECISION": dot_precision(x_dtype)}
     constants = {name: value for name, value in launched.items() if name in names}
     signature = {n: "constexpr" if n in constants else types[n] for n in names}
     aligned = [n for n in names if signature[n].startswith("*") or _is_aligned(n, module)]
@@ -132,8 +130,8 @@ def argument_types(module: Module, emitted: Emitted, x_dtype: torch.dtype) -> di
     """Triton's type of every argument that an emitted kernel may have."""
     program = module.tiles
     x = DTYPE_NAMES[x_dtype]
-    dtypes = {"x": x, "y": DTYPE_NAMES[output_dtype(program.dtype, x_dtype)], "parts": "f32", "low_rank_product": x}
-    dtypes |= {"items": "i32", "row_slots": "i32", "panel": x, "rows": "i32"}
+    dtypes = {"x": x, "y": DTYPE_NAMES[output_dtype(program.dtype, x_dtype)], "parts": "f32"}
+    dtypes |= {"items": "i32", "row_slots": "i32", "panel": x, "rows": "i32", "low_rank_product": "f32"}
     for name in ("bias", "row_permutation", "column_permutation", "input_scale", "output_scale"):
         if (pool := getattr(program.beside, name)) is not None:
             dtypes[name] = pool.dtype

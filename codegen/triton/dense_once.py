@@ -4,17 +4,26 @@ For large batches, where the product is bound by arithmetic. The scratch is boun
 decoded panel by panel, on every call, and no dense copy is kept.
 """
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stoicc.codegen.executor import Executor, Pools
+from stoicc.codegen.reference import ACTIVATION_FUNCTIONS
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.emit import emit_decode
-from stoicc.codegen.triton.launch import ALIGNMENT, beside_tensors, low_rank_bytes, low_rank_product
+from stoicc.codegen.triton.launch import (
+    ALIGNMENT,
+    beside_tensors,
+    device_of,
+    kept_bytes,
+    low_rank_bytes,
+    low_rank_product,
+    product_fp32,
+    right_factors,
+)
 from stoicc.codegen.triton.loops import loop_tensors, scheduled, tile_rows
 from stoicc.ir.schedule import TileCsr
 from stoicc.ir.types import Module
@@ -22,23 +31,20 @@ from stoicc.ir.types import Module
 PANEL_BYTES = 64 << 20
 """Most scratch that a panel takes, unless one tile row needs more."""
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
-    "silu": F.silu,
-}
-
 
 class DenseOnce(Executor):
-    """Panels of decoded tile rows and `torch.mm`; the epilogue is torch, in y's dtype."""
+    """Panels of decoded tile rows and the vendor's GEMM; the epilogue is torch, in fp32.
+
+    Operands of the GEMM have x's dtype, and y is rounded once, from fp32. fp16 inputs that meet an
+    input scale may leave fp16's range: both operands are fp32 then, which is slower.
+    """
 
     def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
         self._module, csrs = module, scheduled(module).csrs
         emitted = emit_decode(module, on_missing)
         self.source = emitted.source
         kernels = build.load(emitted.name, self.source)
-        device = next((pool.device for pool in pools.values()), torch.device("cpu"))
+        device = device_of(pools)
         self._decoders: list[tuple[Any, TileCsr, dict[str, Tensor]]] = [
             (
                 getattr(kernels, f"decode_{loop.prefix}_kernel"),
@@ -47,57 +53,82 @@ class DenseOnce(Executor):
             )
             for loop in emitted.loops
         ]
-        self._beside = beside_tensors(module, pools)
+        beside = beside_tensors(module, pools)
+        self._rights = right_factors(beside, module.tiles.dtype)
+        self._rank = beside["low_rank_right"].shape[0] if self._rights else 0
+        columns, rows = beside.get("column_permutation"), beside.get("row_permutation")
+        self._columns = None if columns is None else columns.long()
+        self._rows = None if rows is None else rows.long()
+        scale = beside.get("input_scale")
+        self._input_scale = None if scale is None else _in_order(scale.float(), self._columns)
+        named = ("output_scale", "low_rank_left", "bias")
+        self._after = {n: _in_order(beside[n].float(), self._rows) for n in named if n in beside}
         self._owned = {t.data_ptr() for t in pools.values()}
 
     @property
     def resident_bytes(self) -> int:
-        return sum(t.nbytes for _, _, ts in self._decoders for t in ts.values() if t.data_ptr() not in self._owned)
+        kept = [self._columns, self._rows, self._input_scale, *self._rights.values(), *self._after.values()]
+        kept += [t for _, _, tensors in self._decoders for t in tensors.values()]
+        return kept_bytes(kept, self._owned)
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
-        (rows, columns), beside = self._module.tiles.shape, self._beside
-        panel = min(self._panel_rows(x_dtype) * self._module.tiles.tile[0], rows)
-        inputs = batch * columns if {"input_scale", "column_permutation"} & beside.keys() else 0
-        return sum(_aligned(n * x_dtype.itemsize) for n in (panel * columns, inputs, batch * panel)) + low_rank_bytes(
-            batch, self._rank(), x_dtype
-        )
+        (rows, columns), operand = self._module.tiles.shape, self._operand(x_dtype)
+        tall = min(self._panel_rows(x_dtype) * self._module.tiles.tile[0], rows)
+        wide = torch.float32 if self._finishes else operand
+        taken = [(tall * columns, operand), (batch * tall, wide)]
+        if self._columns is not None:
+            taken.append((batch * columns, x_dtype))
+        if self._input_scale is not None and (self._columns is None or operand != x_dtype):
+            taken.append((batch * columns, operand))
+        return sum(_aligned(n * dtype.itemsize) for n, dtype in taken) + low_rank_bytes(batch, self._rank)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         (rows, columns), height = self._module.tiles.shape, self._module.tiles.tile[0]
-        step, batch = self._panel_rows(x.dtype), x.shape[0]
-        take = _Taker(workspace, x.dtype)
-        product = take(batch, self._rank()) if self._rank() else None
+        step, batch, take = self._panel_rows(x.dtype), x.shape[0], _Taker(workspace)
+        product = None
+        if self._rights:
+            product = low_rank_product(x, self._rights, take(torch.float32, batch, self._rank))
         tall = min(step * height, rows)
-        panel, results = take(tall, columns), take(batch * tall)
+        panel = take(self._operand(x.dtype), tall, columns)
+        results = take(torch.float32 if self._finishes else panel.dtype, batch * tall)
         inputs = self._inputs(x, take)
-        order = self._beside.get("row_permutation")
         for top in range(0, self._module.tiles.grid[0], step):
             begin, end = top * height, min((top + step) * height, rows)
             self._decode(panel, top, min(top + step, self._module.tiles.grid[0]))
             result = results[: batch * (end - begin)].view(batch, end - begin)
-            torch.mm(inputs, panel[: end - begin].t(), out=result)
-            if order is None:
+            if self._finishes:
+                product_fp32(inputs, panel[: end - begin].t(), result)
+                self._finish(result, slice(begin, end), product)
+            else:
+                torch.mm(inputs, panel[: end - begin].t(), out=result)
+            if self._rows is None:
                 out[:, begin:end] = result
             else:
-                out.index_copy_(1, order[begin:end].long(), result)
-        self._finish(x, out, product)
+                out.index_copy_(1, self._rows[begin:end], result.to(out.dtype))
+
+    @property
+    def _finishes(self) -> bool:
+        """Whether the product stays in fp32: something but a permutation follows it."""
+        return bool(self._after) or self._module.tiles.beside.activation is not None
+
+    def _operand(self, x_dtype: torch.dtype) -> torch.dtype:
+        """What the GEMM multiplies (see the class)."""
+        return torch.float32 if x_dtype == torch.float16 and self._input_scale is not None else x_dtype
 
     def _panel_rows(self, x_dtype: torch.dtype) -> int:
         """Tile rows of a panel."""
-        row_bytes = self._module.tiles.tile[0] * self._module.tiles.shape[1] * x_dtype.itemsize
+        row_bytes = self._module.tiles.tile[0] * self._module.tiles.shape[1] * self._operand(x_dtype).itemsize
         return min(max(1, PANEL_BYTES // row_bytes), self._module.tiles.grid[0])
 
-    def _rank(self) -> int:
-        return self._beside["low_rank_left"].shape[1] if "low_rank_left" in self._beside else 0
-
     def _inputs(self, x: Tensor, take: "_Taker") -> Tensor:
-        """x as the tiles meet it: scaled, then in the order of tile columns."""
-        scale, order = self._beside.get("input_scale"), self._beside.get("column_permutation")
-        if scale is None and order is None:
+        """x as the tiles meet it: in the order of tile columns, scaled in fp32 and rounded once."""
+        if self._columns is not None:
+            x = torch.index_select(x, 1, self._columns, out=take(x.dtype, *x.shape))
+        if self._input_scale is None:
             return x
-        inputs = take(*x.shape)
-        scaled = x if scale is None else x * scale.to(x.dtype)
-        return inputs.copy_(scaled if order is None else scaled[:, order.long()])
+        operand = self._operand(x.dtype)
+        scaled = x if self._columns is not None and operand == x.dtype else take(operand, *x.shape)
+        return torch.mul(x, self._input_scale, out=scaled)
 
     def _decode(self, panel: Tensor, top: int, bottom: int) -> None:
         """Tile rows [top, bottom) into the panel; where no tile is stored, zeros."""
@@ -116,33 +147,35 @@ class DenseOnce(Executor):
                     enable_fp_fusion=True,
                 )
 
-    def _finish(self, x: Tensor, out: Tensor, product: Tensor | None) -> None:
-        beside = self._beside
-        if "output_scale" in beside:
-            out.mul_(beside["output_scale"].to(out.dtype))
+    def _finish(self, result: Tensor, rows: slice, product: Tensor | None) -> None:
+        """The epilogue of a panel `[N, rows]` in fp32, in place and in the order of tile rows."""
+        after = self._after
+        if "output_scale" in after:
+            result.mul_(after["output_scale"][rows])
         if product is not None:
-            low_rank_product(x, beside["low_rank_right"], product)
-            out.addmm_(product, beside["low_rank_left"].to(out.dtype).t())
-        if "bias" in beside:
-            out.add_(beside["bias"].to(out.dtype))
+            result.addmm_(product, after["low_rank_left"][rows].t())
+        if "bias" in after:
+            result.add_(after["bias"][rows])
         activation = self._module.tiles.beside.activation
         if activation is not None:
-            out.copy_(_ACTIVATIONS[activation](out))
+            result.copy_(ACTIVATION_FUNCTIONS[activation](result))
+
+
+def _in_order(values: Tensor, order: Tensor | None) -> Tensor:
+    """What belongs to rows or columns of the weight, in the order of the tiles."""
+    return values if order is None else values[order]
 
 
 class _Taker:
-    """Cuts aligned tensors of one dtype off a workspace, first come first served."""
+    """Cuts aligned tensors off a workspace, first come first served."""
 
-    def __init__(self, workspace: Tensor, dtype: torch.dtype) -> None:
-        self._left, self._dtype = workspace, dtype
+    def __init__(self, workspace: Tensor) -> None:
+        self._left = workspace
 
-    def __call__(self, *shape: int) -> Tensor:
-        count = 1
-        for extent in shape:
-            count *= extent
-        size = count * self._dtype.itemsize
+    def __call__(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
         taken, self._left = self._left[:size], self._left[_aligned(size) :]
-        return taken.view(self._dtype).view(shape)
+        return taken.view(dtype).view(shape)
 
 
 def _aligned(size: int) -> int:

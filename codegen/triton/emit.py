@@ -291,7 +291,7 @@ def _low_rank() -> list[str]:
         "        mask=(n < N)[None, :] & (r < RANK)[:, None],",
         "        other=0.0,",
         "    )",
-        "    acc = tl.dot(left.to(DOT), product.to(DOT), acc, input_precision=PRECISION)",
+        "    acc = tl.dot(left.to(tl.float32), product, acc, input_precision=PRECISION)",
     ]
 
 

@@ -1,6 +1,6 @@
 """Launch choices, and the tensors and helper product that every Triton executor needs."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from stoicc.codegen.executor import Pools
 from stoicc.codegen.triton.interpreter import interpreting
 from stoicc.codegen.triton.loops import aligned
+from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.format import Tile
 from stoicc.ir.types import Module
 
@@ -58,16 +59,23 @@ class LaunchConfig:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
-def dot_dtype(x: Tensor) -> tl.dtype:
-    """Operand dtype of `tl.dot`: that of x; fp32 in the interpreter, which cannot multiply bf16."""
-    if interpreting() or x.dtype == torch.float32:
-        return tl.float32
-    return tl.float16 if x.dtype == torch.float16 else tl.bfloat16
+def dot_dtype(x_dtype: torch.dtype, scaled: bool) -> torch.dtype:
+    """Operand dtype of `tl.dot`: that of x; fp32 where that would lose something.
+
+    fp16 x times an input scale (`scaled`) may leave fp16's range, so both operands are fp32 and
+    multiply as tf32, which keeps as many bits as fp16. The interpreter cannot multiply bf16.
+    """
+    if interpreting() or (scaled and x_dtype == torch.float16):
+        return torch.float32
+    return x_dtype
 
 
-def dot_precision(x: Tensor) -> str:
-    """fp32 operands are multiplied in fp32; narrower ones know no other way."""
-    return "ieee" if x.dtype == torch.float32 or interpreting() else "tf32"
+TRITON_DOTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def dot_precision(x_dtype: torch.dtype) -> str:
+    """fp32 inputs are multiplied in fp32; of narrower ones, tf32 keeps every bit of an operand as given."""
+    return "ieee" if x_dtype == torch.float32 or interpreting() else "tf32"
 
 
 def beside_tensors(module: Module, pools: Pools) -> dict[str, Tensor]:
@@ -81,11 +89,42 @@ def beside_tensors(module: Module, pools: Pools) -> dict[str, Tensor]:
     return tensors
 
 
-def low_rank_bytes(batch: int, rank: int, dtype: torch.dtype) -> int:
-    """Workspace for R x, rounded up so that what follows is aligned."""
-    return -(-batch * rank * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+def low_rank_bytes(batch: int, rank: int) -> int:
+    """Workspace for R x in fp32, rounded up so that what follows is aligned."""
+    return -(-batch * rank * 4 // ALIGNMENT) * ALIGNMENT
 
 
-def low_rank_product(x: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """R x for every row of x: `[N, rank]` in x's dtype, by one vendor GEMM."""
-    return torch.mm(x, right.to(x.dtype).t(), out=out)
+def right_factors(beside: Mapping[str, Tensor], weight: str) -> dict[torch.dtype, Tensor]:
+    """The right factor `[rank, K]` in every input dtype of a kernel; nothing without a factor.
+
+    Made when an executor is built, because a run may be captured in a CUDA graph.
+    """
+    right = beside.get("low_rank_right")
+    return {} if right is None else {dtype: right.to(dtype) for dtype in (TORCH_DTYPES[weight], torch.float32)}
+
+
+def low_rank_product(x: Tensor, rights: Mapping[torch.dtype, Tensor], out: Tensor) -> Tensor:
+    """R x for every row of x into `out`: `[N, rank]` in fp32, by one vendor GEMM."""
+    return product_fp32(x, rights[x.dtype].t(), out)
+
+
+def product_fp32(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a b in fp32 for operands of one dtype: what a 16-bit GEMM accumulates is not rounded to 16 bits."""
+    if a.dtype == torch.float32:
+        return torch.mm(a, b, out=out)
+    if a.is_cuda and not torch.version.hip:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    # ROCm and the interpreter have no such GEMM: the same numbers from fp32 copies of the operands
+    return torch.mm(a.float(), b.float(), out=out)
+
+
+def device_of(pools: Pools) -> torch.device:
+    """Where the pools are; without any (nothing but empty tiles), where kernels run."""
+    if pools:
+        return next(iter(pools.values())).device
+    return torch.device("cpu") if interpreting() else torch.device("cuda", torch.cuda.current_device())
+
+
+def kept_bytes(tensors: Iterable[Tensor | None], owned: Container[int]) -> int:
+    """Bytes of tensors, each counted once, that are none of the canonical pools (`owned`, by address)."""
+    return sum({t.data_ptr(): t.nbytes for t in tensors if t is not None and t.data_ptr() not in owned}.values())

@@ -46,10 +46,21 @@ def test_an_order_is_a_permutation(rows):
         SCHEDULE.order(rows)
 
 
-@pytest.mark.parametrize("value", ["a", 2.5, True, None, -1])
-def test_launch_parameters_are_numbers(value):
-    with pytest.raises(InputError, match="expected block_n to be a whole number from 0, found"):
+@pytest.mark.parametrize("value", ["a", 2.5, True, None, -1, 0, 8, 24, 512, [16]])
+def test_launch_parameters_are_those_that_kernels_take(value):
+    with pytest.raises(InputError, match="expected block_n to be one of 16, 32, 64, 128, 256, found"):
         SCHEDULE.launch_with(block_n=value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_warps", 3), ("num_warps", 32), ("num_stages", 0), ("num_stages", 9)])
+def test_warps_and_stages_have_limits(name, value):
+    with pytest.raises(InputError, match=f"expected {name} to be one of 1, 2, .*, found {value}; give one of them"):
+        SCHEDULE.launch_with(**{name: value})
+
+
+def test_other_launch_parameters_are_refused():
+    with pytest.raises(InputError, match="expected block_n, num_stages, num_warps, found 'bogus'; name one of them"):
+        SCHEDULE.launch_with(bogus=3)
 
 
 def test_very_many_parts_cost_nothing():

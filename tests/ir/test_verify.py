@@ -221,6 +221,12 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("schedule-values", schedule(bin_ptr=(0, 10**20)), "schedule, bins: expected whole numbers of at most 18 digits"),
     ("schedule-values", schedule(applied=(5,)), "schedule, applied: expected text"),
     ("launch", schedule(launch=(("num_warps", 4), ("block_n", 16))), "expected parameters by name, each once, sorted"),
+    ("launch", schedule(launch=(("block_n", 24),)), "launch, block_n: expected one of 16, 32, 64, 128, 256, found 24"),
+    (
+        "launch",
+        schedule(launch=(("bogus", 3),)),
+        "launch: expected one of block_n, num_stages, num_warps, found 'bogus'",
+    ),
 ]
 
 

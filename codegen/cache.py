@@ -50,10 +50,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def move_whole(scratch: Path, path: Path) -> None:
-    """Rename once the bytes are on the disk, so that a crash leaves no half file under the name."""
-    with scratch.open("rb+") as file:
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    """Rename once the bytes are on the disk, so that a crash leaves no half file under the name.
+
+    Raises:
+        CodegenError: the folder cannot be written.
+    """
+    try:
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from stoicc.codegen.cpu.bind import Binding
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
+from stoicc.codegen.cpu.lanes import LANES
 from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
@@ -20,6 +21,8 @@ from stoicc.ir.types import Module
 _ALIGNMENT = 64
 _BYTES_PER_THREAD = 1 << 16
 """Payload bytes times batch below which another thread costs more than it brings."""
+WORKSPACE_BYTES = 64 << 20
+"""Scratch of one call, beyond which a batch runs in pieces; a piece of the least size may need more."""
 
 
 class TilesExecutor(Executor):
@@ -31,31 +34,39 @@ class TilesExecutor(Executor):
         self._class = self._classify(TORCH_DTYPES[module.tiles.dtype])
         self._binding = Binding(self._class, module, pools)
         self._functions: dict[torch.dtype, Any] = {}
+        self._entry_bytes = self._scratch_of_one_entry()
+        chunk = self._class.chunk  # whole chunks: the cut of a batch changes no bit of y
+        self._piece = max(1, WORKSPACE_BYTES // self._entry_bytes // chunk) * chunk
         self.source = emit(self._class)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         run = self._functions.get(x.dtype) or self._function(x.dtype)
         scratch = workspace.data_ptr()
-        batch = x.shape[0]
-        run(
-            self._binding.address,
-            x.data_ptr(),
-            out.data_ptr(),
-            scratch + -scratch % _ALIGNMENT,
-            batch,
-            min(torch.get_num_threads(), self._binding.bins, 1 + self._binding.bytes * batch // _BYTES_PER_THREAD),
-        )
+        batch, piece = x.shape[0], self._piece
+        x_row, out_row = (tensor.shape[1] * tensor.element_size() for tensor in (x, out))
+        for first in range(0, batch, piece):
+            count = min(piece, batch - first)
+            run(
+                self._binding.address,
+                x.data_ptr() + first * x_row,
+                out.data_ptr() + first * out_row,
+                scratch + -scratch % _ALIGNMENT,
+                count,
+                min(torch.get_num_threads(), self._binding.bins, 1 + self._binding.bytes * count // _BYTES_PER_THREAD),
+            )
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
-        kernel, entries = self._class, self._class.padded(batch)
-        packed = entries * self._module.tiles.grid[1] * kernel.columns
-        inner = batch * self._binding.rank
-        partials = self._binding.partials * entries * kernel.strips * 16
-        return 4 * (packed + inner + partials) + _ALIGNMENT
+        return self._class.padded(min(batch, self._piece)) * self._entry_bytes + _ALIGNMENT
 
     @property
     def resident_bytes(self) -> int:
         return self._binding.bytes
+
+    def _scratch_of_one_entry(self) -> int:
+        """Bytes of packed x, the low-rank inner product and partial sums of split rows."""
+        kernel, binding = self._class, self._binding
+        packed = self._module.tiles.grid[1] * kernel.columns
+        return 4 * (packed + binding.rank + binding.partials * kernel.strips * LANES)
 
     def _classify(self, x_dtype: torch.dtype) -> KernelClass:
         return classify(self._module, x_dtype, self._isa, self._on_missing)

@@ -103,6 +103,18 @@ def test_same_bits_for_any_thread_count():
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+def test_a_huge_batch_runs_in_pieces_with_the_same_bits(monkeypatch):
+    case = mosaic((130, 390), SOME_FORMATS, "bf16", beside=EVERYTHING, activation="gelu", parts=3)
+    executor = CpuBackend().build(case.module, case.pools, "tiles", "error")
+    x = torch.randn(203, 390).bfloat16()
+    whole, bytes_ = run(executor, x, "bf16", 130), executor.workspace_bytes(203, x.dtype)
+    monkeypatch.setattr("stoicc.codegen.cpu.backend.WORKSPACE_BYTES", bytes_ // 3)
+    executor = CpuBackend().build(case.module, case.pools, "tiles", "error")
+    assert executor.workspace_bytes(203, x.dtype) < bytes_ // 2
+    assert executor.workspace_bytes(10**6, x.dtype) == executor.workspace_bytes(203, x.dtype)
+    assert torch.equal(run(executor, x, "bf16", 130), whole)
+
+
 def test_one_openmp_runtime_serves_torch_and_the_kernel():
     case = mosaic((40, 72), SOME_FORMATS, "bf16")
     run(CpuBackend().build(case.module, case.pools, "tiles", "error"), torch.randn(1, 72).bfloat16(), "bf16", 40)

@@ -65,7 +65,7 @@ def gpu(found: dict[str, Any]) -> str:
         shape = f"{t['shape'][0]} x {t['shape'][1]}"
         lines.append(
             f"| {shape} | {t['batch']} | {t['format']} | {t['executor']} | {t['time']:.1f} | {t['fraction']:.0%} "
-            f"| {t['speedup']:.2f} |"
+            f"| {'none' if t['speedup'] is None else format(t['speedup'], '.2f')} |"
         )
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ named. `--dry-run` goes through all of it on tiny shapes in Triton's interpreter
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -26,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bench.gpu_timing import METHOD
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,14 +45,14 @@ DECODE, PREFILL = (1, 16, 64), (512, 2048)
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison with float64."""
+    """One comparison with float64; the error is None where it is no finite number."""
 
     format: str
     weight: str
     x: str
     batch: int
     executor: str
-    error: float
+    error: float | None
     passed: bool
 
 
@@ -61,7 +64,7 @@ class Timing:
         bytes: payload, x and y: the least that has to move.
         bound: microseconds that those bytes take at the copy bandwidth of this run.
         fraction: bound / time.
-        speedup: F.linear's time / time, at the same shape and batch.
+        speedup: F.linear's time / time, at the same shape and batch; None where F.linear has no time.
     """
 
     shape: tuple[int, int]
@@ -72,7 +75,7 @@ class Timing:
     bytes: int
     bound: float
     fraction: float
-    speedup: float
+    speedup: float | None
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Report:
     measured: bool
     versions: dict[str, str]
     commit: str
+    method: dict[str, str] = field(default_factory=lambda: dict(METHOD))
     copy_bandwidth: float = 0.0
     checks: list[Check] = field(default_factory=list)
     times: list[Timing] = field(default_factory=list)
@@ -171,7 +175,7 @@ def compare_decode(tiled: Any, device: torch.device, text: str) -> Check:
     executor.run(x, out, workspace)
     error = float((out.T.double() - dense.double()).abs().max())
     dtype = str(x.dtype).removeprefix("torch.")
-    return Check(text, kernel.program.dtype, dtype, len(x), "decode", error, torch.equal(out.T, dense))
+    return Check(text, kernel.program.dtype, dtype, len(x), "decode", finite(error), torch.equal(out.T, dense))
 
 
 def compare(kernel: Any, kind: str, x: Tensor, want: Tensor, text: str) -> Check:
@@ -183,7 +187,14 @@ def compare(kernel: Any, kind: str, x: Tensor, want: Tensor, text: str) -> Check
     error = float((out.double() - want).norm() / want.norm())
     # A NaN error compares false, so an output that was not written fails.
     passed = error < TOLERANCE[x.dtype]
-    return Check(text, kernel.program.dtype, str(x.dtype).removeprefix("torch."), x.shape[0], kind, error, passed)
+    return Check(
+        text, kernel.program.dtype, str(x.dtype).removeprefix("torch."), x.shape[0], kind, finite(error), passed
+    )
+
+
+def finite(value: float) -> float | None:
+    """The value as JSON can hold it."""
+    return value if math.isfinite(value) else None
 
 
 # ---- times ----------------------------------------------------------------------------------
@@ -227,7 +238,7 @@ def time_format(
                 linear[batch] = seconds
             moved = payload + x.nbytes + 2 * batch * shape[0]
             bound = moved / bandwidth
-            speedup = linear.get(batch, float("nan")) / seconds
+            speedup = linear[batch] / seconds if batch in linear else None
             yield Timing(shape, batch, name, kind, seconds * 1e6, moved, bound * 1e6, bound / seconds, speedup)
 
 
@@ -297,6 +308,7 @@ def show(report: Report) -> str:
     """The report as text: a line per failed check, a table of times, what was dropped."""
     failed = [check for check in report.checks if not check.passed]
     lines = [f"{report.device}: {len(report.checks) - len(failed)} of {len(report.checks)} checks passed"]
+    lines += [open_end] if (open_end := unchecked(report)) else []
     lines += [f"  FAILED {check}" for check in failed]
     lines += [f"  FAILED {failure}" for failure in report.failures]
     if report.times:
@@ -316,9 +328,10 @@ def header() -> str:
 
 def row(timing: Timing) -> str:
     shape = f"{timing.shape[0]}x{timing.shape[1]}"
+    speedup = "none" if timing.speedup is None else f"{timing.speedup:.2f}"
     return (
         f"{shape:>13s} {timing.batch:5d} {timing.format:24s} {timing.executor:10s} {timing.time:9.1f} "
-        f"{timing.fraction:8.0%} {timing.speedup:8.2f}"
+        f"{timing.fraction:8.0%} {speedup:>8s}"
     )
 
 
@@ -327,7 +340,7 @@ def write(report: Report, path: Path | None) -> Path:
     slug = re.sub(r"[^a-z0-9]+", "-", report.device.lower()).strip("-")
     path = path or RESULTS / f"gpu-{slug}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(asdict(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
@@ -356,7 +369,15 @@ def run(plan: Plan, dry: bool, output: Path | None) -> int:
     time_all(plan, report, lambda timing: print(row(timing), flush=True))
     print(show(report))
     print(f"wrote {write(report, output)}")
-    return int(bool(report.failures) or not all(check.passed for check in report.checks))
+    return int(bool(report.failures or unchecked(report)) or not all(check.passed for check in report.checks))
+
+
+def unchecked(report: Report) -> str | None:
+    """What the checks of a run leave open: a run that skipped some has not passed."""
+    dropped = sum(name.startswith("check ") for name in report.dropped)
+    if not report.checks:
+        return "NOT CHECKED: no check ran; give a larger --budget"
+    return f"NOT CHECKED: {dropped} checks were dropped; give a larger --budget" if dropped else None
 
 
 if __name__ == "__main__":

@@ -4,12 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench.gpu_check import FORMATS, Plan, Report, Timing, check_all, main, show, time_all
+from bench.gpu_check import (
+    FORMATS,
+    Check,
+    Plan,
+    Report,
+    Timing,
+    check_all,
+    compare,
+    main,
+    row,
+    run,
+    show,
+    time_all,
+    write,
+)
+from bench.gpu_timing import calls_of_graph
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,9 +77,50 @@ def test_cases_out_of_time_are_dropped_by_name() -> None:
     assert "times 128x64 mosaic" in report.dropped
 
 
+def test_a_run_that_checked_nothing_has_not_passed(capsys, tmp_path) -> None:
+    output = tmp_path / "out.json"
+    assert run(Plan.make(dry=True, budget=0.0), dry=True, output=output) == 1
+    assert "NOT CHECKED: no check ran; give a larger --budget" in capsys.readouterr().out
+    assert "x is warm for all" in json.loads(output.read_text())["method"]["cold"]
+
+
+def test_dropped_checks_are_told() -> None:
+    check = Check("nv24", "bf16", "bfloat16", 1, "tiles", 0.0, True)
+    report = Report("GPU", True, {}, "abc", checks=[check], dropped=["times 1x1"])
+    assert "NOT CHECKED" not in show(report)
+    report.dropped.append("check int4 torch.float16")
+    assert "NOT CHECKED: 1 checks were dropped" in show(report)
+
+
+def test_outputs_that_were_not_written_fail_as_valid_json(tmp_path) -> None:
+    class Idle:
+        program = SimpleNamespace(dtype="f32")
+
+        def executor(self, kind):
+            return SimpleNamespace(workspace_bytes=lambda batch, dtype: 0, run=lambda x, out, workspace: None)
+
+    check = compare(Idle(), "tiles", torch.ones(2, 3), torch.ones(2, 4).double(), "nv24")
+    assert not check.passed
+    path = write(Report("GPU", True, {}, "abc", checks=[check]), tmp_path / "out.json")
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["checks"][0]["error"] is None
+
+
+@pytest.mark.parametrize(("copies", "calls"), [(1, 8), (3, 9), (8, 8), (20, 20)])
+def test_a_graph_holds_every_copy_and_several_calls(copies: int, calls: int) -> None:
+    taken = calls_of_graph([partial(str, index) for index in range(copies)])
+    assert [call() for call in taken] == [str(index % copies) for index in range(calls)]
+
+
+def test_a_time_without_one_to_compare_with_has_no_speedup() -> None:
+    timing = Timing((64, 128), 1, "nv24", "tiles", 10.0, 1000, 5.0, 0.5, None)
+    assert row(timing).split()[-1] == "none"
+
+
 def test_the_report_names_what_was_dropped_and_failed() -> None:
     timing = Timing((64, 128), 1, "nv24", "tiles", 10.0, 1000, 5.0, 0.5, 1.5)
-    report = Report("GPU", True, {}, "abc", 1e12, times=[timing], dropped=["times 1x1"], failures=["check x: Error"])
+    report = Report(
+        "GPU", True, {}, "abc", copy_bandwidth=1e12, times=[timing], dropped=["times 1x1"], failures=["check x: Error"]
+    )
     text = show(report)
     assert "FAILED check x: Error" in text
     assert "dropped, out of time (1):\n  times 1x1" in text

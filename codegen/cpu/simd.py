@@ -1,7 +1,8 @@
 """The vector vocabulary: which primitives there are, and the text of those that a kernel uses.
 
 One header per instruction set (`simd_avx512.h`, `simd_avx2.h`, `simd_portable.h`) implements the
-same names; `simd_common.h` builds on them. An emitted file holds only the definitions it needs.
+same names; `simd_common.h` holds scalars, and what builds on those names. An emitted file holds only
+the definitions it needs.
 """
 
 import re

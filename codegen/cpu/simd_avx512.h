@@ -1,12 +1,6 @@
 /* Sixteen lanes in one AVX-512 register. Needs AVX512F, BW, DQ and VL; F16C is part of AVX512F. */
 #include <immintrin.h>
 
-typedef float f32;
-
-typedef uint16_t f16;
-
-typedef uint16_t bf16;
-
 /* Sixteen floats. */
 typedef __m512 vfloat;
 
@@ -145,36 +139,12 @@ static inline vfloat vf_nibble(vint word, const int j)
     return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), value);
 }
 
-static inline float f32_to_float(float value)
-{
-    return value;
-}
-
 static inline float f16_to_float(f16 value)
 {
     return _cvtsh_ss(value);
 }
 
-static inline float bf16_to_float(bf16 value)
-{
-    union { uint32_t word; float value; } both = {(uint32_t)value << 16};
-    return both.value;
-}
-
-static inline float float_to_f32(float value)
-{
-    return value;
-}
-
 static inline f16 float_to_f16(float value)
 {
     return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
-}
-
-/* Round to nearest even; a NaN stays a (quiet) NaN. */
-static inline bf16 float_to_bf16(float value)
-{
-    union { float value; uint32_t word; } both = {value};
-    uint32_t rounded = both.word + 0x7fff + (both.word >> 16 & 1);
-    return (bf16)((value == value ? rounded : both.word | 0x400000) >> 16);
 }

@@ -1,3 +1,33 @@
+typedef float f32;
+
+typedef uint16_t f16;
+
+typedef uint16_t bf16;
+
+static inline float f32_to_float(float value)
+{
+    return value;
+}
+
+static inline float bf16_to_float(bf16 value)
+{
+    union { uint32_t word; float value; } both = {(uint32_t)value << 16};
+    return both.value;
+}
+
+static inline float float_to_f32(float value)
+{
+    return value;
+}
+
+/* Round to nearest even; a NaN stays a (quiet) NaN. */
+static inline bf16 float_to_bf16(float value)
+{
+    union { float value; uint32_t word; } both = {value};
+    uint32_t rounded = both.word + 0x7fff + (both.word >> 16 & 1);
+    return (bf16)((value == value ? rounded : both.word | 0x400000) >> 16);
+}
+
 /* How many independent sums each of nb outputs has: enough to hide the latency of an fma. */
 INLINE int chains(const int nb)
 {

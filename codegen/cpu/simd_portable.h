@@ -1,11 +1,5 @@
 /* Sixteen lanes as four vectors of the compiler (GCC and Clang): NEON, SSE2 or what the machine has. */
 
-typedef float f32;
-
-typedef uint16_t f16;
-
-typedef uint16_t bf16;
-
 /* Four floats: a vector of the compiler. */
 typedef float float4 __attribute__((vector_size(16)));
 
@@ -180,11 +174,6 @@ static inline vfloat vf_nibble(vint word, const int j)
     return v;
 }
 
-static inline float f32_to_float(float value)
-{
-    return value;
-}
-
 /* Exact, and never a subnormal on the way, so that it holds where the CPU flushes those to zero. */
 static inline float f16_to_float(f16 value)
 {
@@ -196,17 +185,6 @@ static inline float f16_to_float(f16 value)
         both.word = (size << 13) + 0x38000000;
     both.word |= (uint32_t)(value & 0x8000) << 16;
     return both.value;
-}
-
-static inline float bf16_to_float(bf16 value)
-{
-    union { uint32_t word; float value; } both = {(uint32_t)value << 16};
-    return both.value;
-}
-
-static inline float float_to_f32(float value)
-{
-    return value;
 }
 
 /* Round to nearest even; a NaN stays a (quiet) NaN. */
@@ -224,12 +202,4 @@ static inline f16 float_to_f16(float value)
         return (f16)(sign | (both.word - 0x3f000000));
     }
     return (f16)(sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13));
-}
-
-/* Round to nearest even; a NaN stays a (quiet) NaN. */
-static inline bf16 float_to_bf16(float value)
-{
-    union { float value; uint32_t word; } both = {value};
-    uint32_t rounded = both.word + 0x7fff + (both.word >> 16 & 1);
-    return (bf16)((value == value ? rounded : both.word | 0x400000) >> 16);
 }

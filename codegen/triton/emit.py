@@ -100,6 +100,14 @@ def _about(module: Module, loops: tuple[FormatLoop, ...], split: bool) -> str:
         lines += textwrap.wrap(f"Beside the tiles: {', '.join(beside)}.", 100)
     if split:
         lines.append("Split-K: tiles_kernel leaves fp32 parts in a workspace, reduce_kernel adds them in order.")
+    lines += ["", "Launch: tiles_kernel with len(items) * cdiv(N, BN) programs"]
+    lines[-1] += ", then reduce_kernel with (tile rows) * cdiv(N, BN)." if split else "."
+    scaled = "input_scale" in names and module.tiles.dtype == "f16"
+    lines.append("BN: a power of two from 16 to 128. num_warps: 4 or 8.")
+    lines.append(
+        f"DOT: the dtype of x{', but tl.float32 for fp16, whose range the scaled x may leave' if scaled else ''}."
+    )
+    lines.append('PRECISION: "ieee" for x in fp32, else "tf32".')
     return "\n".join(lines)
 
 

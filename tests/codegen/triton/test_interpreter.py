@@ -14,6 +14,7 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
+import stoicc
 from stoicc.codegen.triton.backend import TritonBackend
 from stoicc.codegen.triton.interpreter import repair
 from stoicc.formats.dense import Dense
@@ -139,6 +140,16 @@ def test_a_csr_of_empty_tiles_costs_nothing(kind: str, on_missing: str) -> None:
     assert any(segment.format == "empty" for segment in case.module.tiles.segments)
     case = replace(case, module=Pipeline.parse("build-csr,fuse-epilogue").run(Module(case.module.tiles)))
     check(case, 3, torch.float32, kind, on_missing)
+
+
+def test_a_compiled_weight_with_empty_tiles_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the dispatcher, which guards a device only where x is on one."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.fail(f"guarded {device}"))
+    texts = [["empty", "dense"], ["dense", "empty"]]
+    tiled = stoicc.inspect(torch.randn(32, 32), tile=(16, 16), tile_map=texts, approximate=True)
+    kernel = stoicc.compile(tiled, target="cuda", pipeline="build-csr,fuse-epilogue")
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(kernel(x), x @ kernel.to_dense().T)
 
 
 @pytest.mark.parametrize("kind", ["tiles", "dense-once"])

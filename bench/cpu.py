@@ -98,22 +98,19 @@ class Products:
         return {"torch.sparse CSR f32": lambda: self.torch_csr @ x, "scipy CSR f32": lambda: self.csr @ dense_x}
 
 
-def read_bandwidth(repeats: int) -> float:
-    """Bytes per second of a plain read of 1 GiB (a torch sum over int64)."""
-    big = torch.ones(1 << 27, dtype=torch.int64)
-    seconds = interleaved_medians({"read": lambda: big.sum()}, repeats)["read"]
-    return big.nbytes / seconds
-
-
 def measure(shape: tuple[int, int], batches: tuple[int, ...], repeats: int, console: Console) -> dict[str, object]:
     """Times of all products at all batch sizes, and what follows from them."""
     weight = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     products = Products(weight, console)
-    bandwidth = read_bandwidth(repeats)
+    big = torch.ones(1 << 27, dtype=torch.int64)  # 1 GiB, read by a sum
+    bandwidth = 0.0
     rows: dict[str, dict[str, float]] = {name: {} for name in ("F.linear bf16", *products.kernels)}
     with torch.no_grad():
         for batch in batches:
-            times = interleaved_medians(products.calls(batch), repeats)
+            # short calls suffer most from what else the machine does
+            calls = products.calls(batch) | ({"read": big.sum} if batch == 1 else {})
+            times = interleaved_medians(calls, repeats * (4 if batch <= 4 else 1))
+            bandwidth = big.nbytes / times.pop("read") if batch == 1 else bandwidth
             if batch == batches[0]:
                 times |= interleaved_medians(products.sparse_peers(batch), 3)
             for name, seconds in times.items():

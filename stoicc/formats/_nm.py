@@ -45,10 +45,27 @@ def overfull(kept: Tensor) -> Tensor:
 
 def top2(magnitude: Tensor) -> Tensor:
     """Bool `[..., K]`: the two largest of each group of four (ties: the lower column)."""
-    groups = magnitude.unflatten(-1, (-1, 4))
-    order = groups.argsort(dim=-1, descending=True, stable=True)
+    return largest(magnitude, 2, 4)
+
+
+def largest(magnitude: Tensor, n: int, m: int) -> Tensor:
+    """Bool `[..., K]`, K a multiple of m: the n largest of each group of m (ties: the lower column).
+
+    The rank of a weight is how many of its group beat it; equal ones to its left do too.
+    """
+    groups = magnitude.unflatten(-1, (magnitude.shape[-1] // m, m))
     kept = torch.zeros_like(groups, dtype=torch.bool)
-    return kept.scatter_(-1, order[..., :2], True).flatten(-2)
+    if m > 16:  # comparing all pairs costs m**2; above this a sort is faster
+        order = groups.argsort(dim=-1, descending=True, stable=True)
+        return kept.scatter_(-1, order[..., :n], True).flatten(-2)
+    lanes = groups.unbind(-1)
+    for column, lane in enumerate(lanes):
+        rank = torch.zeros(lane.shape, dtype=torch.uint8)
+        for other, rival in enumerate(lanes):
+            if other != column:
+                rank += rival >= lane if other < column else rival > lane
+        kept[..., column] = rank < n
+    return kept.flatten(-2)
 
 
 def compress(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

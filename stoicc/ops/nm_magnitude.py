@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from stoicc.formats._nm import largest
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight, Prune
 from stoicc.tiling import as_bool_map, check_tile, grid_of, row_blocks, spread_tile_mask
@@ -54,26 +55,9 @@ def nm_magnitude(
 
 def nm_mask(values: Tensor, config: NmMagnitude) -> Tensor:
     """Bool `[M, K]`: True for the n largest magnitudes of each group of m along K."""
-    kept = torch.empty(values.shape, dtype=torch.bool)
-    for rows in row_blocks((values.shape[0], values.shape[1])):
-        kept[rows] = _nm_mask_rows(values[rows], config)
-    return kept
-
-
-def _nm_mask_rows(values: Tensor, config: NmMagnitude) -> Tensor:
-    """The rank of a weight is how many of its group beat it; equal ones to its left do too."""
     columns = values.shape[1]
-    magnitude = pad(values.float().abs(), (0, -columns % config.m), value=-1.0).unflatten(1, (-1, config.m))
-    if config.m > 16:  # comparing all pairs costs m**2; above this a sort is faster
-        order = magnitude.argsort(dim=-1, descending=True, stable=True)
-        chosen = torch.zeros_like(magnitude, dtype=torch.bool).scatter_(-1, order[..., : config.n], True)
-        return chosen.flatten(1)[:, :columns]
-    lanes = magnitude.unbind(-1)
-    kept = torch.empty(magnitude.shape, dtype=torch.bool)
-    for column, lane in enumerate(lanes):
-        rank = torch.zeros(lane.shape, dtype=torch.uint8)
-        for other, rival in enumerate(lanes):
-            if other != column:
-                rank += rival >= lane if other < column else rival > lane
-        kept[..., column] = rank < config.n
-    return kept.flatten(1)[:, :columns]
+    kept = torch.empty(values.shape, dtype=torch.bool)
+    for rows in row_blocks((values.shape[0], columns)):
+        magnitude = pad(values[rows].float().abs(), (0, -columns % config.m), value=-1.0)
+        kept[rows] = largest(magnitude, config.n, config.m)[:, :columns]
+    return kept

@@ -251,6 +251,14 @@ def test_floats_go_to_codes_only_where_no_rounding_is_hidden():
     assert (kernel(x).double() - expected).norm() < 1e-6 * expected.norm()
 
 
+def test_ties_keep_the_lower_column_in_formats_and_operators_alike():
+    weight = torch.randint(-2, 3, (64, 64)).float()
+    tiled = stoicc.inspect(weight, tile_map=[["nv24"]], approximate=True)
+    assert torch.equal(tiled.to_dense().abs(), stoicc.ops.nm_magnitude(weight).dense().abs())
+    ones = stoicc.inspect(torch.ones(64, 64), tile_map=[["nv24"]], approximate=True).to_dense()
+    assert torch.equal(ones, torch.tensor([1.0, 1, 0, 0]).repeat(64, 16))
+
+
 def test_equal_formats_under_two_texts_are_one():
     weight = torch.randn(64, 128)
     tiled = stoicc.inspect(weight, tile_map=[["int4", "int4<group_size=64>"]], approximate=True)

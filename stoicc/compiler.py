@@ -33,8 +33,8 @@ def compile(  # the name is the contract of design and README
 ) -> Kernel:
     """Compile a weight matrix to a kernel: `kernel(x)` is `F.linear(x, weight, bias)`.
 
-    With no `tile_map` and `approximate=True` the result is lossless: `kernel.to_dense()` equals
-    the weight bit for bit.
+    Lossless, unless a tile map with `approximate=True` asks otherwise: `kernel.to_dense()` equals the
+    weight (or the operator's own matrix) bit for bit.
 
     Args:
         weight: `[M, K]` tensor, numpy array, scipy sparse matrix, operator's result,

@@ -5,6 +5,7 @@ Codes are unsigned; symmetric codes have the fixed zero 2**(bits - 1). One scale
 `group_size` weights along K: a part of a tile, several tiles, or (0) the whole row.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -145,8 +146,9 @@ class Affine(TileFormat):
     zero_points: bool = False
 
     @property
+    @abstractmethod
     def bits(self) -> int:
-        raise NotImplementedError
+        """Width of a code."""
 
     @property
     def planes_hold_codes(self) -> bool:
@@ -157,17 +159,17 @@ class Affine(TileFormat):
             return None
         return replace(self, group_size=group_size, zero_points=zero_points)
 
+    @abstractmethod
     def code_planes(self, tile: Tile) -> tuple[Plane, ...]:
         """Planes that hold the packed codes (and positions)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pack(self, codes: TileCodes) -> Planes:
         """Packed planes of the codes, without scales and zeros."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, planes: Planes, tile: Tile) -> Tensor:
         """The codes `[T, BM, BK]` again."""
-        raise NotImplementedError
 
     def keeps(self, codes: TileCodes) -> Tensor:
         """Bool `[T]`: tiles whose codes have the structure that this format can hold."""

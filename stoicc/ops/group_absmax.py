@@ -33,6 +33,7 @@ def group_absmax(
 ) -> CompressedWeight:
     """Quantize to `bits`-bit codes: scale = max|w| / (2**(bits-1) - 1) over each group.
 
+    Source: absmax quantization as in Dettmers et al. 2022 (arXiv 2208.07339), per group of a row.
     With zero points the scale is (max - min) / (2**bits - 1), over a range that includes 0.
 
     Args:
@@ -42,6 +43,9 @@ def group_absmax(
             a row may be shorter.
         where: bool per tile; groups outside it take no part in a scale.
         tile: the tile shape that `where` speaks of.
+
+    Raises:
+        InputError: bits, a group size or a mask that cannot be used.
     """
     whole = isinstance(bits, int) and isinstance(group_size, int)
     if not whole or not 2 <= bits <= 8 or group_size < 0:

@@ -29,7 +29,7 @@ def nm_magnitude(
     where: Tensor | None = None,
     tile: tuple[int, int] = (64, 64),
 ) -> CompressedWeight:
-    """Prune by magnitude in groups of m consecutive weights of a row (lecture: N:M sparsity).
+    """Prune by magnitude in groups of m consecutive weights of a row (Mishra et al. 2021, arXiv 2104.08378).
 
     Args:
         weight: `[M, K]`, or an operator's result.
@@ -39,6 +39,9 @@ def nm_magnitude(
 
     Returns:
         The weight with a mask; ties keep the lower column.
+
+    Raises:
+        InputError: an n:m that is none, or a mask that does not fit the tile grid.
     """
     config = NmMagnitude(n, m)
     if not (isinstance(n, int) and isinstance(m, int)) or not 0 <= n <= m or m < 1:

@@ -17,6 +17,7 @@ CATALOGUE: dict[str, str] = {
     "balance": "stoicc.passes.balance:Balance",
     "fuse-epilogue": "stoicc.passes.fuse_epilogue:FuseEpilogue",
     "regimes": "stoicc.passes.regimes:Regimes",
+    "launch": "stoicc.passes.launch:Launch",
 }
 """Built-in passes in their customary order: where dependencies leave a choice, this decides."""
 

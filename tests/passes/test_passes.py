@@ -23,6 +23,7 @@ EMPTY = Module(make_program(SHAPE, formats=["empty"], beside=full_beside(SHAPE))
 BEFORE = {"split-k": "build-csr,", "balance": "build-csr,split-k{parts=3},"}
 STEPS = ["split-k{parts=2}", "split-k{parts=auto,min_items=10}", "balance{bins=3}", "order{by=cost}", "order{by=row}"]
 STEPS += ["order{by=none}", "drop-empty", "build-csr", "fuse-epilogue", "regimes{tiles=16}", "regimes{tiles=0}"]
+STEPS += ["launch{block_n=32,num_stages=3}"]
 
 
 def run(text: str, module: Module = MODULE) -> Module:

@@ -112,18 +112,19 @@ class Schedule:
         items = tuple(sorted(self.items, key=lambda item: (rank[item.row], item.part)))
         return replace(self, row_order=tuple(int(r) for r in rows), items=items, bin_ptr=_one_bin_each(len(items)))
 
-    def split_k(self, parts: int, costs: Sequence[float] | None = None) -> "Schedule":
+    def split_k(self, parts: int | Sequence[int], costs: Sequence[float] | None = None) -> "Schedule":
         """Cut every tile row into up to `parts` work items of about equal cost.
 
         Args:
-            parts: the most parts of a tile row; 1 undoes a split.
+            parts: the most parts of a tile row; 1 undoes a split. A list holds one number for each
+                tile row, in natural order, so that only heavy rows are cut.
             costs: cost of one tile of each csr (default: all alike).
         """
-        _check_whole("split_k", "parts", parts, "1 means no split")
+        wanted = self._parts_of_rows(parts)
         if not self.csrs and self.live:
             raise InputError("schedule.split_k: expected a csr per live segment, found none; run build-csr first")
         weights = self._weights("split_k", costs)
-        items = tuple(item for row in self.row_order for item in self._split_row(row, parts, weights))
+        items = tuple(item for row in self.row_order for item in self._split_row(row, wanted[row], weights))
         return replace(self, items=items, bin_ptr=_one_bin_each(len(items)))
 
     def balance(self, bins: int, costs: Sequence[float] | None = None) -> "Schedule":
@@ -181,6 +182,19 @@ class Schedule:
         from stoicc.ir.printer import print_schedule
 
         return print_schedule(self)
+
+    def _parts_of_rows(self, parts: int | Sequence[int]) -> Sequence[int]:
+        """The most parts of each tile row, in natural order."""
+        rows = len(self.row_order)
+        if not isinstance(parts, (list, tuple)):
+            _check_whole("split_k", "parts", parts, "1 means no split")
+            return [parts] * rows
+        if len(parts) != rows or not all(is_whole(count) and count >= 1 for count in parts):
+            raise InputError(
+                f"schedule.split_k: expected parts from 1 for each of {rows} tile rows, found {brief(repr(parts))}; "
+                "give one whole number a tile row, or one for all"
+            )
+        return parts
 
     def _weights(self, where: str, costs: Sequence[float] | None) -> list[float]:
         """A cost per csr: those given, or all alike."""

@@ -28,3 +28,10 @@ def tile_costs(program: TileProgram) -> NDArray[np.float64]:
 def csr_costs(program: TileProgram, schedule: Schedule) -> list[float]:
     """Bytes of one tile of each csr, in csr order: what `Schedule.split_k` and `balance` take."""
     return [segment_cost(program, program.segments[csr.segment]) for csr in schedule.csrs]
+
+
+def row_costs(program: TileProgram, schedule: Schedule) -> NDArray[np.float64]:
+    """Bytes that each tile row reads, `[tile rows]`: its tiles of all live segments."""
+    live = np.isin(program.map_array(), schedule.live)
+    costs: NDArray[np.float64] = np.where(live, tile_costs(program), 0.0).sum(axis=1)
+    return costs

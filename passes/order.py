@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stoicc.ir.types import Module
+from stoicc.ir.schedule import Schedule, item_cost
+from stoicc.ir.types import Module, TileProgram
 from stoicc.passes.base import Pass, scheduled, with_schedule
-from stoicc.passes.costs import tile_costs
+from stoicc.passes.costs import csr_costs, tile_costs
 
 
 @dataclass(frozen=True)
@@ -16,15 +18,17 @@ class Order(Pass):
 
     by=cost: the row with the most bytes first, so that threads that take the next free row end
         at about the same time. Rows of equal cost keep their natural order.
+    by=item: the row with the costliest work item first (before there are items, as by=cost): parts of
+        a row that split-k cut come where they are small enough to fill what whole rows leave.
     by=row: natural order; neighbouring rows of y are written one after the other.
     by=none: leave the order as it is.
     """
 
     name: ClassVar[str] = "order"
-    by: Literal["cost", "row", "none"] = "cost"
+    by: Literal["cost", "item", "row", "none"] = "cost"
 
     def __post_init__(self) -> None:
-        self.check("by", self.by in ("cost", "row", "none"), "cost or row or none")
+        self.check("by", self.by in ("cost", "item", "row", "none"), "cost or item or row or none")
 
     def apply(self, module: Module) -> Module:
         schedule = scheduled(module)
@@ -32,5 +36,15 @@ class Order(Pass):
             return with_schedule(module, schedule)
         if self.by == "row":
             return with_schedule(module, schedule.order(range(len(schedule.row_order))))
-        heaviest_first = np.argsort(-tile_costs(module.tiles).sum(axis=1), kind="stable")
-        return with_schedule(module, schedule.order(heaviest_first.tolist()))
+        by_item = self.by == "item" and schedule.items
+        loads = _costliest_items(module.tiles, schedule) if by_item else tile_costs(module.tiles).sum(axis=1)
+        return with_schedule(module, schedule.order(np.argsort(-loads, kind="stable").tolist()))
+
+
+def _costliest_items(program: TileProgram, schedule: Schedule) -> NDArray[np.float64]:
+    """Bytes of the costliest item of each tile row, `[tile rows]`."""
+    costs = csr_costs(program, schedule)
+    costliest = np.zeros(program.grid[0])
+    for item in schedule.items:
+        costliest[item.row] = max(costliest[item.row], item_cost(item, costs))
+    return costliest

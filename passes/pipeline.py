@@ -92,7 +92,9 @@ def default_pipeline(target: str) -> Pipeline:
 
 
 DEFAULTS = {
-    "cpu": "drop-empty,order{by=cost},build-csr,split-k{parts=1},balance{bins=256},fuse-epilogue,regimes{tiles=auto}",
+    "cpu": (
+        "drop-empty,build-csr,split-k{parts=balance},order{by=item},balance{bins=256},fuse-epilogue,regimes{tiles=auto}"
+    ),
     # 264 items: two for each of the 132 SMs of a large GPU
     "triton": "drop-empty,order{by=cost},build-csr,split-k{parts=auto,min_items=264},fuse-epilogue,regimes{tiles=256}",
     "reference": "drop-empty,order{by=row},build-csr,fuse-epilogue",

@@ -96,8 +96,8 @@ def programs(draw: st.DrawFn) -> TileProgram:
 @st.composite
 def pipelines(draw: st.DrawFn) -> Pipeline:
     """Pipelines in a legal order that run on any program."""
-    order = draw(st.sampled_from(["order{by=cost}", "order{by=row}", "order{by=none}"]))
-    split = st.builds("split-k{{parts={}}}".format, st.sampled_from([1, 2, 3, 40, "auto"]))
+    order = draw(st.sampled_from(["order{by=cost}", "order{by=item}", "order{by=row}", "order{by=none}"]))
+    split = st.builds("split-k{{parts={}}}".format, st.sampled_from([1, 2, 3, 40, "auto", "balance,min_bytes=4096"]))
     steps = ["build-csr", *draw(st.sets(st.sampled_from(["drop-empty", "fuse-epilogue", "regimes{tiles=8}", order])))]
     steps += draw(st.sets(st.one_of(split, st.builds("balance{{bins={}}}".format, st.integers(1, 9))), max_size=2))
     return Pipeline.ordered(steps)

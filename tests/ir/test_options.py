@@ -137,5 +137,5 @@ def test_passes_refuse_values_that_their_text_cannot_say(make, value):
 
 
 def test_a_number_of_too_many_digits_is_refused_in_a_pipeline():
-    with pytest.raises(PassError, match="pass split-k, option parts: expected int or auto, found '1000"):
+    with pytest.raises(PassError, match="pass split-k, option parts: expected int or auto or balance, found '1000"):
         parse_pass(f"split-k{{parts={10**20}}}")

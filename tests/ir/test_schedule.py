@@ -29,6 +29,25 @@ def test_numbers_are_whole_and_from_one(what, value):
         call(value)
 
 
+@pytest.mark.parametrize("parts", [[], [1, 2, 3], [1] * 5, [1, 1, 1, 0], [1, 2.5, 1, 1], (1, True, 1, 1), ["a"] * 4])
+def test_parts_are_one_number_a_row(parts):
+    with pytest.raises(InputError, match=r"schedule\.split_k: expected parts from 1 for each of 4 tile rows, found"):
+        SCHEDULE.split_k(parts)
+
+
+def test_rows_are_cut_as_each_is_told():
+    cut = SCHEDULE.order([3, 1, 0, 2]).split_k([1, 4, 1, 2])
+    assert [(item.row, item.part, item.parts) for item in cut.items] == [
+        *((3, part, 2) for part in range(2)),
+        *((1, part, 4) for part in range(4)),
+        (0, 0, 1),
+        (2, 0, 1),
+    ]
+    whole = {item.row: item.ranges for item in SCHEDULE.items}
+    assert [item.ranges for item in cut.items if item.parts == 1] == [whole[0], whole[2]]
+    assert [item for item in cut.items if item.row == 1] == [i for i in SCHEDULE.split_k(4).items if i.row == 1]
+
+
 @pytest.mark.parametrize(
     "costs", [[], [1.0], [1.0] * 5, [1, 1, 1, -1], [1, 1, 1, float("nan")], ["a"] * 4, 3, [1e300] * 4]
 )

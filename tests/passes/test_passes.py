@@ -21,8 +21,9 @@ SHAPE = (200, 300)
 MODULE = Module(make_program(SHAPE, beside=full_beside(SHAPE)))
 EMPTY = Module(make_program(SHAPE, formats=["empty"], beside=full_beside(SHAPE)))
 BEFORE = {"split-k": "build-csr,", "balance": "build-csr,split-k{parts=3},"}
-STEPS = ["split-k{parts=2}", "split-k{parts=auto,min_items=10}", "balance{bins=3}", "order{by=cost}", "order{by=row}"]
-STEPS += ["order{by=none}", "drop-empty", "build-csr", "fuse-epilogue", "regimes{tiles=16}", "regimes{tiles=0}"]
+STEPS = ["split-k{parts=2}", "split-k{parts=auto,min_items=10}", "split-k{parts=balance,min_items=6,min_bytes=8192}"]
+STEPS += ["balance{bins=3}", "order{by=cost}", "order{by=item}", "order{by=row}", "order{by=none}", "drop-empty"]
+STEPS += ["build-csr", "fuse-epilogue", "regimes{tiles=16}", "regimes{tiles=0}"]
 STEPS += ["launch{block_n=32,num_stages=3}"]
 
 
@@ -42,7 +43,7 @@ def test_every_pass_has_a_golden_text():
 @given(modules())
 def test_passes_leave_their_input_as_it_was(module):
     before = copy.deepcopy(module)
-    for step in default_pipeline("cpu").passes[:3]:
+    for step in default_pipeline("triton").passes[:3]:
         step.apply(module)
     default_pipeline("triton").run(module)
     assert module == before
@@ -86,6 +87,15 @@ def test_order_keeps_rows_of_equal_cost_in_place():
 def test_order_after_the_items_moves_them():
     moved = scheduled(run("build-csr,split-k{parts=2},order{by=cost}"))
     assert moved.items == scheduled(run("order{by=cost},build-csr,split-k{parts=2}")).items
+
+
+def test_order_by_item_puts_rows_that_are_cut_where_their_parts_belong():
+    program = make_program((192, 640), formats=["dense", "int4"], tile_map=[0] * 10 + [1] * 20)
+    module = run("build-csr,split-k{parts=balance,min_items=4,min_bytes=1}", Module(program))
+    assert [item.parts for item in scheduled(module).items if item.row == 0] == [5] * 5
+    assert scheduled(run("order{by=cost}", module)).row_order == (0, 1, 2)
+    assert scheduled(run("order{by=item}", module)).row_order == (1, 2, 0)
+    assert scheduled(run("order{by=item}", Module(program))).row_order == (0, 1, 2)
 
 
 def test_order_by_row_undoes_by_cost_and_none_keeps_it():
@@ -211,12 +221,16 @@ def test_empty_rows_among_others_keep_their_item():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("order{by=size}", "pass order, option by: expected cost or row or none, found 'size'; correct the value"),
+        (
+            "order{by=size}",
+            "pass order, option by: expected cost or item or row or none, found 'size'",
+        ),
         ("order{of=cost}", "pass order: expected one of the options by, found 'of'; correct the name"),
         ("drop-empty{by=cost}", "pass drop-empty: expected no options, found 'by'"),
-        ("split-k{parts=0}", "pass split-k, option parts: expected auto or a whole number from 1, found '0'"),
-        ("split-k{parts=many}", "pass split-k, option parts: expected int or auto, found 'many'"),
+        ("split-k{parts=0}", "pass split-k, option parts: expected auto, balance or a whole number from 1, found '0'"),
+        ("split-k{parts=many}", "pass split-k, option parts: expected int or auto or balance, found 'many'"),
         ("split-k{min_items=0}", "pass split-k, option min_items: expected a whole number from 1, found '0'"),
+        ("split-k{min_bytes=0}", "pass split-k, option min_bytes: expected a whole number from 1, found '0'"),
         ("balance{bins=0}", "pass balance, option bins: expected a whole number from 1, found '0'"),
         ("balance{bins=2.5}", "pass balance, option bins: expected int, found '2.5'"),
         ("regimes{tiles=-1}", "pass regimes, option tiles: expected auto or a batch size from 0, found '-1'"),

@@ -8,6 +8,7 @@ See README.md for the three uses: compile, register formats, schedule from Pytho
 
 from stoicc import ops
 from stoicc.compiler import compile
+from stoicc.device_constants import cost_model
 from stoicc.formats import formats
 from stoicc.inspector import inspect
 from stoicc.io import load
@@ -45,6 +46,7 @@ __all__ = [
     "TritonDecode",
     "VerifyError",
     "compile",
+    "cost_model",
     "formats",
     "inspect",
     "load",

@@ -7,6 +7,7 @@ See README.md for the three uses: compile, register formats, schedule from Pytho
 """
 
 from stoicc import ops
+from stoicc.autotune import autotune
 from stoicc.compiler import compile
 from stoicc.device_constants import cost_model
 from stoicc.formats import formats
@@ -26,6 +27,9 @@ from stoicc.ir.registry import register_format
 from stoicc.kernel import Kernel
 from stoicc.passes import Pipeline
 from stoicc.pools import TiledWeight
+from stoicc.retile import retile
+from stoicc.tuning_result import TuningResult
+from stoicc.tuning_space import Space
 
 __version__ = "0.1.0"
 
@@ -39,12 +43,15 @@ __all__ = [
     "Pipeline",
     "Plane",
     "PlaneKind",
+    "Space",
     "StoiccError",
     "TileFormat",
     "TileMac",
     "TiledWeight",
     "TritonDecode",
+    "TuningResult",
     "VerifyError",
+    "autotune",
     "compile",
     "cost_model",
     "formats",
@@ -52,4 +59,5 @@ __all__ = [
     "load",
     "ops",
     "register_format",
+    "retile",
 ]

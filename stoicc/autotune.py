@@ -1,0 +1,292 @@
+"""`stoicc.autotune`: search schedules under a budget, measure, and remember the best."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stoicc.compiler import compile
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
+from stoicc.ir.errors import CodegenError, InputError
+from stoicc.kernel import Kernel
+from stoicc.ops.graph import CompressedWeight
+from stoicc.passes import default_pipeline
+from stoicc.passes.cost_model import CostModel
+from stoicc.pools import TiledWeight
+from stoicc.retile import fixed_tile, retile
+from stoicc.targets import backend_for, backend_named
+from stoicc.timing import Stopwatch, cache_bytes, evictor, memory_bytes
+from stoicc.tuning_result import TuningResult, with_kernel
+from stoicc.tuning_search import Search
+from stoicc.tuning_space import Space, Tile
+from stoicc.tuning_store import Key, TuningStore, key_of
+from stoicc.weights import FormatLike
+
+EVICTIONS = 200
+"""About how often a cache is emptied in one tuning: what decides whether that is affordable."""
+
+
+def autotune(
+    weight: Any,
+    batch_sizes: Sequence[int] = (1, 16, 64),
+    space: Space | None = None,
+    budget_s: float = 20.0,
+    *,
+    x_dtype: torch.dtype | None = None,
+    formats: Sequence[FormatLike] | None = None,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    target: str = "auto",
+    on_missing: str = "error",
+    name: str = "weight",
+    keep: int = 6,
+    cold: bool | None = None,
+    progress: bool | None = None,
+    fresh: bool = False,
+    store: TuningStore | None = None,
+    model: CostModel | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> TuningResult:
+    """Find the schedule of a weight that is fastest on this device.
+
+    Every schedule of the space is ranked by the cost model; the best few are built, their outputs
+    held against the default's, and raced: interleaved rounds, medians, the slower half leaves.
+    Of schedules that tie the one nearest to the default wins. What was found is remembered on disk,
+    and found again without measuring.
+
+    Args:
+        weight: what `stoicc.compile` takes. The tile shape varies for a weight, and for a kernel or an
+            inspected weight without quantized codes; else it stays, and a note says why.
+        batch_sizes: rows of x to tune for; one schedule serves all, with an executor for each.
+        space: what may vary; default `Space.of(backend)`. Edit it with `dataclasses.replace`.
+        budget_s: seconds that all of it may take, compiling included. The first use on a device measures the
+            constants of its cost model, once and beyond the budget.
+        x_dtype: of the inputs; default: the weight's.
+        formats, bias, activation, target, on_missing, name: see `stoicc.compile`.
+        keep: how many schedules per batch size are built, beside the default.
+        cold: read weights from memory, not from a cache, by emptying it before each call; default: where the
+            weight fits in the cache and the budget affords it.
+        progress: show a progress bar on stderr; default: where that is a terminal.
+        fresh: tune anew, whatever is remembered.
+        store: where results are remembered; default: the user's cache folder for stoicc.
+        model: ranks schedules; default: `stoicc.cost_model` of the target.
+        stopwatch: measures; one of your own sees to cold weights itself.
+
+    Raises:
+        InputError: options that cannot be used, or a target with nothing to tune.
+    """
+    watch = stopwatch or Stopwatch()
+    started = watch.now()
+    _check(budget_s, keep, space)
+    batch_sizes = _batches(batch_sizes)
+    subject = Subject(weight, formats, bias, activation, target, on_missing, name)
+    backend = backend_for(subject.default.target, subject.default.device.type).name
+    if backend == "reference":
+        raise InputError("autotune: expected a backend that emits code, found reference; tune for 'cpu' or 'cuda'")
+    space = Space.of(backend) if space is None else space
+    dtype = TORCH_DTYPES[subject.default.program.dtype] if x_dtype is None else x_dtype
+    output_dtype(subject.default.program.dtype, dtype)  # refuses a dtype that no kernel takes
+
+    store = store or TuningStore()
+    tiles = subject.tiles(space)
+    key = _key(subject.default, batch_sizes, dtype, backend, repr((space, tiles)))
+    remembered = None if fresh else _recall(store, key, budget_s)
+    if remembered is not None:
+        kernel = subject.compile(remembered.tile, remembered.pipeline)
+        return with_kernel(remembered, kernel, remembered=True)
+
+    with _shown(progress, budget_s, watch, started) as report:
+        report("preparing")
+        if stopwatch is None:
+            watch = Stopwatch(subject.default.device, _evict(subject, budget_s, cold))
+        before = watch.now()
+        model = model or _model(backend)
+        started += watch.now() - before  # a device is measured once, for all that is tuned on it
+        search = Search(
+            subject.kernel,
+            space.structures(default_pipeline(backend), tiles, torch.get_num_threads()),
+            space.executors,
+            subject.default,
+            batch_sizes,
+            dtype,
+            model,
+            watch,
+            started,
+            budget_s,
+            keep,
+            report,
+        )
+        plan, trials = search.run()
+        pipeline = plan.structure.pipeline(plan.crossover)
+        kernel = subject.compile(plan.structure.tile, pipeline)
+    program = kernel.program
+    result = TuningResult(
+        program.name,
+        program.shape,
+        program.dtype,
+        DTYPE_NAMES[dtype],
+        backend,
+        batch_sizes,
+        plan.structure.tile,
+        pipeline,
+        plan.structure.threads,
+        trials,
+        len(search.predicted),
+        watch.now() - started,
+        float(budget_s),
+        (*subject.notes, *search.notes),
+    )
+    _remember(store, key, result)
+    return with_kernel(result, kernel, remembered=False)
+
+
+class Subject:
+    """What is tuned: a weight that can be compiled at several tile shapes, each cut once.
+
+    Attributes:
+        default: the kernel that `stoicc.compile` makes.
+        notes: why tile shapes were left out.
+    """
+
+    def __init__(
+        self,
+        weight: Any,
+        formats: Sequence[FormatLike] | None,
+        bias: Tensor | None,
+        activation: str | None,
+        target: str,
+        on_missing: str,
+        name: str,
+    ) -> None:
+        self._weight = weight
+        self._placing: dict[str, Any] = {"target": target, "on_missing": on_missing}
+        if isinstance(weight, Kernel):
+            self._placing = {"target": weight.target if target == "auto" else target, "on_missing": weight.on_missing}
+        self._cutting: dict[str, Any] = {"formats": formats, "bias": bias, "activation": activation, "name": name}
+        self.default = compile(weight, **self._cutting, **self._placing)
+        self._kernels: dict[Tile, Kernel] = {self.default.program.tile: self.default}
+        self.notes: list[str] = []
+
+    def tiles(self, space: Space) -> tuple[Tile, ...]:
+        """The weight's own tile shape, then those of the space that it can be cut in."""
+        own = self.default.program.tile
+        reason = self._fixed()
+        others = [tile for tile in dict.fromkeys(space.tiles) if tile != own]
+        if reason is not None and others:
+            self.notes.append(f"tile {own[0]}x{own[1]} stays: {reason}")
+            return (own,)
+        return (own, *others)
+
+    def kernel(self, tile: Tile) -> Kernel:
+        """The weight at a tile shape, with the default schedule.
+
+        Raises:
+            StoiccError: it cannot be cut so, or a format has no code for it there.
+        """
+        if tile not in self._kernels:
+            if isinstance(self._weight, (Kernel, TiledWeight)):
+                self._kernels[tile] = compile(retile(self._weight, tile), **self._placing)
+            else:
+                self._kernels[tile] = compile(self._weight, tile=tile, **self._cutting, **self._placing)
+        return self._kernels[tile]
+
+    def compile(self, tile: Tile, pipeline: str) -> Kernel:
+        """The weight at a tile shape, scheduled by a pipeline; the pools are shared."""
+        return compile(self.kernel(tile), pipeline=pipeline, **self._placing)
+
+    def _fixed(self) -> str | None:
+        """Why the tile shape cannot change, or None."""
+        if isinstance(self._weight, (Kernel, TiledWeight)):
+            return fixed_tile(self.default.program)
+        if isinstance(self._weight, CompressedWeight) and self._weight.tile is not None:
+            return "operators chose what to do tile by tile"
+        return None
+
+
+def _check(budget_s: float, keep: int, space: Space | None) -> None:
+    if not isinstance(budget_s, (int, float)) or not 0 < budget_s < 1e6:
+        raise InputError(f"autotune: expected budget_s to be seconds above 0, found {budget_s!r}; for example 20")
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise InputError(f"autotune: expected keep from 1, found {keep!r}; 6 builds six schedules a batch size")
+    if space is not None and not isinstance(space, Space):
+        raise InputError(f"autotune: expected a stoicc.Space, found {type(space).__name__}; edit stoicc.Space()")
+
+
+def _batches(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Batch sizes in ascending order, each once, or InputError."""
+    sizes = list(batch_sizes) if isinstance(batch_sizes, (list, tuple, range)) else []
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes)
+    if not sizes or not whole:
+        raise InputError(f"autotune: expected batch_sizes from 1, found {batch_sizes!r:.60}; for example [1, 16, 64]")
+    return tuple(sorted(set(sizes)))
+
+
+def _model(backend: str) -> CostModel:
+    from stoicc.device_constants import cost_model
+
+    return cost_model(backend)
+
+
+def _key(kernel: Kernel, batch_sizes: Sequence[int], dtype: torch.dtype, backend: str, searched: str) -> Key:
+    code = backend_named(backend).emit(kernel.ir, dtype)
+    return key_of(kernel, code, batch_sizes, DTYPE_NAMES[dtype], backend, searched)
+
+
+def _recall(store: TuningStore, key: Key, budget_s: float) -> TuningResult | None:
+    """What was tuned before with no smaller a budget; a store that cannot be read has nothing."""
+    try:
+        found = store.read(key)
+    except CodegenError as error:
+        warnings.warn(f"{error}", RuntimeWarning, stacklevel=3)
+        return None
+    return found if found is not None and found.budget_s >= budget_s else None
+
+
+def _remember(store: TuningStore, key: Key, result: TuningResult) -> None:
+    """Write to the store; what was tuned is good even where it cannot be written down."""
+    try:
+        store.write(key, result)
+    except CodegenError as error:
+        warnings.warn(f"{error}", RuntimeWarning, stacklevel=3)
+
+
+def _evict(subject: Subject, budget_s: float, cold: bool | None) -> Callable[[], object] | None:
+    """What empties the cache before a call, where the weight would stay in it; None where nothing has to."""
+    device = subject.default.device
+    cache = cache_bytes(device)
+    stats = subject.default.stats()
+    if cold is False or stats.payload_bytes + stats.beside_bytes >= 2 * cache:
+        return None
+    nbytes = cache + cache // 4
+    if cold is None and nbytes > memory_bytes(device) // 8:
+        subject.notes.append("weights were warm: too little memory to empty the cache; cold=True does it all the same")
+        return None
+    # a GPU is kept busy for long enough that the launch of the kernel is not waited for
+    evict = evictor(device, max(nbytes, 1 << 29) if device.type == "cuda" else nbytes)
+    clock = Stopwatch(device)
+    evict()
+    before = clock.now()
+    evict()
+    if cold is None and (clock.now() - before) * EVICTIONS > budget_s / 2:
+        subject.notes.append("weights were warm: emptying the cache would take half of the budget; cold=True does it")
+        return None
+    return evict
+
+
+@contextmanager
+def _shown(progress: bool | None, budget_s: float, watch: Stopwatch, started: float) -> Iterator[Callable[[str], None]]:
+    """A function that is told each stage: a progress bar over the budget, or silence."""
+    if progress is False or not sys.stderr.isatty():
+        yield lambda stage: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tuning", total=budget_s)
+        yield lambda stage: bar.update(task, description=stage, completed=watch.now() - started)

@@ -1,8 +1,9 @@
-"""The command line: `stoicc inspect | compile | opt`.
+"""The command line: `stoicc inspect | compile | tune | opt`.
 
 stoicc inspect weight.npy
 stoicc compile model.safetensors --tensor fc.weight --prune 2:4 --quantize 4 -o fc.stoicc.safetensors
 stoicc compile fc.stoicc.safetensors --emit cpu > fc.c
+stoicc tune fc.stoicc.safetensors --batch 1,16 -o tuned.safetensors
 stoicc opt program.tile --pipeline "drop-empty,build-csr,split-k{parts=4}"
 """
 
@@ -34,6 +35,9 @@ TensorName = Annotated[str | None, typer.Option("--tensor", help="which tensor o
 Formats = Annotated[str | None, typer.Option(help="formats to choose from, separated by ',' or ';'")]
 TileShape = Annotated[str | None, typer.Option(help="tile shape BMxBK; 64x64 if left out")]
 Dtype = Annotated[str | None, typer.Option(help="convert to f32, f16 or bf16 first; this rounds")]
+Prune = Annotated[str | None, typer.Option(help="N:M magnitude pruning first, such as 2:4")]
+Quantize = Annotated[int | None, typer.Option(help="group AbsMax quantization; bits: 4 or 8 with the built-in formats")]
+GroupSize = Annotated[int, typer.Option(help="with --quantize: weights along K that share a scale; 0: the row")]
 Exact = Annotated[bool, typer.Option("--exact", help="print the whole IR, as `stoicc.ir.parse` reads it")]
 
 
@@ -81,13 +85,9 @@ def compile(
     formats: Formats = None,
     tile: TileShape = None,
     dtype: Dtype = None,
-    prune: Annotated[str | None, typer.Option(help="N:M magnitude pruning first, such as 2:4")] = None,
-    quantize: Annotated[
-        int | None, typer.Option(help="group AbsMax quantization; bits: 4 or 8 with the built-in formats")
-    ] = None,
-    group_size: Annotated[
-        int, typer.Option(help="with --quantize: weights along K that share a scale; 0: the row")
-    ] = 64,
+    prune: Prune = None,
+    quantize: Quantize = None,
+    group_size: GroupSize = 64,
     pipeline: Annotated[str | None, typer.Option(help="scheduling passes, as text")] = None,
     emit: Annotated[str | None, typer.Option(help="print the emitted source: cpu, or triton (alias cuda)")] = None,
     show_ir: Annotated[bool, typer.Option("--ir", help="print the scheduled IR")] = False,
@@ -121,6 +121,41 @@ def compile(
     if output is not None:
         kernel.save(output)
         typer.echo(f"wrote {output} ({output.stat().st_size:,d} bytes)", err=beside)
+
+
+@app.command()
+def tune(
+    file: WeightFile,
+    batch: Annotated[str, typer.Option(help="rows of x to tune for, such as 1,16,64")] = "1,16,64",
+    budget: Annotated[float, typer.Option(help="seconds that tuning may take, compiling included")] = 20.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="write the tuned artefact here")] = None,
+    tensor: TensorName = None,
+    formats: Formats = None,
+    dtype: Dtype = None,
+    prune: Prune = None,
+    quantize: Quantize = None,
+    group_size: GroupSize = 64,
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure anew, whatever is remembered")] = False,
+) -> None:
+    """Search the schedule that is fastest on this device, and print what was found.
+
+    Tile shape, split-K, order, executors and more are ranked by the cost model; the best
+    few are measured. Results are remembered: a second run measures nothing.
+    """
+    if output is not None:
+        check_output(output, file)
+    if is_artefact(file):
+        taken = {"--tensor": tensor, "--formats": formats, "--dtype": dtype}
+        _refuse(file, {**taken, "--prune": prune, "--quantize": quantize})
+        result = stoicc.autotune(stoicc.load(file), _batches(batch), budget_s=budget, fresh=fresh)
+    else:
+        weight = _compressed(read_weight(file, tensor, dtype), prune, quantize, group_size, formats)
+        chosen, name = _formats(formats), _name(file, tensor)
+        result = stoicc.autotune(weight, _batches(batch), budget_s=budget, formats=chosen, name=name, fresh=fresh)
+    typer.echo(result)
+    if output is not None:
+        result.kernel.save(output)
+        typer.echo(f"wrote {output} ({output.stat().st_size:,d} bytes)")
 
 
 @app.command()
@@ -185,6 +220,13 @@ def _tile(text: str | None) -> tuple[int, int] | None:
     except ValueError:
         raise InputError(f"--tile: expected BMxBK such as 64x64, found {text!r}") from None
     return rows, columns
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--batch: expected batch sizes such as 1,16,64, found {text!r}") from None
 
 
 def _pattern(text: str) -> tuple[int, int]:

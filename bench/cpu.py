@@ -1,153 +1,267 @@
-"""Products on the CPU against the peers in the same run, on cold weights.
+"""Products on the CPU against the bounds of the host and against peers, on cold weights.
 
     python -m bench.cpu [--quick]
 
-Every row is one mix of tile formats of one weight; columns are batch sizes. A figure is the time of
-`F.linear` on the dense bf16 weight over the time of the kernel (bf16 input and output), from
-interleaved runs: medians of ratios' parts, in one process. Copies of each weight are visited in
-turn, so that together they exceed the cache. "bound" is the fraction of the byte bound at batch 1:
-payload bytes over the bandwidth of a plain read, measured in the same run, over the kernel's time.
+Kernels, peers and what the host can do at best (a plain read of 1 GiB, multiply-adds in registers,
+a bf16 product in the cache) are timed in turn, in one process; figures are ratios of medians from
+the same rounds. Between two visits of the same bytes at least 2 GiB of others are read. `F.linear`
+is also timed before anything of ours is built, so that nothing of ours can slow it down.
+
+Every kernel and peer gives a right product before it is timed. The claims that the project made for
+its CPU executors are answered from these times, in a table of their own and in the JSON.
 """
 
 import argparse
-import copy
-import itertools
+import gc
 import json
-import warnings
+import statistics
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import scipy.sparse
 import torch
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 import stoicc
+from bench.cpu_bounds import READ_BYTES, Host
+from bench.cpu_gates import gates
+from bench.cpu_kernels import copies_for, copies_of, inputs, measured, rotated, threads_set
+from bench.cpu_peers import Peer, peers
+from bench.cpu_record import LINEAR, Facts, Group, Record, Skew
+from bench.cpu_tables import claims_table, peers_table, weights_table
+from bench.cpu_weights import KEPT, mixes, random_weight, skewed_pair
 from bench.machine import describe_machine
-from bench.timing import interleaved_medians
 
-COLD_BYTES = 640 << 20
-"""Copies of a weight are rotated until they hold so many bytes."""
-
-
-def mixes(weight: Tensor) -> dict[str, stoicc.ops.CompressedWeight | Tensor]:
-    """The weights that are measured, by name; the mosaic has a fifth of its tiles in each format."""
-    grid = (-(-weight.shape[0] // 64), -(-weight.shape[1] // 64))
-    kind = torch.randint(0, 5, grid, generator=torch.Generator().manual_seed(1))
-    prune, quantize = stoicc.ops.nm_magnitude, stoicc.ops.group_absmax
-    mosaic = prune(prune(weight, 0, 4, where=kind == 0), where=(kind == 1) | (kind == 2))
-    return {
-        "dense": weight,
-        "nv24": prune(weight),
-        "int8 g=128": quantize(weight, 8, 128),
-        "int4 g=128": quantize(weight, 4, 128),
-        "int4_nv24 g=128": quantize(prune(weight), 4, 128),
-        "mosaic of 5": quantize(mosaic, 4, 64, where=(kind == 2) | (kind == 3)),
-    }
+RESULTS = Path(__file__).with_name("results")
+ALONE_BYTES = 640 << 20
+"""Copies of the dense weight are visited until they hold so many bytes, where nothing else is read between."""
+Calls = dict[str, Callable[[], object]]
 
 
-def rotated(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """A call that makes the calls in turn, so that each finds its weight out of the cache."""
-    order = itertools.cycle(calls)
-    return lambda: next(order)()
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        batches: by dtype, on all threads.
+        single: by dtype, on one thread.
+        budget: seconds that the rounds of one group may take, about.
+        rounds: least and most.
+        patience: seconds of one call beyond which a peer is not timed at larger batches.
+        skew: shape of the skewed mosaic.
+        mixes: by dtype.
+    """
+
+    shape: tuple[int, int]
+    batches: dict[str, tuple[int, ...]]
+    single: dict[str, tuple[int, ...]]
+    budget: float
+    rounds: tuple[int, int]
+    patience: float
+    skew: tuple[int, int]
+    mixes: dict[str, tuple[str, ...]]
 
 
-def copies_for(nbytes: int) -> int:
-    return max(2, -(-COLD_BYTES // nbytes))
+ALL = (1, 4, 8, 16, 32, 64, 256)
+FULL = Plan(
+    (11008, 8192),
+    {"bf16": ALL, "f32": ALL},
+    {"bf16": (1, 4, 8, 16), "f32": (1, 4, 8, 16)},
+    6.0,
+    (5, 25),
+    1.0,
+    (1024, 65536),
+    {"bf16": tuple(KEPT), "f32": tuple(KEPT)},
+)
+QUICK = Plan(
+    (4096, 8192),
+    {"bf16": (1, 4, 16, 64, 256), "f32": (1, 64)},
+    {"bf16": (1, 16), "f32": ()},
+    0.8,
+    (4, 9),
+    0.15,
+    (512, 32768),
+    {"bf16": tuple(KEPT), "f32": ("dense", "nv24", "int4 g=128", "half empty")},
+)
 
 
-class Products:
-    """The calls of one batch size: our kernels and the peers."""
+def timed(calls: Calls, plan: Plan) -> tuple[dict[str, float], int]:
+    """Median seconds by name, and the rounds that the plan's budget had room for.
 
-    def __init__(self, weight: Tensor, console: Console) -> None:
-        self.weight = weight
-        self.dense = [weight.clone() for _ in range(copies_for(weight.nbytes))]
-        self.kernels: dict[str, list[stoicc.Kernel]] = {}
-        with Progress(console=console) as progress:
-            for name, compressed in progress.track(mixes(weight).items(), description="compiling"):
-                kernel = stoicc.compile(compressed)
-                count = copies_for(kernel.stats().payload_bytes)
-                self.kernels[name] = [kernel, *(copy.deepcopy(kernel) for _ in range(count - 1))]
-                for each in self.kernels[name]:
-                    for batch in (1, 256):  # executors are built, and planes repacked, on first use
-                        each(torch.zeros(batch, weight.shape[1], dtype=weight.dtype))
-        pruned = stoicc.ops.nm_magnitude(weight).dense().float()
-        self.csr = scipy.sparse.csr_matrix(pruned.numpy())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says once that CSR tensors are in beta
-            self.torch_csr = pruned.to_sparse_csr()
+    Every call runs once in each round, so that drift of the machine meets all alike; the first round is not counted.
+    """
+    least, most = plan.rounds
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    end = 0.0
+    for round_ in range(-1, most):
+        if round_ >= least and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+        end = end or time.perf_counter() + plan.budget
+    counted = {name: found[1:] for name, found in seconds.items()}
+    return {name: statistics.median(found) for name, found in counted.items()}, len(next(iter(counted.values())))
 
-    def calls(self, batch: int) -> dict[str, Callable[[], object]]:
-        x = torch.randn(batch, self.weight.shape[1]).bfloat16()
-        calls: dict[str, Callable[[], object]] = {
-            "F.linear bf16": rotated([partial(F.linear, x, dense) for dense in self.dense])
+
+class Alone:
+    """`F.linear` in a process that has built no kernel of ours."""
+
+    def __init__(self, weight: Tensor, plan: Plan, console: Console) -> None:
+        self._seconds: dict[tuple[str, int, int], float] = {}
+        for dtype, dense in (("bf16", weight.bfloat16()), ("f32", weight)):
+            copies = [dense.clone() for _ in range(max(2, -(-ALONE_BYTES // dense.nbytes)))]
+            for threads, batches in _threads(plan, dtype):
+                with threads_set(threads), console.status(f"F.linear alone, {dtype}, {threads} threads"):
+                    for batch in batches:
+                        x = inputs(batch, weight.shape[1], dense.dtype)
+                        call = rotated([partial(F.linear, x, each) for each in copies])
+                        brief = replace(plan, budget=plan.budget / 6)
+                        self._seconds[dtype, threads, batch] = timed({LINEAR: call}, brief)[0][LINEAR]
+
+    def __getitem__(self, at: tuple[str, int, int]) -> float:
+        return self._seconds[at]
+
+
+class PeerTimer:
+    """Peers that are timed in the rounds of the kernels while they are fast enough for it."""
+
+    def __init__(self, found: Sequence[Peer], patience: float) -> None:
+        self._products = {peer.name: peer.product for peer in found if peer.product is not None}
+        self.absent = {peer.name: peer.absent for peer in found if peer.product is None}
+        self._patience = patience
+
+    def calls(self, x: Tensor) -> Calls:
+        """For one batch; a peer that takes longer than the patience allows is left out from here on."""
+        for name, product in list(self._products.items()):
+            start = time.perf_counter()
+            product(x)
+            seconds = time.perf_counter() - start
+            if seconds > self._patience:
+                self.absent[name] = f"from batch {len(x)} on: a call takes {seconds:.1f} s"
+                del self._products[name]
+        return {name: partial(product, x) for name, product in self._products.items()}
+
+
+def measure_dtype(weight: Tensor, dtype: str, plan: Plan, record: Record, host: Host, alone: Alone) -> None:
+    """Times of one dtype's kernels and peers, added to the record."""
+    compressed = mixes(weight, plan.mixes[dtype])
+    batches = plan.batches[dtype]
+    kernels: dict[str, stoicc.Kernel] = {}
+    facts: dict[str, Facts] = {}
+    for name, each in compressed.items():
+        kernels[name], facts[name] = measured(each, weight.shape[1], dtype, batches, record.threads)
+    record.facts[dtype] = facts
+    found = list(peers(weight, compressed, dtype))
+    record.peer_of.update({peer.name: peer.weight for peer in found})
+    timer = PeerTimer(found, plan.patience)
+    del compressed, found
+    count = copies_for(READ_BYTES + weight.nbytes + sum(fact.payload for fact in facts.values()))
+    copies = {name: copies_of(kernel, count, batches) for name, kernel in kernels.items()}
+    dense = [weight, *(weight.clone() for _ in range(count - 1))]
+    for threads, sizes in _threads(plan, dtype):
+        with threads_set(threads):
+            for batch in sizes:
+                x = inputs(batch, weight.shape[1], weight.dtype)
+                ours: Calls = {LINEAR: rotated([partial(F.linear, x, each) for each in dense])}
+                ours |= {name: rotated([partial(each, x) for each in same]) for name, same in copies.items()}
+                theirs = timer.calls(x) if threads == record.threads[-1] else {}
+                bounds = host.calls(both_reads=batch == 1)
+                times, rounds = timed(ours | theirs | bounds, plan)
+                record.groups.append(
+                    Group(
+                        dtype,
+                        threads,
+                        batch,
+                        host.bounds({name: times[name] for name in bounds}, threads),
+                        {name: times[name] for name in ours},
+                        {name: times[name] for name in theirs},
+                        alone[dtype, threads, batch],
+                        rounds,
+                    )
+                )
+    record.absent[dtype] = timer.absent
+
+
+def measure_skew(plan: Plan, record: Record) -> None:
+    """Speedup from one thread to all, of dense tiles in one tile row and of as many in every row."""
+    most = record.threads[-1]
+    pair = {name: stoicc.compile(weight) for name, weight in skewed_pair(plan.skew).items()}
+    payload = pair["skewed"].stats().payload_bytes
+    copies = {name: copies_of(kernel, copies_for(8 * payload), (1, 16)) for name, kernel in pair.items()}
+    for batch in (1, 16):
+        x = inputs(batch, plan.skew[1], torch.bfloat16)
+        calls: Calls = {
+            f"{name} {threads}": partial(_on_threads, rotated([partial(each, x) for each in same]), threads)
+            for name, same in copies.items()
+            for threads in (1, most)
         }
-        for name, kernels in self.kernels.items():
-            calls[name] = rotated([partial(kernel, x) for kernel in kernels])
-        return calls
-
-    def sparse_peers(self, batch: int) -> dict[str, Callable[[], object]]:
-        """What others offer for the 2:4 weight on a CPU: CSR in fp32 (slow, so few batches)."""
-        x = torch.randn(self.weight.shape[1], batch)
-        dense_x = np.ascontiguousarray(x.numpy())
-        return {"torch.sparse CSR f32": lambda: self.torch_csr @ x, "scipy CSR f32": lambda: self.csr @ dense_x}
+        times, _ = timed(calls, replace(plan, rounds=(plan.rounds[0], 4 * plan.rounds[1])))
+        skewed, uniform = (times[f"{name} 1"] / times[f"{name} {most}"] for name in ("skewed", "uniform"))
+        record.skew.append(Skew(list(plan.skew), batch, most, payload, skewed, uniform))
 
 
-def measure(shape: tuple[int, int], batches: tuple[int, ...], repeats: int, console: Console) -> dict[str, object]:
-    """Times of all products at all batch sizes, and what follows from them."""
-    weight = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
-    products = Products(weight, console)
-    big = torch.ones(1 << 27, dtype=torch.int64)  # 1 GiB, read by a sum
-    bandwidth = 0.0
-    rows: dict[str, dict[str, float]] = {name: {} for name in ("F.linear bf16", *products.kernels)}
+def run(plan: Plan, quick: bool, console: Console) -> Record:
+    """Everything, in the order that keeps `F.linear` alone free of us."""
+    start = time.perf_counter()
+    gc.freeze()  # what is imported needs no second look each time that memory is measured
+    most = torch.get_num_threads()
+    threads = [1, most] if most > 1 else [1]
+    sizes = sorted(
+        {batch for by_dtype in (plan.batches, plan.single) for sizes in by_dtype.values() for batch in sizes}
+    )
+    record = Record(describe_machine(), quick, list(plan.shape), threads, sizes)
+    weight = random_weight(plan.shape)
     with torch.no_grad():
-        for batch in batches:
-            # short calls suffer most from what else the machine does
-            calls = products.calls(batch) | ({"read": big.sum} if batch == 1 else {})
-            times = interleaved_medians(calls, repeats * (4 if batch <= 4 else 1))
-            bandwidth = big.nbytes / times.pop("read") if batch == 1 else bandwidth
-            if batch == batches[0]:
-                times |= interleaved_medians(products.sparse_peers(batch), 3)
-            for name, seconds in times.items():
-                rows.setdefault(name, {})[str(batch)] = times["F.linear bf16"] / seconds
-                if batch == 1 and name in products.kernels:
-                    payload = products.kernels[name][0].stats().payload_bytes
-                    rows[name]["bound"] = payload / bandwidth / seconds
-                    rows[name]["bytes_per_weight"] = payload / weight.numel()
-    return {"shape": list(shape), "batches": list(batches), "read_gb_s": bandwidth / 1e9, "rows": rows}
+        alone = Alone(weight, plan, console)
+        host = Host()
+        stoicc.compile(torch.eye(64))(torch.ones(1, 64))  # what is loaded once is not counted as a kernel's
+        for dtype, each in (("bf16", weight.bfloat16()), ("f32", weight)):
+            with console.status(f"kernels and peers, {dtype}"):
+                measure_dtype(each, dtype, plan, record, host, alone)
+            del each
+        with console.status("skewed work"):
+            measure_skew(plan, record)
+    gc.unfreeze()
+    return replace(record, elapsed=time.perf_counter() - start)
 
 
-def table_of(result: dict[str, object]) -> Table:
-    """Speed over F.linear bf16 per mix and batch size."""
-    rows, batches = result["rows"], result["batches"]
-    assert isinstance(rows, dict) and isinstance(batches, list)
-    table = Table(title=f"{result['shape']} bf16, {torch.get_num_threads()} threads: times faster than F.linear bf16")
-    for column in ("weight", "bytes/weight", "of byte bound @1", *(f"@{batch}" for batch in batches)):
-        table.add_column(column, justify="left" if column == "weight" else "right")
-    for name, row in rows.items():
-        figures = [f"{row[key]:.2f}" if key in row else "" for key in ("bytes_per_weight", "bound", *map(str, batches))]
-        table.add_row(name, *figures)
-    return table
+def write(record: Record, path: Path) -> None:
+    """JSON of the record and its gates."""
+    found = record.to_json() | {"gates": [gate.to_json() for gate in gates(record)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _threads(plan: Plan, dtype: str) -> list[tuple[int, tuple[int, ...]]]:
+    """(threads, batches) to measure; one thread alone where the host has one."""
+    most = torch.get_num_threads()
+    return [(most, plan.batches[dtype])] + ([(1, plan.single[dtype])] if most > 1 else [])
+
+
+def _on_threads(call: Callable[[], object], threads: int) -> object:
+    torch.set_num_threads(threads)
+    return call()
 
 
 def main() -> None:
-    """Measure, print the table, write JSON."""
+    """Measure, print the tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller weight and fewer repeats; under 50 s")
-    parser.add_argument("--json", type=Path, default=Path("bench/results/cpu.json"))
+    parser.add_argument("--quick", action="store_true", help="a smaller weight, fewer batches and rounds; under 50 s")
+    parser.add_argument("--json", type=Path, help="default: bench/results/cpu.json, with --quick cpu-quick.json")
     arguments = parser.parse_args()
-    console = Console(width=120)
-    shape, repeats = ((4096, 8192), 5) if arguments.quick else ((11008, 8192), 12)
-    result = measure(shape, (1, 4, 16, 64, 256), repeats, console)
-    console.print(table_of(result))
-    console.print(f"plain read: {result['read_gb_s']:.1f} GB/s")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"machine": describe_machine(), "result": result}, indent=1) + "\n")
+    console = Console(width=160)
+    record = run(QUICK if arguments.quick else FULL, arguments.quick, console)
+    for table in (weights_table(record), peers_table(record), claims_table(record)):
+        console.print(table)
+    path = arguments.json or RESULTS / ("cpu-quick.json" if arguments.quick else "cpu.json")
+    write(record, path)
+    console.print(f"{record.elapsed:.0f} s; written to {path}")
 
 
 if __name__ == "__main__":

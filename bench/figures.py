@@ -1,43 +1,37 @@
-"""The figures of README.md, rendered from `bench/results/`, so that each is one that a command printed.
+"""The figures of README.md and docs/performance.md, rendered from `bench/results/`: each is one that a command printed.
 
-python -m bench.figures     # rewrites the block between the markers; a test compares it
+python -m bench.figures     # rewrites the blocks between the markers; a test compares them
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from bench import cpu_pages
+from bench.cpu_record import Record
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+_BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
 
-def render() -> str:
-    """The block of figures as markdown."""
-    parts = [cpu(_read("cpu")), inspector(_read("inspector"))]
+def filled(text: str) -> str:
+    """A document with the block after each `<!-- figures -->` (README's) or `<!-- figures: name -->` rendered."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{_rendered(found[2])}\n{found[3]}", text)
+
+
+def _rendered(name: str | None) -> str:
+    record = Record.from_json(_read("cpu"))
+    return cpu_pages.PAGE[name](record) if name else render(record)
+
+
+def render(record: Record) -> str:
+    """README's block of figures as markdown."""
+    parts = [cpu_pages.readme(record), inspector(_read("inspector"))]
     parts += [gpu(json.loads(path.read_text())) for path in sorted(RESULTS.glob("gpu-*.json"))]
     return "\n\n".join(parts)
-
-
-def cpu(found: dict[str, Any]) -> str:
-    """Speed over F.linear bf16 by mix and batch."""
-    result, machine = found["result"], found["machine"]
-    batches = [str(batch) for batch in result["batches"]]
-    shape = " x ".join(map(str, result["shape"]))
-    lines = [
-        f"Times faster than `F.linear` on the dense bf16 weight, {shape}, bf16 in and out, cold weights, "
-        f"{machine['threads']} threads of an {machine['cpu']} ({machine['last_level_cache']} of shared cache, "
-        f"{result['read_gb_s']:.1f} GB/s plain read); medians of interleaved runs, `python -m bench.cpu`:",
-        "",
-        f"| weight | bytes/weight | of the byte bound, batch 1 | {' | '.join(f'batch {batch}' for batch in batches)} |",
-        f"| --- | {' | '.join('---:' for _ in range(len(batches) + 2))} |",
-    ]
-    for name, row in result["rows"].items():
-        keys = ("bytes_per_weight", *batches)
-        cells = [f"{row[key]:.2f}" if key in row else "" for key in keys]
-        cells.insert(1, f"{row['bound']:.0%}" if "bound" in row else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def inspector(found: dict[str, Any]) -> str:
@@ -76,12 +70,9 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Put the figures between the markers of README.md."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{render()}\n{END}{after}")
+    """Put the figures between the markers of the documents."""
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text()))
 
 
 if __name__ == "__main__":

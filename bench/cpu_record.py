@@ -1,0 +1,146 @@
+"""What `bench.cpu` measures, as data: written to and read from JSON, with the figures that follow."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bench.cpu_bounds import Bounds
+from bench.cpu_weights import KEPT
+
+LINEAR = "F.linear"
+CODED = ("dense", "nv24", "int8 g=128", "int4 g=128", "int4_nv24 g=128", "mosaic of 5")
+"""The mixes that the claims speak of."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One compiled weight.
+
+    Attributes:
+        payload: bytes of the canonical planes.
+        packed: bytes that executors keep beside them.
+        scratch: most workspace of a call at any batch measured, in bytes.
+        grown: by how much the process grew from before compiling to after calls at every batch.
+        creep: by how much it grew between the first round of calls at every batch and the last.
+        bytes_per_weight: payload over M x K.
+        executors: which executor runs, by batch.
+        same_bits: whether products were the same bits at each number of threads, over all batches.
+    """
+
+    payload: int
+    packed: int
+    scratch: int
+    grown: int
+    creep: int
+    bytes_per_weight: float
+    executors: dict[str, str]
+    same_bits: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Times that were taken in turn: one weight dtype, number of threads and batch size.
+
+    Attributes:
+        bounds: of the host, from the same rounds.
+        seconds: median by name: `F.linear`, our mixes.
+        peers: median by name, from rounds of their own with `F.linear` in them.
+        alone: seconds of `F.linear` before any kernel of ours was built.
+        rounds: how many.
+    """
+
+    dtype: str
+    threads: int
+    batch: int
+    bounds: Bounds
+    seconds: dict[str, float]
+    peers: dict[str, float]
+    alone: float
+    rounds: int
+
+    def speedup(self, name: str, over: str = LINEAR) -> float:
+        """How many times faster than `F.linear` on the dense weight, or than a peer."""
+        other = self.peers[over] if over in self.peers else self.seconds[over]
+        return other / self.seconds[name]
+
+
+@dataclass(frozen=True)
+class Skew:
+    """Speedup from one thread to all of two mosaics of the same bytes."""
+
+    shape: list[int]
+    batch: int
+    threads: int
+    payload: int
+    skewed: float
+    uniform: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        facts: by dtype and mix.
+        absent: peers that were not timed, by dtype and name: why.
+        peer_of: the mix whose matrix a peer holds.
+    """
+
+    machine: dict[str, Any]
+    quick: bool
+    shape: list[int]
+    threads: list[int]
+    batches: list[int]
+    groups: list[Group] = field(default_factory=list)
+    facts: dict[str, dict[str, Facts]] = field(default_factory=dict)
+    absent: dict[str, dict[str, str]] = field(default_factory=dict)
+    peer_of: dict[str, str] = field(default_factory=dict)
+    skew: list[Skew] = field(default_factory=list)
+    elapsed: float = 0.0
+
+    def where(
+        self, dtype: str | None = None, threads: int | None = None, batches: tuple[int, ...] | None = None
+    ) -> Iterator[Group]:
+        """The groups of a dtype, number of threads and some batches; None takes all."""
+        for group in self.groups:
+            if dtype in (None, group.dtype) and threads in (None, group.threads):
+                if batches is None or group.batch in batches:
+                    yield group
+
+    def at(self, dtype: str, threads: int, batch: int) -> Group | None:
+        """One group, or None where it was not measured."""
+        return next(self.where(dtype, threads, (batch,)), None)
+
+    def byte_fraction(self, group: Group, name: str) -> float:
+        """Of the byte bound: payload bytes over the read bandwidth over the time."""
+        return self.facts[group.dtype][name].payload / group.bounds.read / group.seconds[name]
+
+    def roof_fraction(self, group: Group, name: str, peak: float | None = None) -> float:
+        """Of the smaller of the byte bound and a peak of operations a second (None: the host's for the dtype).
+
+        Only weights that are kept are multiplied.
+        """
+        operations = 2 * KEPT[name] * self.shape[0] * self.shape[1] * group.batch
+        peak = group.bounds.peak(group.dtype) if peak is None else peak
+        payload = self.facts[group.dtype][name].payload
+        return group.bounds.fraction(payload, operations, peak, group.seconds[name])
+
+    def read_bandwidth(self, threads: int) -> float:
+        """Median over the groups, in bytes a second."""
+        return statistics.median(group.bounds.read for group in self.where(threads=threads))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> "Record":
+        """The inverse of `to_json`; what else stands in the file is not looked at."""
+        known = {name: found[name] for name in Record.__dataclass_fields__}
+        known["groups"] = [Group(**group | {"bounds": Bounds(**group["bounds"])}) for group in found["groups"]]
+        known["facts"] = {
+            dtype: {name: Facts(**facts) for name, facts in by_name.items()}
+            for dtype, by_name in found["facts"].items()
+        }
+        known["skew"] = [Skew(**skew) for skew in found["skew"]]
+        return Record(**known)

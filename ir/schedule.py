@@ -188,6 +188,7 @@ class Schedule:
         rows = len(self.row_order)
         if not isinstance(parts, (list, tuple)):
             _check_whole("split_k", "parts", parts, "1 means no split")
+            assert is_whole(parts)  # as was checked
             return [parts] * rows
         if len(parts) != rows or not all(is_whole(count) and count >= 1 for count in parts):
             raise InputError(

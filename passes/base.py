@@ -1,9 +1,12 @@
 """What a pass is: a frozen dataclass from module to module, whose fields are its text options."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stoicc.ir.errors import PassError, brief
 from stoicc.ir.options import option_text, print_options, read_options
@@ -50,6 +53,51 @@ class Pass(ABC):
             raise PassError(
                 f"pass {self.name}, option {option}: expected {expected}, found {found!r}; correct the value"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class WeightView:
+    """What a pass on a weight sees of it.
+
+    Attributes:
+        occupied: bool `[M, tile columns]`: where a row has a weight that is stored (any bit set).
+        tile: (BM, BK) that the weight will be cut in.
+        payload: bytes of all tiles, in the cheapest format that holds each, with the rows in a given
+            order (None: as they are); infinite where some tile has no format then.
+    """
+
+    occupied: NDArray[np.bool_]
+    tile: tuple[int, int]
+    payload: Callable[[NDArray[np.int64] | None], float]
+
+
+@dataclass(frozen=True)
+class WeightPass(Pass):
+    """A decision about the weight, before it is cut in tiles: first in a pipeline of `stoicc.compile`.
+
+    Subclass it, write `row_order`. It is recorded in `schedule.applied` as any other pass; a module
+    that says so may go through a pipeline that has the pass again.
+    """
+
+    @abstractmethod
+    def row_order(self, weight: WeightView) -> NDArray[np.int64] | None:
+        """The row that comes to stand at each place, a permutation `[M]`; None leaves the weight alone.
+
+        The executor writes the rows of y back where they belong.
+        """
+
+    def apply(self, module: Module) -> Module:
+        """Nothing, where the module's tiles were made with this pass.
+
+        Raises:
+            PassError: they were not, and cannot be cut anew.
+        """
+        if str(self) in scheduled(module).applied:
+            return module
+        raise PassError(
+            f"pass {self.name}: expected a weight, found a program whose tiles are cut already; run it on the weight, "
+            f"stoicc.compile(weight, pipeline='{self},...'), or take it out of the pipeline"
+        )
 
 
 def initial_schedule(program: TileProgram) -> Schedule:

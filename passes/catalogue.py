@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from stoicc.ir.errors import PassError, brief
 from stoicc.ir.options import split_options
-from stoicc.passes.base import Pass
+from stoicc.passes.base import Pass, WeightPass
 
 CATALOGUE: dict[str, str] = {
+    "reorder-rows": "stoicc.passes.reorder_rows:ReorderRows",
     "drop-empty": "stoicc.passes.drop_empty:DropEmpty",
     "order": "stoicc.passes.order:Order",
     "build-csr": "stoicc.passes.build_csr:BuildCsr",
@@ -64,6 +65,12 @@ def find_pass(name: str) -> type[Pass]:
     module, _, cls = CATALOGUE[name].partition(":")
     found: type[Pass] = getattr(importlib.import_module(module), cls)
     return found
+
+
+def is_weight_pass(text: str) -> bool:
+    """Whether a pass's text names a known pass on the weight."""
+    name = text.partition("{")[0].strip()
+    return name in pass_names() and issubclass(find_pass(name), WeightPass)
 
 
 def parse_pass(text: str) -> Pass:

@@ -5,12 +5,15 @@ from collections.abc import Iterable, Sequence
 import networkx as nx
 
 from stoicc.ir.errors import PassError, brief
-from stoicc.passes.base import Pass
+from stoicc.passes.base import Pass, WeightPass
 from stoicc.passes.catalogue import find_pass, pass_names
 
 
 def dependency_graph(names: Iterable[str]) -> "nx.DiGraph[str]":
-    """Passes of these names and all that they must follow; edges carry `hard` (requires)."""
+    """Passes of these names and all that they must follow; edges carry `hard` (requires).
+
+    Passes on the weight come before all others.
+    """
     graph: nx.DiGraph[str] = nx.DiGraph()
     waiting = list(names)
     while waiting:
@@ -22,6 +25,10 @@ def dependency_graph(names: Iterable[str]) -> "nx.DiGraph[str]":
         for first, hard in [*((n, False) for n in cls.after), *((n, True) for n in cls.requires)]:
             graph.add_edge(first, name, hard=hard)
             waiting.append(first)
+    on_weight = [name for name in graph if issubclass(find_pass(name), WeightPass)]
+    graph.add_edges_from(
+        (first, name) for first in on_weight for name in list(graph) if name not in on_weight and name != first
+    )
     if not nx.is_directed_acyclic_graph(graph):
         cycle = [edge[0] for edge in nx.find_cycle(graph)]
         raise PassError(

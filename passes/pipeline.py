@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from stoicc.ir.errors import PassError, VerifyError, brief
 from stoicc.ir.types import Module
 from stoicc.ir.verify import verify, verify_schedule
-from stoicc.passes.base import Pass, scheduled, with_schedule
+from stoicc.passes.base import Pass, WeightPass, scheduled, with_schedule
 from stoicc.passes.catalogue import parse_pass
 from stoicc.passes.dependencies import check_order, missing, sort_passes
 from stoicc.passes.instruments import Instrument, PrintIR
@@ -65,6 +65,8 @@ class Pipeline:
         verify(module)
         module = with_schedule(module, scheduled(module))
         for step in self.passes:
+            if isinstance(step, WeightPass) and str(step) in scheduled(module).applied:
+                continue  # the tiles were made with it
             self._check_required(step, module)
             for instrument in self.instruments:
                 instrument.before_pass(step, module)
@@ -72,6 +74,11 @@ class Pipeline:
             for instrument in self.instruments:
                 instrument.after_pass(step, module)
         return module
+
+    def split(self) -> tuple[tuple[WeightPass, ...], "Pipeline"]:
+        """The passes on the weight, which come first, and the pipeline of the others."""
+        on_weight = tuple(step for step in self.passes if isinstance(step, WeightPass))
+        return on_weight, replace(self, passes=self.passes[len(on_weight) :])
 
     def _check_required(self, step: Pass, module: Module) -> None:
         ran = [applied.partition("{")[0] for applied in scheduled(module).applied]

@@ -87,6 +87,11 @@ class Chooser:
             chunk.choice = self._choose(chunk) if self.requested is None else self._requested(chunk, first, count)
             yield chunk
 
+    def payload(self, chunk: Chunk) -> float:
+        """Bytes that the chunk's tiles take in the formats that they chose."""
+        chosen = ((index, (chunk.choice == index).nonzero().flatten()) for index in chunk.choice.unique().tolist())
+        return sum(float(self._bytes(chunk, index, tiles).sum()) for index, tiles in chosen)
+
     def encode(self, chunk: Chunk, index: int) -> Planes:
         """Planes of the chunk's tiles that chose format `index`, in tile order."""
         fmt, chosen = self.formats[index], (chunk.choice == index).nonzero().flatten()

@@ -1,6 +1,7 @@
 """`stoicc.compile`: inspect, schedule, and wrap in a kernel."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
 from stoicc.kernel import Kernel
-from stoicc.passes import Pipeline, default_pipeline
+from stoicc.passes import Pipeline, default_pipeline, initial_schedule, is_weight_pass
 from stoicc.pools import TiledWeight
 from stoicc.targets import backend_for, backend_named, check_target
 from stoicc.weights import FormatLike, TileMap
@@ -45,7 +46,8 @@ def compile(  # the name is the contract of design and README
         tile, tile_map, approximate, bias, activation, name: see `stoicc.inspect`.
         target: "auto" (the weight's device), "cpu", "cuda" or "reference".
         pipeline: scheduling passes, as text (`"drop-empty,build-csr,split-k{parts=4}"`) or object;
-            default: `stoicc.passes.default_pipeline(target)`.
+            default: `stoicc.passes.default_pipeline(target)`. Passes on the weight come first
+            (`"reorder-rows,drop-empty,..."`) and need the weight, or a kernel that was made with them.
         schedule: a schedule to use as it is, in place of a pipeline.
         on_missing: what to do with a format that has no code for the target: "error", or
             "dense" to materialise its tiles when the executor is built.
@@ -57,6 +59,8 @@ def compile(  # the name is the contract of design and README
         raise InputError("compile: expected a pipeline or a schedule, found both; give one")
     check_target(target)
     device = _device(weight, target)
+    on_weight, passes = _pipeline(pipeline, _pipeline_target(target, device)).split()
+    applied = tuple(str(step) for step in on_weight)
     if isinstance(weight, nn.Linear):
         bias = weight.bias if bias is None else bias
         weight = weight.weight
@@ -64,6 +68,8 @@ def compile(  # the name is the contract of design and README
         options = {"formats": formats, "tile": tile, "tile_map": tile_map, "bias": bias, "activation": activation}
         _refuse_options({**options, "approximate": approximate or None, "name": None if name == "weight" else name})
         tiled = weight.tiled() if isinstance(weight, Kernel) else weight
+        applied = _made_with(weight)
+        passes = replace(passes, passes=(*on_weight, *passes.passes))  # which say what they lack, if anything
     else:
         usable = backend_for(target, device).has_code if on_missing == "error" else everything
         tiled = inspect_for(
@@ -76,8 +82,9 @@ def compile(  # the name is the contract of design and README
             name=name,
             bias=bias,
             activation=activation,
+            passes=on_weight,
         )
-    module = _scheduled(tiled, pipeline, schedule, _pipeline_target(target, device))
+    module = _scheduled(tiled, applied, passes, schedule)
     _check_code(module.tiles, target, device, on_missing)
     return Kernel(module, tiled.pools, target, on_missing).to(device)
 
@@ -91,16 +98,29 @@ def _refuse_options(options: dict[str, Any]) -> None:
         )
 
 
-def _scheduled(tiled: TiledWeight, pipeline: str | Pipeline | None, schedule: Schedule | None, target: str) -> Module:
-    """The program with the given schedule, or that of the given or the target's pipeline."""
-    if schedule is not None:
-        if not isinstance(schedule, Schedule):
-            raise InputError(f"schedule: expected a Schedule, found {type(schedule).__name__}; edit kernel.schedule")
-        return Module(tiled.program, schedule)
+def _pipeline(pipeline: str | Pipeline | None, target: str) -> Pipeline:
+    """The given pipeline, or that of the target."""
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     if passes is not None and not isinstance(passes, Pipeline):
         raise InputError(f"pipeline: expected text or a Pipeline, found {type(passes).__name__}")
-    return (passes or default_pipeline(target)).run(Module(tiled.program))
+    return passes or default_pipeline(target)
+
+
+def _made_with(weight: TiledWeight | Kernel) -> tuple[str, ...]:
+    """The passes on the weight, as text, that tiles were made with; only a kernel says."""
+    if isinstance(weight, TiledWeight):
+        return ()
+    return tuple(text for text in weight.schedule.applied if is_weight_pass(text))
+
+
+def _scheduled(tiled: TiledWeight, applied: tuple[str, ...], passes: Pipeline, schedule: Schedule | None) -> Module:
+    """The program with the given schedule, or what the pipeline makes of it after the passes that were applied."""
+    if schedule is None:
+        first = replace(initial_schedule(tiled.program), applied=applied)
+        return passes.run(Module(tiled.program, first))
+    if not isinstance(schedule, Schedule):
+        raise InputError(f"schedule: expected a Schedule, found {type(schedule).__name__}; edit kernel.schedule")
+    return Module(tiled.program, schedule)
 
 
 def _check_code(program: TileProgram, target: str, device: str, on_missing: str) -> None:

@@ -19,7 +19,9 @@ from stoicc.ir.types import Module
 from stoicc.ir.verify import verify
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.lowering import Lowered, lower
+from stoicc.passes import WeightPass
 from stoicc.pools import PoolBuilder, TiledWeight, beside_pools
+from stoicc.reordering import run_weight_passes
 from stoicc.tiling import check_tile, grid_of
 from stoicc.weights import FormatLike, TileMap, as_formats, as_matrix, as_tile_map, on_cpu
 
@@ -91,8 +93,12 @@ def inspect_for(
     name: str,
     bias: Tensor | None,
     activation: str | None,
+    passes: Sequence[WeightPass] = (),
 ) -> TiledWeight:
-    """As `inspect`, where the default formats are those that `usable` admits (that a target runs)."""
+    """As `inspect`, where the default formats are those that `usable` admits (that a target runs).
+
+    `passes` may reorder the rows before the weight is cut in tiles.
+    """
     if tile_map is not None and formats is not None:
         raise InputError("inspect: expected formats or a tile_map, found both; the map names the formats")
     if approximate and tile_map is None:
@@ -101,12 +107,18 @@ def inspect_for(
     shape = (lowered.values.shape[0], lowered.values.shape[1])
     chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None)
     requested = None
+    if tile_map is not None and passes:
+        raise InputError(
+            f"inspect: expected no tile_map with {passes[0].name}, found one; the map names tiles by where they "
+            "stand: reorder the weight with stoicc.ops.permute and map that"
+        )
     if tile_map is not None:
         named, numbers = as_tile_map(tile_map, grid_of(shape, chosen_tile))
         allowed = _by_cost(named, chosen_tile, DTYPE_NAMES[lowered.values.dtype])
         requested = torch.tensor([allowed.index(fmt) for fmt in named])[numbers]
     else:
         allowed = _candidates(formats, lowered, chosen_tile, usable)
+    lowered = run_weight_passes(passes, lowered, chosen_tile, allowed)
     chooser = Chooser(lowered, chosen_tile, allowed, requested, approximate)
     beside = beside_pools(lowered, bias, activation)
     builder = PoolBuilder(name, shape, chosen_tile, DTYPE_NAMES[lowered.values.dtype], allowed)

@@ -122,6 +122,25 @@ def _quantize(state: Lowered, node: Quantize) -> Lowered:
     return replace(state, values=sheet.values_into(state.values), sheets=(*older, sheet), steps=(*state.steps, step))
 
 
+def permuted_rows(state: Lowered, rows: Tensor) -> Lowered:
+    """The same matrix with row `rows[i]` of the tiles at i: values, codes and their scales.
+
+    What stands beside the tiles is in the order of y, and stays.
+    """
+    sheets = tuple(
+        replace(
+            sheet,
+            codes=sheet.codes[rows],
+            scales=sheet.scales[rows],
+            zeros=None if sheet.zeros is None else sheet.zeros[rows],
+            where=sheet.where[rows],
+        )
+        for sheet in state.sheets
+    )
+    order = _compose(state.row_permutation, rows)
+    return replace(state, values=state.values[rows], sheets=sheets, row_permutation=order)
+
+
 def _low_rank(state: Lowered, node: LowRank) -> Lowered:
     left, right = node.left, node.right
     if state.low_rank is not None:
@@ -131,15 +150,11 @@ def _low_rank(state: Lowered, node: LowRank) -> Lowered:
 
 def _permute(state: Lowered, node: Permute) -> Lowered:
     assert not state.sheets, "ops.permute refuses quantized weights"
-    values = state.values
     if node.rows is not None:
-        values = values[node.rows]
-    if node.columns is not None:
-        values = values[:, node.columns]
+        state = permuted_rows(state, node.rows)
     return replace(
         state,
-        values=values,
-        row_permutation=_compose(state.row_permutation, node.rows),
+        values=state.values if node.columns is None else state.values[:, node.columns],
         column_permutation=_compose(state.column_permutation, node.columns),
         steps=(*state.steps, "permute: gathers x (prologue) and scatters y (epilogue)"),
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stoicc.ir import PassError, verify, verify_runnable
 from stoicc.ir.schedule import Regime, item_cost
 from stoicc.ir.types import Module
-from stoicc.passes import Pipeline, default_pipeline, initial_schedule, parse_pass, pass_names
+from stoicc.passes import Pipeline, WeightPass, default_pipeline, find_pass, initial_schedule, parse_pass, pass_names
 from stoicc.passes.base import scheduled
 from stoicc.passes.costs import csr_costs, tile_costs
 from tests.ir.modules import MOSAIC, full_beside, make_program, modules, pipelines, programs
@@ -37,7 +37,8 @@ def test_pass_prints(step, golden):
 
 
 def test_every_pass_has_a_golden_text():
-    assert {step.partition("{")[0] for step in STEPS} == set(pass_names())
+    named = {step.partition("{")[0] for step in STEPS}
+    assert named == {name for name in pass_names() if not issubclass(find_pass(name), WeightPass)}
 
 
 @given(modules())

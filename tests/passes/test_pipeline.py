@@ -70,7 +70,10 @@ def test_defaults_are_filled_in():
     ("text", "message"),
     [
         ("buid-csr", "pass 'buid-csr': expected a known pass, found an unknown name; did you mean build-csr?"),
-        ("zzz", "pass 'zzz': expected a known pass, found an unknown name; known passes are drop-empty, order"),
+        (
+            "zzz",
+            "pass 'zzz': expected a known pass, found an unknown name; known passes are reorder-rows, drop-empty",
+        ),
         ("order{by=cost", r"pass 'order\{by=cost': expected name or name\{option=value,...\}, found neither"),
         ("order,,build-csr", "pass '': expected name or name"),
     ],

@@ -7,6 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import gelu
 
 import stoicc
@@ -92,6 +94,32 @@ def test_codes_of_an_operator_move_with_their_rows(group, zeros, target):
     assert torch.equal(bits(kernel.to_dense()), bits(quantized.dense()))
     x = torch.randn(3, 450, dtype=torch.bfloat16)
     assert_product(kernel(x), x, quantized.dense(), 1e-2)
+
+
+def test_rows_that_an_operator_left_alone_may_move_among_the_others():
+    """Tiles of both kinds of rows keep their values; what they stand for is the same bit for bit."""
+    where = (torch.arange(10)[:, None] + torch.arange(15)) % 2 == 0
+    weight = shuffled(320, 480, dtype=torch.bfloat16)
+    quantized = stoicc.ops.group_absmax(weight, 4, 32, where=where, tile=(32, 32))
+    for least in ("0.0", "0.1"):
+        pipeline = f"reorder-rows{{min_saving={least}}},{STEPS}"
+        kernel = stoicc.compile(quantized, pipeline=pipeline, target="reference")
+        assert torch.equal(bits(kernel.to_dense()), bits(quantized.dense()))
+
+
+@given(st.integers(0, 99), st.integers(1, 100), st.integers(1, 80), st.sampled_from([0.02, 0.2]))
+def test_any_weight_is_held_bit_for_bit(seed, rows, columns, density):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator) * 2
+    weight[torch.rand(weight.shape, generator=generator) > density] = 0
+    weight[torch.rand(weight.shape, generator=generator) < 0.002] = -0.0
+    pipeline = f"reorder-rows{{min_saving=0.0}},{STEPS}"
+    kernel = stoicc.compile(weight, tile=(16, 16), pipeline=pipeline, target="reference")
+    plain = stoicc.compile(weight, tile=(16, 16), pipeline=STEPS, target="reference")
+    assert torch.equal(bits(kernel.to_dense()), bits(weight))
+    assert kernel.stats().payload_bytes <= plain.stats().payload_bytes
+    x = torch.randn(2, columns, generator=generator)
+    torch.testing.assert_close(kernel(x), x @ weight.T, rtol=1e-4, atol=1e-4)
 
 
 def test_a_permutation_that_is_there_is_composed_with():

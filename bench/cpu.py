@@ -31,7 +31,7 @@ from bench.cpu_bounds import READ_BYTES, Host
 from bench.cpu_gates import gates
 from bench.cpu_kernels import copies_for, copies_of, inputs, measured, rotated, threads_set
 from bench.cpu_peers import Peer, peers
-from bench.cpu_record import LINEAR, Facts, Group, Record, Skew
+from bench.cpu_record import CODED, LINEAR, Facts, Group, Record, Skew
 from bench.cpu_tables import claims_table, peers_table, weights_table
 from bench.cpu_weights import KEPT, mixes, random_weight, skewed_pair
 from bench.machine import describe_machine
@@ -85,7 +85,7 @@ QUICK = Plan(
     (4, 9),
     0.15,
     (512, 32768),
-    {"bf16": tuple(KEPT), "f32": ("dense", "nv24", "int4 g=128", "half empty")},
+    {"bf16": CODED, "f32": ("dense", "nv24", "half empty")},
 )
 
 

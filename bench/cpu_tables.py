@@ -64,7 +64,8 @@ def claims_table(record: Record) -> Table:
     """Each claim with its figure, the worst that was measured, and whether it holds."""
     table = Table(title="claims")
     for column in ("claim", "figure", "target", "held", "worst"):
-        table.add_column(column, justify="right" if column in ("figure", "target") else "left", no_wrap=True)
+        number = column in ("figure", "target")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number or column == "held")
     for gate in gates(record):
         figure = "" if gate.figure is None else f"{gate.figure:.2f}"
         held = {True: "held", False: "NOT HELD", None: "not measured"}[gate.held]

@@ -7,7 +7,7 @@ See README.md for the three uses: compile, register formats, schedule from Pytho
 """
 
 from stoicc import ops
-from stoicc.autotune import autotune
+from stoicc.autotuner import autotune
 from stoicc.compiler import compile
 from stoicc.device_constants import cost_model
 from stoicc.formats import formats

@@ -1,5 +1,6 @@
 """A stopwatch for kernels: interleaved calls, on cold weights, on the CPU and on a GPU."""
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -17,7 +18,12 @@ UNKNOWN_CACHE = 64 << 20
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed: a function, and the CPU threads that it runs with (None: as they are)."""
+    """What is timed.
+
+    Attributes:
+        run: the function.
+        threads: CPU threads that it runs with; None leaves them as they are.
+    """
 
     run: Callable[[], object]
     threads: int | None = None
@@ -30,12 +36,12 @@ class Stopwatch:
 
     Attributes:
         device: where the calls run.
-        evict: called before each timed call, outside its time; None leaves caches as they are.
+        between: called before each round, outside of all times; see `Ballast`.
     """
 
-    def __init__(self, device: torch.device | None = None, evict: Callable[[], object] | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, between: Callable[[], object] | None = None) -> None:
         self.device = torch.device("cpu") if device is None else device
-        self.evict = evict
+        self.between = between
 
     def now(self) -> float:
         """Seconds on a clock that only goes forward: what budgets are kept by."""
@@ -51,6 +57,8 @@ class Stopwatch:
         keys = list(calls)
         try:
             for turn in range(rounds):
+                if self.between is not None:
+                    self.between()
                 first = turn % len(keys)
                 for key in keys[first:] + keys[:first]:
                     call = calls[key]
@@ -60,9 +68,12 @@ class Stopwatch:
             torch.set_num_threads(before)
         return times
 
+    def settle(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def _once(self, run: Callable[[], object]) -> float:
-        if self.evict is not None:
-            self.evict()
         if self.device.type != "cuda":
             start = time.perf_counter()
             run()
@@ -84,11 +95,24 @@ def cache_bytes(device: torch.device) -> int:
     return max(sizes, default=UNKNOWN_CACHE)
 
 
-def evictor(device: torch.device, nbytes: int) -> Callable[[], object]:
-    """A call that displaces `nbytes` of cached data: it reads (on a GPU: writes) that much memory."""
-    # ones: untouched zeros are one page of memory, seen at every address
-    scratch = torch.ones(max(nbytes // 8, 1), dtype=torch.int64, device=device)
-    return scratch.zero_ if device.type == "cuda" else scratch.sum
+class Ballast:
+    """Memory that is read a part at a time, to displace from the cache what was read long enough ago.
+
+    Where every call has `parts` copies of its weight and takes them in turn, reading a part between
+    rounds makes each copy as cold as reading all of it between two calls would, `parts` times as
+    fast; and what a program keeps warm from call to call (its code, x) stays so.
+
+    Args:
+        nbytes: of all parts together; more than the cache holds.
+    """
+
+    def __init__(self, device: torch.device, nbytes: int, parts: int) -> None:
+        # ones: untouched zeros are one page of memory, seen at every address
+        self._memory = torch.ones(max(nbytes // 8, parts), dtype=torch.int64, device=device)
+        self._parts = itertools.cycle(self._memory.chunk(parts))
+
+    def __call__(self) -> torch.Tensor:
+        return next(self._parts).sum()
 
 
 def memory_bytes(device: torch.device) -> int:

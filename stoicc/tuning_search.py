@@ -10,13 +10,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stoicc.compiler import compile
-from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import StoiccError, brief
 from stoicc.ir.schedule import Regime
 from stoicc.ir.types import Module
@@ -24,22 +23,14 @@ from stoicc.kernel import Kernel
 from stoicc.passes import Pipeline
 from stoicc.passes.cost_model import CostModel
 from stoicc.timing import Call, Stopwatch
+from stoicc.tuning_arms import TIE, Arm, Rotation, disagreement, fastest
 from stoicc.tuning_result import Trial
 from stoicc.tuning_space import Structure, Tile
 
 RANK_BY, BUILD_BY, RACE_BY = 0.3, 0.55, 0.85
 """Shares of the budget after which ranking, building and the races of single batch sizes end."""
-EARLY_ROUNDS, LAST_ROUNDS = 8, 40
+EARLY_ROUNDS, LAST_ROUNDS = 15, 100
 """The most rounds of a heat, and of the last one."""
-TIE, MOST_TIE = 0.01, 0.03
-"""Arms this close (relative) are equal; so are those within the noise of their medians, up to the second."""
-
-
-class Arm(NamedTuple):
-    """A schedule with the one executor that it runs."""
-
-    structure: Structure
-    executor: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +51,8 @@ class Search:
         executors: which may serve a batch; what the default uses is always allowed.
         default: a kernel with the default schedule.
         budget_s: seconds from `started` on.
+        keep: how many arms per batch size are built, beside the default.
+        copies: of each kernel, which are called in turn.
         report: told the stage that begins, for a progress bar.
     """
 
@@ -76,20 +69,23 @@ class Search:
         started: float,
         budget_s: float,
         keep: int,
+        copies: int,
         report: Callable[[str], None],
     ) -> None:
         self.kernel_of, self.structures, self.executors = kernel_of, structures, tuple(executors)
         self.default, self.batch_sizes = default, sorted(set(batch_sizes))
-        self.x_dtype, self.model, self.stopwatch, self.keep, self.report = x_dtype, model, stopwatch, keep, report
+        self.x_dtype, self.model, self.stopwatch, self.report = x_dtype, model, stopwatch, report
+        self.keep, self.copies = keep, copies
         self.started, self.budget_s = started, budget_s
         self.notes: list[str] = []
         self.seen: set[int] = set()
+        self.between = 0.0
         self.predicted: dict[tuple[Arm, int], float] = {}
         self.problems: dict[tuple[Arm, int], str] = {}
         self.estimates: dict[tuple[Arm, int], float] = {}
         self.seconds: dict[tuple[Arm, int], list[float]] = {}
         self.ratios: dict[tuple[Arm, int], list[float]] = {}
-        self.kernels: dict[Arm, Kernel] = {}
+        self.kernels: dict[Arm, Rotation] = {}
         self.answers: dict[int, Tensor] = {}
         generator = torch.Generator().manual_seed(0)
         self.x = {
@@ -189,7 +185,7 @@ class Search:
         is_default = arm == self.default_arm(batch)
         try:
             y = self._answer(arm, batch)
-            problem = "" if is_default else _disagreement(y, self.answers[batch], self.default.program.dtype)
+            problem = "" if is_default else disagreement(y, self.answers[batch], self.default.program.dtype)
         except Exception as error:  # compilers and drivers say anything; a schedule that fails cannot win
             if is_default:
                 raise
@@ -200,9 +196,12 @@ class Search:
             return
         if is_default:
             self.answers[batch] = y
+        for _ in range(self.copies - 1):  # their executors are built when first called
+            self._answer(arm, batch)
         before = self.stopwatch.now()
-        self.stopwatch.samples({arm: self._call(arm, batch)}, 1)
-        self.estimates[arm, batch] = self.stopwatch.now() - before
+        seconds = self.stopwatch.samples({arm: self._call(arm, batch)}, 1)[arm][0]
+        self.estimates[arm, batch] = seconds
+        self.between = max(self.stopwatch.now() - before - seconds, 0.0)  # once a round, whatever runs in it
 
     def _answer(self, arm: Arm, batch: int) -> Tensor:
         y = self._call(arm, batch).run()
@@ -212,8 +211,9 @@ class Search:
     def _call(self, arm: Arm, batch: int) -> Call:
         if arm not in self.kernels:
             tiles = max(self.batch_sizes) if arm.executor == "tiles" else 0
-            self.kernels[arm] = compile_as(self.kernel_of(arm.structure.tile), arm.structure.pipeline(tiles))
-        return Call(partial(_run, self.kernels[arm], self.x[batch]), arm.structure.threads)
+            kernel = compile_as(self.kernel_of(arm.structure.tile), arm.structure.pipeline(tiles))
+            self.kernels[arm] = Rotation(kernel, self.copies)
+        return Call(partial(self.kernels[arm].run, self.x[batch]), arm.structure.threads)
 
     # -- racing ----------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Search:
     def _heat(self, batch: int, rivals: list[Arm], allowed: float, most: int) -> list[Arm]:
         """Time the default and its rivals in turn; those that the time does not allow are left out."""
         default = self.default_arm(batch)
-        cost = self.estimates[default, batch]
+        cost = self.between + self.estimates[default, batch]
         running = [default]
         for arm in rivals:
             if cost + self.estimates[arm, batch] <= max(allowed, 0) or (arm, batch) in self.ratios:
@@ -277,7 +277,7 @@ class Search:
                     arms += [arm] if (arm, batch) in self.estimates else []
             share = (self.budget_s - self._elapsed()) / (len(self.batch_sizes) - index)
             if arms and share > 0:
-                self._heat(batch, arms, share, EARLY_ROUNDS)
+                self._heat(batch, arms, share, LAST_ROUNDS)
 
     def _arms(self, structure: Structure) -> list[Arm]:
         """The arms that serve a structure: its tiles, and dense-once of its tile shape and threads."""
@@ -351,44 +351,3 @@ class Search:
 def compile_as(kernel: Kernel, pipeline: str) -> Kernel:
     """The kernel's weight under another pipeline; the pools are shared."""
     return compile(kernel, pipeline=pipeline, target=kernel.target, on_missing=kernel.on_missing)
-
-
-def fastest(ratios: dict[Arm, list[float]]) -> Arm:
-    """The arm of the least median; of those that tie with it, the one that changes least (the first arm least)."""
-    medians = {arm: statistics.median(values) for arm, values in ratios.items()}
-    best = min(medians, key=lambda arm: medians[arm])
-    limit = {arm: _tie(values, ratios[best]) for arm, values in ratios.items()}
-    tied = [arm for arm in ratios if medians[arm] <= medians[best] * (1 + limit[arm])]
-    first = next(iter(ratios))
-    return min(tied, key=lambda arm: (arm != first, arm.structure.changes, medians[arm]))
-
-
-def _tie(one: Sequence[float], other: Sequence[float]) -> float:
-    """How far apart two medians may be and still be equal, relative: their noise, within bounds."""
-    return min(max(math.hypot(_noise(one), _noise(other)), TIE), MOST_TIE)
-
-
-def _noise(values: Sequence[float]) -> float:
-    """Relative standard error of the median, from the median absolute deviation (normal consistent)."""
-    middle = statistics.median(values)
-    deviation = statistics.median(abs(value - middle) for value in values)
-    return 1.2533 * 1.4826 * deviation / middle / math.sqrt(len(values))
-
-
-def _disagreement(y: Tensor, expected: Tensor, dtype: str) -> str:
-    """What is wrong with an output, or "": norm of the difference over norm, against the coarser dtype's step.
-
-    Executors may round codes to the weight's dtype before the product, or add in another order.
-    """
-    step = max(torch.finfo(TORCH_DTYPES[dtype]).eps, torch.finfo(expected.dtype).eps)
-    allowed = max(4 * step, 1e-4)
-    error = float((y.double() - expected.double()).norm())
-    if error <= allowed * float(expected.double().norm()):
-        return ""
-    return f"wrong output: expected that of the default within {allowed:.1g}, found a difference of norm {error:.3g}"
-
-
-def _run(kernel: Kernel, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        y: Tensor = kernel(x)
-    return y

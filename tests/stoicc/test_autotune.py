@@ -1,17 +1,18 @@
 """The autotuner: what it searches, what it chooses, what it may spend."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 import stoicc
-from stoicc.autotune import autotune
+from stoicc.autotuner import autotune
 from stoicc.ir.types import Module
 from stoicc.passes import Pipeline, default_pipeline, scheduled
-from stoicc.timing import Call, Stopwatch, cache_bytes, evictor
+from stoicc.timing import Ballast, Call, Stopwatch, cache_bytes
+from stoicc.tuning_arms import Arm, Rotation, fastest
 from stoicc.tuning_result import TuningResult
-from stoicc.tuning_search import Arm, fastest
 from stoicc.tuning_space import Space, Structure, differences
 from stoicc.tuning_store import TuningStore
 from tests.stoicc.tuning import FakeModel, FakeStopwatch, flat, parts_of
@@ -356,15 +357,51 @@ def test_differences_name_what_changed():
 # -- the stopwatch -----------------------------------------------------------------------------
 
 
-def test_the_cache_is_emptied_before_each_call():
-    seen = []
-    watch = Stopwatch(evict=lambda: seen.append("evict"))
-    watch.samples({"a": Call(lambda: seen.append("call"))}, 2)
-    assert seen == ["evict", "call"] * 2
+def test_the_cache_is_displaced_between_rounds():
+    seen: list[str] = []
+    watch = Stopwatch(between=lambda: seen.append("between"))
+    watch.samples({name: Call(partial(seen.append, name)) for name in "ab"}, 3)
+    assert seen == ["between", "a", "b", "between", "b", "a", "between", "a", "b"]
 
 
-def test_an_evictor_reads_memory_of_the_size_asked():
+def test_ballast_is_read_in_parts():
     assert cache_bytes(torch.device("cpu")) >= 1 << 15
-    read = evictor(torch.device("cpu"), 1 << 16)()
-    assert isinstance(read, torch.Tensor)
-    assert read.item() == 1 << 13
+    ballast = Ballast(torch.device("cpu"), 1 << 16, 4)
+    assert [ballast().item() for _ in range(5)] == [1 << 11] * 5
+    assert len({part.data_ptr() for part in [next(ballast._parts) for _ in range(8)]}) == 4
+
+
+def test_copies_are_called_in_turn(weight):
+    kernel = stoicc.compile(weight)
+    rotation = Rotation(kernel, 3)
+    ran: list[int] = []
+    for number, each in enumerate(rotation.kernels):
+        each.register_forward_hook(lambda module, inputs, y, number=number: ran.append(number))
+    x = torch.randn(2, 256).bfloat16()
+    assert all(torch.equal(rotation.run(x), kernel(x)) for _ in range(4))
+    assert [number for number in ran if number] == [1, 2]
+    assert len({next(iter(each.pools.values())).data_ptr() for each in rotation.kernels}) == 3
+    assert Rotation(kernel).kernels == [kernel]
+
+
+def test_small_weights_are_timed_cold_where_that_is_affordable(weight, store, monkeypatch):
+    displaced: list[int] = []
+    monkeypatch.setattr("stoicc.autotuner.cache_bytes", lambda device: 1 << 20)
+    read = Ballast.__call__
+
+    def counted(self):
+        displaced.append(1)
+        return read(self)
+
+    monkeypatch.setattr(Ballast, "__call__", counted)
+    options = {"space": SMALL, "store": store, "model": FakeModel(flat), "batch_sizes": [2], "budget_s": 3.0}
+    result = autotune(weight, **options)
+    assert len(displaced) > 10
+    assert result.notes == ()
+    displaced.clear()
+    autotune(weight, cold=False, fresh=True, **options)
+    assert displaced == []
+    monkeypatch.setattr("stoicc.autotuner.memory_bytes", lambda device: 1 << 20)
+    result = autotune(weight, fresh=True, **options)
+    assert displaced == []
+    assert any("weights were warm: too little memory" in note for note in result.notes)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from stoicc.ir.types import Module
 from stoicc.passes.cost_model import CostModel, Prediction
 from stoicc.timing import Call, Stopwatch
-from stoicc.tuning_search import Arm
+from stoicc.tuning_arms import Arm
 
 Formula = Callable[[Arm, int], float]
 """Seconds of an arm at a batch size."""
@@ -37,7 +37,7 @@ class FakeStopwatch(Stopwatch):
         times: dict[Hashable, list[float]] = {}
         for arm, call in calls.items():
             assert isinstance(arm, Arm)
-            batch = call.run.args[1].shape[0]  # type: ignore[attr-defined]
+            batch = call.run.args[0].shape[0]  # type: ignore[attr-defined]
             seconds = self.formula(arm, batch)
             times[arm] = [seconds * (1 + 0.001 * (turn % 3)) for turn in range(rounds)]
             self.clock += sum(times[arm])

@@ -19,15 +19,17 @@ from stoicc.passes.cost_model import CostModel
 from stoicc.pools import TiledWeight
 from stoicc.retile import fixed_tile, retile
 from stoicc.targets import backend_for, backend_named
-from stoicc.timing import Stopwatch, cache_bytes, evictor, memory_bytes
+from stoicc.timing import Ballast, Stopwatch, cache_bytes, memory_bytes
 from stoicc.tuning_result import TuningResult, with_kernel
 from stoicc.tuning_search import Search
 from stoicc.tuning_space import Space, Tile
 from stoicc.tuning_store import Key, TuningStore, key_of
 from stoicc.weights import FormatLike
 
-EVICTIONS = 200
-"""About how often a cache is emptied in one tuning: what decides whether that is affordable."""
+ROUNDS = 150
+"""About how many rounds are timed in one tuning: what decides whether cold weights are affordable."""
+COPIES = (1, 2, 4, 8)
+"""How many copies of a kernel may be called in turn."""
 
 
 def autotune(
@@ -68,8 +70,9 @@ def autotune(
         x_dtype: of the inputs; default: the weight's.
         formats, bias, activation, target, on_missing, name: see `stoicc.compile`.
         keep: how many schedules per batch size are built, beside the default.
-        cold: read weights from memory, not from a cache, by emptying it before each call; default: where the
-            weight fits in the cache and the budget affords it.
+        cold: read weights from memory, not from a cache, by calling copies of a kernel in turn and
+            displacing the cache between rounds; default: where a weight would stay in the cache, and
+            memory and budget afford it.
         progress: show a progress bar on stderr; default: where that is a terminal.
         fresh: tune anew, whatever is remembered.
         store: where results are remembered; default: the user's cache folder for stoicc.
@@ -101,8 +104,9 @@ def autotune(
 
     with _shown(progress, budget_s, watch, started) as report:
         report("preparing")
+        copies = 1
         if stopwatch is None:
-            watch = Stopwatch(subject.default.device, _evict(subject, budget_s, cold))
+            watch, copies = _coldly(subject, budget_s, keep, cold)
         before = watch.now()
         model = model or _model(backend)
         started += watch.now() - before  # a device is measured once, for all that is tuned on it
@@ -118,6 +122,7 @@ def autotune(
             started,
             budget_s,
             keep,
+            copies,
             report,
         )
         plan, trials = search.run()
@@ -254,27 +259,33 @@ def _remember(store: TuningStore, key: Key, result: TuningResult) -> None:
         warnings.warn(f"{error}", RuntimeWarning, stacklevel=3)
 
 
-def _evict(subject: Subject, budget_s: float, cold: bool | None) -> Callable[[], object] | None:
-    """What empties the cache before a call, where the weight would stay in it; None where nothing has to."""
-    device = subject.default.device
-    cache = cache_bytes(device)
-    stats = subject.default.stats()
-    if cold is False or stats.payload_bytes + stats.beside_bytes >= 2 * cache:
-        return None
-    nbytes = cache + cache // 4
-    if cold is None and nbytes > memory_bytes(device) // 8:
-        subject.notes.append("weights were warm: too little memory to empty the cache; cold=True does it all the same")
-        return None
-    # a GPU is kept busy for long enough that the launch of the kernel is not waited for
-    evict = evictor(device, max(nbytes, 1 << 29) if device.type == "cuda" else nbytes)
-    clock = Stopwatch(device)
-    evict()
+def _coldly(subject: Subject, budget_s: float, keep: int, cold: bool | None) -> tuple[Stopwatch, int]:
+    """A stopwatch, and how many copies of each kernel it takes, so that weights are read from memory.
+
+    A weight that would stay in the cache is copied, and more is read between rounds: see `Ballast`.
+    """
+    kernel = subject.default
+    device, cache = kernel.device, cache_bytes(kernel.device)
+    stats = kernel.stats()
+    weight = stats.payload_bytes + stats.beside_bytes
+    if cold is False or weight >= 2 * cache:
+        return Stopwatch(device), 1
+    displaced, room = cache + cache // 4, memory_bytes(device) // 8
+    # canonical planes, and the copy in the order of lanes
+    fitting = [copies for copies in COPIES if 2 * weight * copies * (keep + 1) <= room]
+    if cold is None and (displaced > room or not fitting):
+        subject.notes.append("weights were warm: too little memory for copies; cold=True makes them all the same")
+        return Stopwatch(device), 1
+    copies = max(fitting, default=1)
+    ballast, clock = Ballast(device, displaced, copies), Stopwatch(device)
+    ballast()
     before = clock.now()
-    evict()
-    if cold is None and (clock.now() - before) * EVICTIONS > budget_s / 2:
-        subject.notes.append("weights were warm: emptying the cache would take half of the budget; cold=True does it")
-        return None
-    return evict
+    ballast()
+    clock.settle()
+    if cold is None and (clock.now() - before) * ROUNDS > budget_s / 3:
+        subject.notes.append("weights were warm: emptying the cache would take most of the budget; cold=True does it")
+        return Stopwatch(device), 1
+    return Stopwatch(device, ballast), copies
 
 
 @contextmanager

@@ -9,7 +9,7 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-full test-compat check format golden bench gpu-check clean
+.PHONY: help venv demo test test-full test-compat check format golden bench calibrate gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ golden: $(VENV)/.installed ## rewrite tests/golden from what the code prints now
 
 bench: $(VENV)/.installed ## how long a large weight takes to inspect, schedule and encode here
 	$(VENV)/bin/python -m bench.inspector
+
+calibrate: $(VENV)/.installed ## measure this CPU's constants for the cost model anew (under a minute)
+	$(VENV)/bin/python -m stoicc.calibration
 
 gpu-check: ## correctness and times on this machine's GPU (any python3 with torch will do)
 	$(PYTHON) -m bench.gpu_check

@@ -4,16 +4,16 @@ A call of the tiles executor is predicted as
 
     call + packing of x + (when the last thread is done with its bins) + joining of split rows
 
-where an item takes the measured seconds of its tiles by format, dtype, tile shape and batch, or the time
-to read their bytes, whichever is longer. Threads take the next bin when they are free, as they do in the
-executor, and are together no faster than the cores and the memory that they share. A call of the
-dense-once executor is predicted as
+where an item takes the measured seconds of its tiles by format, dtype, tile shape and batch, and what the
+executor waits for their bytes where these come from beyond the cache. Threads take the next bin when they are
+free, as they do in the executor, and are together no faster than the cores and the memory that they share. A
+call of the dense-once executor is predicted as
 
-    call + decoding of every tile + multiply-adds at the measured rate of the BLAS
+    call + reading and decoding of every tile + multiply-adds at the measured rate of the BLAS
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -42,11 +42,15 @@ class CpuConstants:
         bandwidth: by threads, bytes read per second by working set in bytes; smaller sets than the smallest are
             read within the time of `tiles`, which is measured in cache.
         tiles: by key, seconds of a tile by batch.
+        exposed: by "<format>|<dtype>", how much of the time to read a tile from beyond the cache comes on top of that
+            of its arithmetic: 0 where the two overlap, 1 where they do not.
         items: by weight dtype, seconds of a work item per row of its tile by batch: sums cleared, y written.
         pack: by dtype of x, seconds per column of x by batch.
-        join: seconds per fp32 sum of a part that a split adds.
+        join: seconds per row of each part of a split tile row, by batch.
+        join_call: seconds that a call takes longer where any tile row is split, by threads.
         speedup: by threads, how much faster than one a kernel runs that is bound by compute.
-        decode: by "<format>|<dtype>", seconds per weight decoded by dense-once, by threads.
+        decode: by key, seconds per weight that dense-once decodes.
+        decode_speedup: as `speedup`, for decoding, which writes as much as it computes.
         gemm: by dtype of x, by threads, seconds per multiply-add of dense-once by batch.
     """
 
@@ -54,16 +58,26 @@ class CpuConstants:
     call: Curve
     bandwidth: Mapping[int, Curve]
     tiles: Mapping[Key, Curve]
+    exposed: Mapping[str, float]
     items: Mapping[str, Curve]
     pack: Mapping[str, Curve]
-    join: float
+    join: Curve
+    join_call: Curve
     speedup: Curve
-    decode: Mapping[str, Curve]
+    decode: Mapping[Key, float]
+    decode_speedup: Curve
     gemm: Mapping[str, Mapping[int, Curve]]
 
-    def with_tiles(self, tiles: Mapping[Key, Curve], decode: Mapping[str, Curve]) -> "CpuConstants":
+    def joined(
+        self, tiles: Mapping[Key, Curve], exposed: Mapping[str, float], decode: Mapping[Key, float]
+    ) -> "CpuConstants":
         """The same constants and those of formats that were met since."""
-        return replace(self, tiles={**self.tiles, **tiles}, decode={**self.decode, **decode})
+        return replace(
+            self,
+            tiles={**self.tiles, **tiles},
+            exposed={**self.exposed, **exposed},
+            decode={**self.decode, **decode},
+        )
 
 
 Measure = Callable[[TileFormat, str, tuple[int, int]], "CpuConstants | None"]
@@ -104,29 +118,29 @@ class CpuCostModel(CostModel):
         own = program.tile[0] * for_batch(constants.items[_known(program.dtype, constants.items)], batch)
         compute, item_bytes = counts @ tile_seconds + own, counts @ tile_bytes
         payload = float(item_bytes.sum())
-        loads = np.maximum(compute, item_bytes / self._bandwidth(payload, 1))
+        waiting = counts @ (tile_bytes * [self._exposed(program, segment) for segment in segments])
+        alone = self._bandwidth(payload, 1)
+        loads = np.maximum(compute + waiting / alone, item_bytes / alone)
         bins = bin_loads(schedule, loads)
         # what no distribution over threads can beat: the cores together, and the memory that they share
         workers = max(1, min(threads, len(bins)))
-        speedup = at(constants.speedup, workers)
-        reading = payload / self._bandwidth(payload, workers)
-        bound = max(float(loads.sum()) / workers, float(compute.sum()) / speedup, reading)
+        speedup, shared = at(constants.speedup, workers), self._bandwidth(payload, workers)
+        read = max(payload, float(waiting.sum())) / shared
+        bound = max(float(loads.sum()) / workers, float(compute.sum()) / speedup + float(waiting.sum()) / shared, read)
         beside = for_batch(constants.pack[_known(x_dtype, constants.pack)], batch) * program.grid[1] * program.tile[1]
         beside += self._low_rank(program, batch)
         return Prediction.of(
-            bytes=reading,
-            compute=bound - reading,
+            bytes=read,
+            compute=bound - read,
             imbalance=max(0.0, makespan(bins, workers) - bound),
-            reduction=self._reduction(program, schedule, batch) / speedup,
+            reduction=self._reduction(program, schedule, batch, threads),
             overhead=at(constants.call, threads) + beside / speedup,
         )
 
     def _dense_once(self, module: Module, batch: int, x_dtype: str, threads: int) -> Prediction:
         program, constants = module.tiles, self.constants
         area = program.tile[0] * program.tile[1]
-        decode = sum(
-            segment.count * area * self._decode_seconds(program, segment, threads) for segment in program.segments
-        )
+        decode = sum(segment.count * area * self._decode_seconds(program, segment) for segment in program.segments)
         payload = sum(segment.count * segment_cost(program, segment) for segment in program.segments)
         reading = payload / self._bandwidth(payload, threads)
         macs = program.shape[0] * program.shape[1] * batch
@@ -136,7 +150,7 @@ class CpuCostModel(CostModel):
         seconds = at({count: at(curve, batch) for count, curve in by_threads.items()}, threads)
         return Prediction.of(
             bytes=reading,
-            decode=max(0.0, decode - reading),
+            decode=decode / at(constants.decode_speedup, threads),
             gemm=macs * seconds,
             overhead=at(constants.call, threads),
         )
@@ -157,16 +171,16 @@ class CpuCostModel(CostModel):
         scale = program.tile[0] * program.tile[1] / (nearest[2] * nearest[3])
         return scale * for_batch(self.constants.tiles[nearest], batch) * _work_ratio(fmt, nearest, program, batch)
 
-    def _decode_seconds(self, program: TileProgram, segment: Segment, threads: int) -> float:
+    def _decode_seconds(self, program: TileProgram, segment: Segment) -> float:
+        """Seconds per weight that dense-once decodes; of a format that nobody measured, those of the slowest."""
         fmt = segment.resolve()
         if fmt.planes(program.tile, program.dtype):
             self._meet(fmt, program)
-        names = (f"{fmt}|{program.dtype}", f"{fmt.name}|{program.dtype}")
         known = self.constants.decode
-        curve = next((known[name] for name in names if name in known), None)
-        if curve is None:  # as slow as the slowest that was measured
-            return max(at(curve, threads) for curve in known.values())
-        return at(curve, threads)
+        key = nearest_key((str(fmt), program.dtype, *program.tile), known)
+        if key[0].partition("<")[0] != fmt.name:
+            return max(known.values())
+        return known[key]
 
     def _meet(self, fmt: TileFormat, program: TileProgram) -> None:
         """Measure a format that is new to the constants, once."""
@@ -179,6 +193,12 @@ class CpuCostModel(CostModel):
         else:
             self.constants = measured
 
+    def _exposed(self, program: TileProgram, segment: Segment) -> float:
+        """How much of the time to read a format's bytes is added to its arithmetic."""
+        name, _, _ = segment.format.partition("<")
+        names = (f"{segment.format}|{program.dtype}", f"{name}|{program.dtype}")
+        return next((self.constants.exposed[known] for known in names if known in self.constants.exposed), 1.0)
+
     def _bandwidth(self, payload: float, threads: int) -> float:
         """Bytes a second that all threads read together; infinite for a set within the innermost cache."""
         by_threads = self.constants.bandwidth
@@ -187,10 +207,13 @@ class CpuCostModel(CostModel):
             return math.inf
         return at({count: by_size(curve, working_set) for count, curve in by_threads.items()}, threads)
 
-    def _reduction(self, program: TileProgram, schedule: Schedule, batch: int) -> float:
-        """Adding partial sums of split rows: each part is written once and read once."""
+    def _reduction(self, program: TileProgram, schedule: Schedule, batch: int, threads: int) -> float:
+        """Adding partial sums of split rows: each part is written once and read once, and threads meet once more."""
         parts = sum(1 for item in schedule.items if item.parts > 1)
-        return parts * program.tile[0] * batch * self.constants.join
+        if not parts:
+            return 0.0
+        rows = parts * program.tile[0] * for_batch(self.constants.join, batch)
+        return at(self.constants.join_call, threads) + rows / at(self.constants.speedup, threads)
 
     def _low_rank(self, program: TileProgram, batch: int) -> float:
         """Two thin products in fp32, at the rate of dense tiles."""
@@ -222,7 +245,7 @@ def by_size(curve: Curve, size: float) -> float:
     return float(np.interp(math.log2(max(size, 1.0)), [math.log2(p) for p in points], [curve[p] for p in points]))
 
 
-def nearest_key(key: Key, known: Mapping[Key, Curve]) -> Key:
+def nearest_key(key: Key, known: Iterable[Key]) -> Key:
     """The measured key most like one that is not: its format, dtype, options and shape count, in this order."""
     return min(known, key=lambda other: _unlike(key, other))
 

@@ -9,7 +9,7 @@ A `CostModel` predicts one call of an executor and says what the time goes to. T
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class CostModel(ABC):
 
     def crossover(self, module: Module, threads: int = 1) -> int:
         """The largest batch (0, or a power of two) up to which `tiles` is predicted at most as slow as `dense-once`."""
-        schedule = checked(module, 1, threads)
+        schedule = replace(checked(module, 1, threads), regimes=())
         best, batch = 0, 1
         while batch <= LARGEST_BATCH:
             times = [

@@ -7,7 +7,7 @@ what remains of a time when what is known already is taken off. One pass takes l
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,7 +22,7 @@ from stoicc.ir.errors import StoiccError
 from stoicc.ir.format import TileFormat
 from stoicc.ir.registry import find_format
 from stoicc.kernel import Kernel
-from stoicc.passes.cost_cpu import CpuConstants, Curve, Key
+from stoicc.passes.cost_cpu import CpuConstants, Curve, Key, at, by_size, for_batch
 from stoicc.pools import TiledWeight
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -33,15 +33,20 @@ DTYPES = ("bf16", "f32")
 TILES = ((64, 64), (32, 32), (128, 128))
 """What is measured at once; other dtypes and tile shapes when they are first met."""
 
-SHAPE = (512, 1024)
+SHAPE = (256, 2048)
 """Of the weights that are measured in cache."""
+
+DECODED = (2048, 2048)
+"""Of the weights that dense-once decodes: panels are larger than the innermost caches."""
 
 SETS = (4 << 20, 32 << 20, 128 << 20, 640 << 20)
 """Working sets, in bytes, at which reading is measured; the last is beyond most caches."""
 
 _PIPELINE = "drop-empty,build-csr,split-k{{parts={parts}}},balance{{bins=256}},fuse-epilogue,regimes{{tiles={tiles}}}"
 _ALL = 1 << 20
-_REPEATS, _SAMPLE_S = 9, 1e-4
+_REPEATS, _SAMPLE_S = 5, 1e-4
+_VISITS = 3
+_READ_BYTES = 8 << 20
 
 Step = Callable[[str], None]
 """Called before each measurement with what is measured: moves a progress bar."""
@@ -49,7 +54,7 @@ Step = Callable[[str], None]
 
 def steps(threads: int) -> int:
     """How many times `calibrate` calls its `step`."""
-    return 1 + len(DTYPES) * (2 + len(TILES) * len(_stored()) + len(_stored()) + 1) + len(_powers(threads))
+    return 1 + len(DTYPES) * (2 + (len(TILES) + 1) * len(_stored())) + 2 * len(_powers(threads))
 
 
 def calibrate(step: Step) -> CpuConstants:
@@ -57,42 +62,58 @@ def calibrate(step: Step) -> CpuConstants:
     threads = torch.get_num_threads()
     step("call")
     call = _calls(threads)
+    dense, rows = find_format("dense"), 64 * max(8, 4 * threads)
+    speedup = _speedup(kernel_of(weight_of(dense, "f32", (64, 64), (rows, 1024))), 16, threads, call)
+    decoding = _speedup(kernel_of(weight_of(dense, "bf16", (64, 64), DECODED), "dense-once"), 1, threads, call)
     bandwidth = {count: _reading(count, step) for count in _powers(threads)}
-    _never_slower(bandwidth)
     items: dict[str, Curve] = {}
     pack: dict[str, Curve] = {}
     tiles: dict[Key, Curve] = {}
-    decode: dict[str, Curve] = {}
+    exposed: dict[str, float] = {}
+    decode: dict[Key, float] = {}
     gemm: dict[str, dict[int, Curve]] = {}
     for dtype in DTYPES:
         step(f"items of {dtype}")
         pack[dtype], items[dtype] = _pack_and_items(dtype, call[1])
         step(f"gemm of {dtype}")
-        linear = {count: _linear(dtype, count) for count in {1, threads}}
+        product = _linear(dtype)
         for fmt in _stored():
             for tile in TILES:
                 step(f"{fmt}, {dtype}, {tile[0]}x{tile[1]}")
                 tiles |= tile_seconds(fmt, dtype, tile, call[1], pack[dtype], items[dtype])
-            step(f"{fmt}, {dtype}, decoded")
-            decode |= decode_seconds(fmt, dtype, call, linear)
-        step(f"empty, {dtype}, decoded")
-        decode |= decode_seconds(find_format("empty"), dtype, call, linear)
-        gemm[dtype] = {count: _gemm(dtype, count, call, decode[f"dense|{dtype}"]) for count in {1, threads}}
-    join, speedup = _join(), _speedup(threads, call)
-    return CpuConstants("measured", call, bandwidth, tiles, items, pack, join, speedup, decode, gemm)
+                decode |= decode_seconds(fmt, dtype, tile, call[1], product)
+            step(f"{fmt}, {dtype}, read")
+            exposed |= exposed_reading(fmt, dtype, TILES[0], tiles[str(fmt), dtype, *TILES[0]], bandwidth[1])
+        for tile in TILES:
+            decode |= decode_seconds(find_format("empty"), dtype, tile, call[1], product)
+        alone = decode["dense", dtype, *TILES[0]]
+        gemm[dtype] = {count: _gemm(dtype, count, call, alone / at(decoding, count)) for count in {1, threads}}
+    for count, curve in bandwidth.items():  # once more, as what else a machine reads comes and goes
+        for size, rate in _reading(count, step).items():
+            curve[size] = max(curve[size], rate)
+    _never_slower(bandwidth)
+    join, join_call = _join(threads)
+    return CpuConstants(
+        "measured", call, bandwidth, tiles, exposed, items, pack, join, join_call, speedup, decode, decoding, gemm
+    )
 
 
 def measure_format(fmt: TileFormat, dtype: str, tile: tuple[int, int], known: CpuConstants) -> CpuConstants | None:
     """The constants with those of one more format, dtype and tile shape; None where no weight can be made of it."""
     near = dtype if dtype in known.items else "f32"
-    call, threads = known.call, torch.get_num_threads()
+    call = known.call
     try:
         tiles = tile_seconds(fmt, dtype, tile, call[min(call)], known.pack[near], known.items[near])
-        linear = {count: _linear(dtype, count) for count in {1, threads}}
-        decode = {} if f"{fmt}|{dtype}" in known.decode else decode_seconds(fmt, dtype, call, linear)
+        key, name = (str(fmt), dtype, *tile), f"{fmt}|{dtype}"
+        if not tiles:
+            return None
+        read = {}
+        if name not in known.exposed:
+            read = exposed_reading(fmt, dtype, tile, tiles[key], known.bandwidth[min(known.bandwidth)])
+        decode = decode_seconds(fmt, dtype, tile, call[min(call)], _linear(dtype))
     except StoiccError:
         return None
-    return known.with_tiles(tiles, decode) if tiles else None
+    return known.joined(tiles, read, decode)
 
 
 # -- weights -----------------------------------------------------------------------------------
@@ -132,12 +153,12 @@ def kernel_of(tiled: TiledWeight, kind: str = "tiles", parts: int = 1) -> Kernel
 def _calls(threads: int) -> Curve:
     """Seconds of a call with next to nothing to do; with more threads, of waking and joining them as well."""
     dense = find_format("dense")
+    least, small = (kernel_of(weight_of(dense, "f32", (64, 64), shape)) for shape in ((64, 64), SHAPE))
     with torch_threads(1):
-        nothing = run_seconds(kernel_of(weight_of(dense, "f32", (64, 64), (64, 64))), 1)
-        alone = run_seconds(kernel_of(weight_of(dense, "f32", (64, 64))), 1)
+        nothing, alone = least_seconds(least, 1), least_seconds(small, 1)
     if threads == 1:
         return {1: nothing}
-    together = run_seconds(kernel_of(weight_of(dense, "f32", (64, 64))), 1)
+    together = least_seconds(small, 1)
     return {1: nothing, threads: max(nothing, together - (alone - nothing) / threads)}
 
 
@@ -148,15 +169,14 @@ def _pack_and_items(dtype: str, call: float) -> tuple[Curve, Curve]:
     """
     dense = find_format("dense")
     area = SHAPE[0] * SHAPE[1]
-    with torch_threads(1):
-        wide = kernel_of(weight_of(dense, dtype, (64, 64), (64, 16384), empty=True))
-        tall = kernel_of(weight_of(dense, dtype, (64, 64), (area // 64, 64)))
-        square = kernel_of(weight_of(dense, dtype, (64, 64)))
-        pack = {batch: max(0.0, run_seconds(wide, batch) - call) / 16384 for batch in BATCHES}
-        items = {}
-        for batch in BATCHES:
-            more = run_seconds(tall, batch) - run_seconds(square, batch) + pack[batch] * (SHAPE[1] - 64)
-            items[batch] = max(0.0, more) / (area // 64 - SHAPE[0])
+    wide = kernel_of(weight_of(dense, dtype, (64, 64), (64, 16384), empty=True))
+    tall = kernel_of(weight_of(dense, dtype, (64, 64), (area // 64, 64)))
+    square = kernel_of(weight_of(dense, dtype, (64, 64)))
+    pack = {batch: max(0.0, total - call) / 16384 for batch, total in by_batch(wide).items()}
+    high, level, items = by_batch(tall), by_batch(square), {}
+    for batch in BATCHES:
+        more = high[batch] - level[batch] + pack[batch] * (SHAPE[1] - 64)
+        items[batch] = max(0.0, more) / (area // 64 - SHAPE[0])
     return _grow(pack), _grow(items)
 
 
@@ -170,58 +190,81 @@ def tile_seconds(
         return {}
     kernel, count = kernel_of(tiled), SHAPE[0] * SHAPE[1] // (tile[0] * tile[1])
     curve = {}
-    with torch_threads(1):
-        for batch in BATCHES:
-            rest = call + pack[batch] * SHAPE[1] + items[batch] * SHAPE[0]
-            total = run_seconds(kernel, batch)
-            curve[batch] = max(total - rest, total / 4) / count
+    for batch, total in by_batch(kernel).items():
+        rest = call + for_batch(pack, batch) * SHAPE[1] + for_batch(items, batch) * SHAPE[0]
+        curve[batch] = max(total - rest, total / 4) / count
     return {(str(fmt), dtype, *tile): _grow(curve)}
 
 
-def decode_seconds(fmt: TileFormat, dtype: str, call: Curve, linear: dict[int, float]) -> dict[str, Curve]:
-    """Seconds per weight that dense-once decodes, by threads."""
-    tile = (64, 64)
-    kernel = kernel_of(weight_of(fmt, dtype, tile), "dense-once")
-    curve = {}
-    for threads, product in linear.items():
-        with torch_threads(threads):
-            total = run_seconds(kernel, 1)
-        curve[threads] = max(total - call[_nearest(threads, call)] - product, 0.0) / (SHAPE[0] * SHAPE[1])
-    return {f"{fmt}|{dtype}": curve}
+def exposed_reading(
+    fmt: TileFormat, dtype: str, tile: tuple[int, int], tiles: Curve, bandwidth: Curve
+) -> dict[str, float]:
+    """What a kernel's arithmetic does not hide of the time to read its bytes, as a share of that time, on one thread.
+
+    Another buffer is read before each call, so that the weight is out of the caches; so is what a call
+    itself needs, which a weight of one tile tells.
+    """
+    size = SETS[2]
+    cost = fmt.cost(tile, dtype).bytes / (tile[0] * tile[1])
+    shape = (1024, max(4, min(64, round(_READ_BYTES / max(cost, 0.01) / 1024 / 256))) * 256)
+    kernel, least = (kernel_of(weight_of(fmt, dtype, tile, extents)) for extents in (shape, tile))
+    reading = kernel.stats().payload_bytes / by_size(bandwidth, size)
+    other = torch.zeros(size // 8, dtype=torch.int64)
+    shares = []
+    with torch_threads(1):
+        for batch in (1, 16):
+            seconds, call = (_out_of_cache(each, batch, other) for each in (kernel, least))
+            arithmetic = tiles[batch] * shape[0] * shape[1] / (tile[0] * tile[1])
+            shares.append((seconds - call - arithmetic) / reading)
+    return {f"{fmt}|{dtype}": min(max(float(np.mean(shares)), 0.0), 2.0)}
 
 
-def _linear(dtype: str, threads: int) -> float:
+def decode_seconds(fmt: TileFormat, dtype: str, tile: tuple[int, int], call: float, product: float) -> dict[Key, float]:
+    """Seconds per weight that dense-once decodes, on one thread; `product` is what its BLAS takes at batch 1."""
+    kernel = kernel_of(weight_of(fmt, dtype, tile, DECODED), "dense-once")
+    with torch_threads(1):
+        total = least_seconds(kernel, 1)
+    return {(str(fmt), dtype, *tile): max(total - call - product, total / 10) / (DECODED[0] * DECODED[1])}
+
+
+def _linear(dtype: str) -> float:
     """Seconds of the vendor's product with one row of x, for a weight as large as those that are decoded."""
-    weight, x = torch.zeros(SHAPE, dtype=TORCH_DTYPES[dtype]), torch.zeros(1, SHAPE[1], dtype=TORCH_DTYPES[dtype])
-    with torch_threads(threads):
-        return seconds_of(lambda: torch.nn.functional.linear(x, weight))
+    weight, x = (torch.zeros(rows, DECODED[1], dtype=TORCH_DTYPES[dtype]) for rows in (DECODED[0], 1))
+    with torch_threads(1):
+        return min(seconds_of(lambda: torch.nn.functional.linear(x, weight)) for _ in range(_VISITS))
 
 
-def _gemm(dtype: str, threads: int, call: Curve, decode: Curve) -> Curve:
+def _gemm(dtype: str, threads: int, call: Curve, decode: float) -> Curve:
     """Seconds per multiply-add of dense-once by batch."""
-    shape = (1024, 2048)
-    macs = shape[0] * shape[1]
+    shape = (2048, 4096)
+    weights = shape[0] * shape[1]
     kernel = kernel_of(weight_of(find_format("dense"), dtype, (64, 64), shape), "dense-once")
-    known = call[_nearest(threads, call)] + decode[_nearest(threads, decode)] * macs
     with torch_threads(threads):
-        totals = {batch: run_seconds(kernel, batch) for batch in GEMM_BATCHES}
-    return {batch: max(total - known, total / 4) / (macs * batch) for batch, total in totals.items()}
+        totals = {batch: least_seconds(kernel, batch, visits=2) for batch in GEMM_BATCHES}
+    known = at(call, threads) + decode * weights
+    return {batch: max(total - known, total / 4) / (weights * batch) for batch, total in totals.items()}
 
 
-def _join() -> float:
-    """Seconds per fp32 sum of one part of a split tile row, written, read and added, on one thread."""
-    tiled, parts, batch = weight_of(find_format("dense"), "f32", (64, 64)), 8, 16
+def _join(threads: int) -> tuple[Curve, Curve]:
+    """What splits cost: per row of a part by batch, on one thread, and per call by threads."""
+    tiled, parts = weight_of(find_format("dense"), "f32", (64, 64)), 8
+    whole, halves, split = (kernel_of(tiled, parts=count) for count in (1, 2, parts))
+    few, many, none = by_batch(halves), by_batch(split), by_batch(whole)
+    join = _grow({batch: max(many[batch] - few[batch], 0.0) / ((parts - 2) * SHAPE[0]) for batch in BATCHES})
+    calls = {1: max(few[1] - none[1] - 2 * SHAPE[0] * join[1], 0.0)}
+    if threads > 1:
+        with torch_threads(threads):
+            calls[threads] = max(least_seconds(halves, 1) - least_seconds(whole, 1), calls[1])
+    return join, calls
+
+
+def _speedup(kernel: Kernel, batch: int, threads: int, call: Curve) -> Curve:
+    """How much faster than one thread all of them run a kernel."""
+    if threads == 1:
+        return {1: 1.0}
     with torch_threads(1):
-        whole, split = (run_seconds(kernel_of(tiled, parts=count), batch) for count in (1, parts))
-    return max(split - whole, 0.0) / (parts * SHAPE[0] * batch)
-
-
-def _speedup(threads: int, call: Curve) -> Curve:
-    """How much faster than one thread all of them run what is bound by compute."""
-    kernel = kernel_of(weight_of(find_format("dense"), "f32", (64, 64), (64 * max(8, 4 * threads), 1024)))
-    with torch_threads(1):
-        alone = run_seconds(kernel, 16) - call[1]
-    together = run_seconds(kernel, 16) - call[threads]
+        alone = least_seconds(kernel, batch) - call[1]
+    together = least_seconds(kernel, batch) - call[threads]
     return {1: 1.0, threads: min(float(threads), max(1.0, alone / max(together, 1e-9)))}
 
 
@@ -252,6 +295,34 @@ def run_seconds(kernel: Kernel, batch: int) -> float:
     x: Tensor = torch.ones(batch, kernel.in_features, dtype=TORCH_DTYPES[kernel.program.dtype])
     with torch.no_grad():
         return seconds_of(lambda: kernel(x))
+
+
+def by_batch(kernel: Kernel) -> Curve:
+    """Seconds of `kernel(x)` by batch, on one thread: the least of several visits some time apart."""
+    times: dict[int, float] = {}
+    with torch_threads(1):
+        for _ in range(_VISITS):
+            for batch in BATCHES:
+                times[batch] = min(run_seconds(kernel, batch), times.get(batch, np.inf))
+    return times
+
+
+def least_seconds(kernel: Kernel, batch: int, visits: int = 3 * _VISITS) -> float:
+    """Seconds of `kernel(x)` at torch's number of threads: the least of several visits."""
+    return min(run_seconds(kernel, batch) for _ in range(visits))
+
+
+def _out_of_cache(kernel: Kernel, batch: int, other: Tensor) -> float:
+    """Seconds of `kernel(x)` after `other` has been read."""
+    x = torch.ones(batch, kernel.in_features, dtype=TORCH_DTYPES[kernel.program.dtype])
+    samples = []
+    with torch.no_grad():
+        for _ in range(_REPEATS + 2):
+            other.sum()
+            start = time.perf_counter()
+            kernel(x)
+            samples.append(time.perf_counter() - start)
+    return float(np.quantile(samples[2:], 0.25))
 
 
 def seconds_of(call: Callable[[], object], repeats: int = _REPEATS) -> float:
@@ -292,10 +363,6 @@ def _never_slower(bandwidth: dict[int, dict[int, float]]) -> None:
 def _powers(threads: int) -> Sequence[int]:
     """1, 2, 4, ... and the number itself."""
     return sorted({threads, *(1 << p for p in range(threads.bit_length()) if 1 << p <= threads)})
-
-
-def _nearest(threads: int, known: Iterable[int]) -> int:
-    return min(known, key=lambda count: abs(count - threads))
 
 
 def main() -> None:

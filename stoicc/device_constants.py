@@ -96,8 +96,7 @@ def _measure_and_store(path: Path, quiet: bool) -> CpuConstants:
             progress.update(task, advance=1, description=f"calibrating: {what}")
 
         constants = calibration.calibrate(step)
-    _store(path, constants)
-    return constants
+    return _store(path, constants)
 
 
 def _measure_format(fmt: TileFormat, dtype: str, tile: tuple[int, int]) -> CpuConstants | None:
@@ -110,9 +109,7 @@ def _measure_format(fmt: TileFormat, dtype: str, tile: tuple[int, int]) -> CpuCo
         if known is None or (str(fmt), dtype, *tile) in known.tiles:
             return known
         found = calibration.measure_format(fmt, dtype, tile, known)
-        if found is not None:
-            _store(path, found)
-        return found
+        return None if found is None else _store(path, found)
 
 
 # -- the store ---------------------------------------------------------------------------------
@@ -174,14 +171,18 @@ def _set_aside(path: Path, error: Exception) -> None:
     )
 
 
-def _store(path: Path, constants: CpuConstants) -> None:
-    write_whole(path, json.dumps({"key": device_key(), "constants": to_json(constants)}, indent=1) + "\n")
+def _store(path: Path, constants: CpuConstants) -> CpuConstants:
+    """Write the constants; those that a reader of the file will have."""
+    held = to_json(constants)
+    write_whole(path, json.dumps({"key": device_key(), "constants": held}, indent=1) + "\n")
+    return from_json(held)
 
 
 def to_json(constants: CpuConstants) -> dict[str, Any]:
-    """Constants as dictionaries whose keys are texts; a key of `tiles` reads `int4|bf16|64x64`."""
+    """Constants as dictionaries whose keys are texts; a key of `tiles` and `decode` reads `int4|bf16|64x64`."""
     held = {name: getattr(constants, name) for name in constants.__dataclass_fields__}
-    held["tiles"] = {f"{fmt}|{dtype}|{bm}x{bk}": curve for (fmt, dtype, bm, bk), curve in constants.tiles.items()}
+    for name in ("tiles", "decode"):
+        held[name] = {f"{fmt}|{dtype}|{bm}x{bk}": curve for (fmt, dtype, bm, bk), curve in held[name].items()}
     return {name: _rounded(value) for name, value in held.items()}
 
 
@@ -192,11 +193,14 @@ def from_json(held: Mapping[str, Any]) -> CpuConstants:
         call=_curve(held["call"]),
         bandwidth={int(threads): _curve(curve) for threads, curve in held["bandwidth"].items()},
         tiles={_key(text): _curve(curve) for text, curve in held["tiles"].items()},
+        exposed={name: _number(value) for name, value in held["exposed"].items()},
         items={dtype: _curve(curve) for dtype, curve in held["items"].items()},
         pack={dtype: _curve(curve) for dtype, curve in held["pack"].items()},
-        join=_number(held["join"]),
+        join=_curve(held["join"]),
+        join_call=_curve(held["join_call"]),
         speedup=_curve(held["speedup"]),
-        decode={name: _curve(curve) for name, curve in held["decode"].items()},
+        decode={_key(text): _number(value) for text, value in held["decode"].items()},
+        decode_speedup=_curve(held["decode_speedup"]),
         gemm={
             dtype: {int(threads): _curve(curve) for threads, curve in by_threads.items()}
             for dtype, by_threads in held["gemm"].items()

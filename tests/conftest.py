@@ -44,6 +44,7 @@ def _share_cache(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config._stoicc_cache = tempfile.mkdtemp(prefix="stoicc-test-cache-")  # type: ignore[attr-defined]
         os.environ["STOICC_CACHE_DIR"] = config._stoicc_cache  # type: ignore[attr-defined]
+    os.environ["STOICC_CALIBRATION"] = "off"  # schedules must not depend on what this machine measured
 
 
 def _share_cores() -> None:

@@ -1,6 +1,6 @@
 """What tuning is worth: default, predicted, tuned and exhaustive best side by side, on skewed mosaics.
 
-    python -m bench.autotune [--quick]
+    python -m bench.autotune [--quick]      (about 8 minutes on two cores)
 
 For every mosaic `stoicc.autotune` is given three batch sizes and a budget; "predicted" is what the cost model
 picks without measuring, "tuned" what won the race of that batch size, "kernel" the one schedule for all of them.
@@ -196,8 +196,9 @@ def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small mosaics; under 60 s")
-    parser.add_argument("--json", type=Path, default=Path("bench/results/autotune.json"))
+    parser.add_argument("--json", type=Path, help="default: bench/results/autotune.json, or nowhere with --quick")
     arguments = parser.parse_args()
+    path = arguments.json or (None if arguments.quick else Path("bench/results/autotune.json"))
     effort = QUICK if arguments.quick else FULL
     stoicc.cost_model("cpu")  # a new device is measured first
     cold = Stopwatch(CPU, Ballast(CPU, cache_bytes(CPU) * 5 // 4, COPIES))
@@ -213,9 +214,10 @@ def main() -> None:
             f"{role:10s} within {GOAL:.0%} of the best in {figures['within_goal']:.0f} of {figures['of']:.0f}, "
             f"median {figures['median_off']:.1%}, largest {figures['largest_off']:.1%}"
         )
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": describe_machine(), "quick": arguments.quick, "summary": found, "rows": rows}
-    arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"machine": describe_machine(), "quick": arguments.quick, "summary": found, "rows": rows}
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

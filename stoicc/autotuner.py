@@ -47,7 +47,7 @@ def autotune(
     name: str = "weight",
     keep: int = 6,
     cold: bool | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
     fresh: bool = False,
     store: TuningStore | None = None,
     model: CostModel | None = None,
@@ -73,7 +73,7 @@ def autotune(
         cold: read weights from memory, not from a cache, by calling copies of a kernel in turn and
             displacing the cache between rounds; default: where a weight would stay in the cache, and
             memory and budget afford it.
-        progress: show a progress bar on stderr; default: where that is a terminal.
+        progress: show a progress bar on stderr, where that is a terminal.
         fresh: tune anew, whatever is remembered.
         store: where results are remembered; default: the user's cache folder for stoicc.
         model: ranks schedules; default: `stoicc.cost_model` of the target.
@@ -291,7 +291,7 @@ def _coldly(subject: Subject, budget_s: float, keep: int, cold: bool | None) -> 
 @contextmanager
 def _shown(progress: bool | None, budget_s: float, watch: Stopwatch, started: float) -> Iterator[Callable[[str], None]]:
     """A function that is told each stage: a progress bar over the budget, or silence."""
-    if progress is False or not sys.stderr.isatty():
+    if not progress or not sys.stderr.isatty():
         yield lambda stage: None
         return
     from rich.console import Console

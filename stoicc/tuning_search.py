@@ -87,9 +87,11 @@ class Search:
         self.ratios: dict[tuple[Arm, int], list[float]] = {}
         self.kernels: dict[Arm, Rotation] = {}
         self.answers: dict[int, Tensor] = {}
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         self.x = {
-            batch: torch.randn(batch, default.in_features, generator=generator).to(default.device, x_dtype)
+            batch: torch.randn(batch, default.in_features, generator=generator, device="cpu").to(
+                default.device, x_dtype
+            )
             for batch in self.batch_sizes
         }
 

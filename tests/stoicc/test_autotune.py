@@ -1,5 +1,7 @@
 """The autotuner: what it searches, what it chooses, what it may spend."""
 
+import io
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -259,6 +261,22 @@ def test_slow_ranking_stops_and_says_so(weight, store):
     result = autotune(weight, [1], space, 2.0, store=store, model=model, stopwatch=watch)
     assert any("were not ranked: out of time" in note for note in result.notes)
     assert result.chosen(1).default
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stderr", "progress", "shown"), [(Terminal, True, True), (Terminal, False, False), (io.StringIO, True, False)]
+)
+def test_progress_is_shown_on_a_terminal_alone(weight, store, monkeypatch, stderr, progress, shown):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stderr())
+    tuned(weight, store, lambda arm, batch: 1e-4, space=SMALL, batch_sizes=[1], progress=progress)
+    assert isinstance(sys.stderr, io.StringIO)
+    assert ("batch 1" in sys.stderr.getvalue()) == shown
 
 
 # -- remembering -------------------------------------------------------------------------------

@@ -105,9 +105,9 @@ def _kinds(mosaic: Mosaic) -> np.ndarray:
 
 
 def pipelines() -> Iterator[str]:
-    """Schedules of one tile shape, simple ones first; the structure matters to the tiles executor alone."""
+    """Schedules of one tile shape, those of fewer pieces first; the structure matters to the tiles executor alone."""
     orders = ("order{by=cost}", "order{by=row}")
-    for parts, bins, order in itertools.product((1, 2, 4), (256, 16), orders):
+    for parts, bins, order in itertools.product((1, 2, 4), (16, 256), orders):
         yield _TEXT.format(order=order, parts=parts, bins=bins, up_to=1 << 20)
     yield _TEXT.format(order=orders[0], parts=1, bins=256, up_to=0)
 
@@ -138,13 +138,19 @@ def _short(text: str) -> str:
 
 
 def pick(predicted: dict[str, float]) -> str:
-    """The schedule of the least predicted time; of those within 2% the first, which is the simplest."""
+    """The schedule of the least predicted time; of those within 2% the first, which has the fewest pieces."""
     least = min(predicted.values())
     return next(name for name, seconds in predicted.items() if seconds <= 1.02 * least)
 
 
-def compare(kernels: dict[str, stoicc.Kernel], model: CpuCostModel, batch: int) -> dict[str, object]:
-    """All schedules of a weight at a batch: which one is picked, which one is the fastest, and by how much."""
+def compare(
+    kernels: dict[str, stoicc.Kernel], model: CpuCostModel, batch: int, rounds: tuple[int, int]
+) -> dict[str, object]:
+    """All schedules of a weight at a batch: which one is picked, which one is the fastest, and by how much.
+
+    Args:
+        rounds: of all schedules, and of the finalists.
+    """
     program = next(iter(kernels.values())).program
     threads = torch.get_num_threads()
     # schedules are called in turn: between two calls of one the weights of all others are read
@@ -155,10 +161,10 @@ def compare(kernels: dict[str, stoicc.Kernel], model: CpuCostModel, batch: int) 
     x = torch.randn(batch, program.shape[1]).to(TORCH_DTYPES[program.dtype])
     calls = {name: partial(kernel, x) for name, kernel in kernels.items()}
     with torch.no_grad():
-        measured = interleaved_medians(calls, 5)
+        measured = interleaved_medians(calls, rounds[0])
         picked = pick(predicted)
         fastest = sorted(measured, key=measured.__getitem__)[:FINALISTS]
-        finals = interleaved_medians({name: calls[name] for name in dict.fromkeys([picked, *fastest])}, 41)
+        finals = interleaved_medians({name: calls[name] for name in dict.fromkeys([picked, *fastest])}, rounds[1])
     best = min(finals, key=finals.__getitem__)
     names = list(kernels)
     return {
@@ -226,6 +232,7 @@ def main() -> None:
     model = stoicc.cost_model("cpu")
     assert isinstance(model, CpuCostModel)
     count = arguments.count or (6 if arguments.quick else 40)
+    rounds = (3, 21) if arguments.quick else (5, 41)
     rows: list[dict[str, object]] = []
     with Progress(console=console, transient=True) as progress:
         for seed in progress.track(range(arguments.first, arguments.first + count), description="mosaics"):
@@ -233,7 +240,9 @@ def main() -> None:
             kernels = space(mosaic)
             for kernel in kernels.values():  # libraries are compiled and planes packed outside of any time
                 kernel(torch.zeros(1, kernel.in_features, dtype=TORCH_DTYPES[kernel.program.dtype]))
-            rows.append({"mosaic": str(mosaic), "batches": {str(b): compare(kernels, model, b) for b in BATCHES}})
+            rows.append(
+                {"mosaic": str(mosaic), "batches": {str(b): compare(kernels, model, b, rounds) for b in BATCHES}}
+            )
     console.print(table_of(rows))
     found = summary(rows)
     for name, value in found.items():

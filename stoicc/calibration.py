@@ -87,14 +87,28 @@ def calibrate(step: Step) -> CpuConstants:
         for tile in TILES:
             decode |= decode_seconds(find_format("empty"), dtype, tile, call[1], product)
         alone = decode["dense", dtype, *TILES[0]]
-        gemm[dtype] = {count: _gemm(dtype, count, call, alone / at(decoding, count)) for count in {1, threads}}
+        gemm[dtype] = {
+            count: _gemm(dtype, count, call, alone / at(decoding, count), bandwidth[count]) for count in {1, threads}
+        }
     for count, curve in bandwidth.items():  # once more, as what else a machine reads comes and goes
         for size, rate in _reading(count, step).items():
             curve[size] = max(curve[size], rate)
     _never_slower(bandwidth)
     join, join_call = _join(threads)
     return CpuConstants(
-        "measured", call, bandwidth, tiles, exposed, items, pack, join, join_call, speedup, decode, decoding, gemm
+        "measured",
+        call,
+        bandwidth,
+        tiles,
+        exposed,
+        items,
+        pack,
+        join,
+        join_call,
+        speedup,
+        decode,
+        decoding,
+        gemm,
     )
 
 
@@ -234,14 +248,15 @@ def _linear(dtype: str) -> float:
         return min(seconds_of(lambda: torch.nn.functional.linear(x, weight)) for _ in range(_VISITS))
 
 
-def _gemm(dtype: str, threads: int, call: Curve, decode: float) -> Curve:
-    """Seconds per multiply-add of dense-once by batch."""
-    shape = (2048, 4096)
+def _gemm(dtype: str, threads: int, call: Curve, decode: float, bandwidth: Curve) -> Curve:
+    """Seconds per multiply-add of dense-once by batch, when its weight and scratch are out of the caches."""
+    shape, size = (2048, 4096), SETS[2]
     weights = shape[0] * shape[1]
     kernel = kernel_of(weight_of(find_format("dense"), dtype, (64, 64), shape), "dense-once")
+    other = torch.zeros(size // 8, dtype=torch.int64)
     with torch_threads(threads):
-        totals = {batch: least_seconds(kernel, batch, visits=2) for batch in GEMM_BATCHES}
-    known = at(call, threads) + decode * weights
+        totals = {batch: _out_of_cache(kernel, batch, other) for batch in GEMM_BATCHES}
+    known = at(call, threads) + decode * weights + kernel.stats().payload_bytes / by_size(bandwidth, size)
     return {batch: max(total - known, total / 4) / (weights * batch) for batch, total in totals.items()}
 
 
@@ -344,10 +359,11 @@ def seconds_of(call: Callable[[], object], repeats: int = _REPEATS) -> float:
 
 
 def _grow(curve: Curve) -> Curve:
-    """The curve made to grow with the batch: a smaller time at a larger batch is noise in the one before."""
+    """The curve made to grow with the batch: where it falls, that is noise, in the middle of which it is put."""
     points = sorted(curve)
-    lowest = np.minimum.accumulate([curve[point] for point in reversed(points)])[::-1]
-    return dict(zip(points, lowest.tolist(), strict=True))
+    values = np.array([curve[point] for point in points])
+    least, most = np.minimum.accumulate(values[::-1])[::-1], np.maximum.accumulate(values)
+    return dict(zip(points, ((least + most) / 2).tolist(), strict=True))
 
 
 def _never_slower(bandwidth: dict[int, dict[int, float]]) -> None:

@@ -64,7 +64,7 @@ Schedule = tuple[tuple[int, int], str, str]
 
 
 def mosaics(effort: Effort) -> list[Mosaic]:
-    """Skewed mosaics, the heavy tiles in the first tile rows; every other one has codes, which keep their tiles."""
+    """Skewed mosaics, the heavy tiles in the first tile rows; two of five have codes, which keep their tiles."""
     mixes: Sequence[dict[str, float]] = (
         {"dense": 0.1, "nv24": 0.2, "empty": 0.7},
         {"dense": 0.1, "int8": 0.2, "int4": 0.4, "empty": 0.3},

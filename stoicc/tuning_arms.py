@@ -14,7 +14,7 @@ from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.kernel import Kernel
 from stoicc.tuning_space import Structure
 
-TIE, MOST_TIE = 0.01, 0.03
+TIE, MOST_TIE = 0.01, 0.02
 """Arms this close (relative) are equal; so are those within the noise of their medians, up to the second."""
 
 

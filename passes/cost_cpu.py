@@ -52,6 +52,8 @@ class CpuConstants:
         decode: by key, seconds per weight that dense-once decodes.
         decode_speedup: as `speedup`, for decoding, which writes as much as it computes.
         gemm: by dtype of x, by threads, seconds per multiply-add of dense-once by batch.
+        gemm_call: by dtype of x, by threads, seconds that a call of dense-once takes besides, by batch
+            (one point where it was measured to be alike at all).
     """
 
     source: str
@@ -67,6 +69,7 @@ class CpuConstants:
     decode: Mapping[Key, float]
     decode_speedup: Curve
     gemm: Mapping[str, Mapping[int, Curve]]
+    gemm_call: Mapping[str, Mapping[int, Curve]]
 
     def joined(
         self, tiles: Mapping[Key, Curve], exposed: Mapping[str, float], decode: Mapping[Key, float]
@@ -146,13 +149,16 @@ class CpuCostModel(CostModel):
         macs = program.shape[0] * program.shape[1] * batch
         if program.beside.low_rank is not None:
             macs += program.beside.low_rank[0].shape[1] * sum(program.shape) * batch
-        by_threads = constants.gemm[_known(x_dtype, constants.gemm)]
-        seconds = at({count: at(curve, batch) for count, curve in by_threads.items()}, threads)
+        dtype = _known(x_dtype, constants.gemm)
+        seconds, call = (
+            at({count: at(curve, batch) for count, curve in curves[dtype].items()}, threads)
+            for curves in (constants.gemm, constants.gemm_call)
+        )
         return Prediction.of(
             bytes=reading,
             decode=decode / at(constants.decode_speedup, threads),
             gemm=macs * seconds,
-            overhead=at(constants.call, threads),
+            overhead=at(constants.call, threads) + call,
         )
 
     # -- pieces ----------------------------------------------------------------------------

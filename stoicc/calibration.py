@@ -72,6 +72,7 @@ def calibrate(step: Step) -> CpuConstants:
     exposed: dict[str, float] = {}
     decode: dict[Key, float] = {}
     gemm: dict[str, dict[int, Curve]] = {}
+    gemm_call: dict[str, dict[int, Curve]] = {}
     for dtype in DTYPES:
         step(f"items of {dtype}")
         pack[dtype], items[dtype] = _pack_and_items(dtype, call[1])
@@ -87,29 +88,18 @@ def calibrate(step: Step) -> CpuConstants:
         for tile in TILES:
             decode |= decode_seconds(find_format("empty"), dtype, tile, call[1], product)
         alone = decode["dense", dtype, *TILES[0]]
-        gemm[dtype] = {
-            count: _gemm(dtype, count, call, alone / at(decoding, count), bandwidth[count]) for count in {1, threads}
-        }
+        both = {count: _gemm(dtype, count, alone / at(decoding, count), bandwidth[count]) for count in {1, threads}}
+        gemm[dtype] = {count: rates for count, (rates, _) in both.items()}
+        gemm_call[dtype] = {count: calls for count, (_, calls) in both.items()}
     for count, curve in bandwidth.items():  # once more, as what else a machine reads comes and goes
         for size, rate in _reading(count, step).items():
             curve[size] = max(curve[size], rate)
     _never_slower(bandwidth)
     join, join_call = _join(threads)
     return CpuConstants(
-        "measured",
-        call,
-        bandwidth,
-        tiles,
-        exposed,
-        items,
-        pack,
-        join,
-        join_call,
-        speedup,
-        decode,
-        decoding,
-        gemm,
-    )
+        "measured", call, bandwidth, tiles, exposed, items, pack, join, join_call,
+        speedup, decode, decoding, gemm, gemm_call,
+    )  # fmt: skip
 
 
 def measure_format(fmt: TileFormat, dtype: str, tile: tuple[int, int], known: CpuConstants) -> CpuConstants | None:
@@ -248,16 +238,25 @@ def _linear(dtype: str) -> float:
         return min(seconds_of(lambda: torch.nn.functional.linear(x, weight)) for _ in range(_VISITS))
 
 
-def _gemm(dtype: str, threads: int, call: Curve, decode: float, bandwidth: Curve) -> Curve:
-    """Seconds per multiply-add of dense-once by batch, when its weight and scratch are out of the caches."""
-    shape, size = (2048, 4096), SETS[2]
-    weights = shape[0] * shape[1]
-    kernel = kernel_of(weight_of(find_format("dense"), dtype, (64, 64), shape), "dense-once")
+def _gemm(dtype: str, threads: int, decode: float, bandwidth: Curve) -> tuple[Curve, Curve]:
+    """Seconds per multiply-add of dense-once by batch, and per call besides: from a large and a small weight.
+
+    Both are out of the caches when they are called; so is a tile by itself, whose call is taken off.
+    """
+    dense, size = find_format("dense"), SETS[2]
+    shapes = ((2048, 4096), (256, 1024))
+    kernels = [kernel_of(weight_of(dense, dtype, (64, 64), shape), "dense-once") for shape in shapes]
+    kernels.append(kernel_of(weight_of(dense, dtype, (64, 64), (64, 64))))
     other = torch.zeros(size // 8, dtype=torch.int64)
+    per_weight = decode + torch.finfo(TORCH_DTYPES[dtype]).bits / 8 / by_size(bandwidth, size)
+    (large, small), rates, calls = (shape[0] * shape[1] for shape in shapes), {}, {}
     with torch_threads(threads):
-        totals = {batch: _out_of_cache(kernel, batch, other) for batch in GEMM_BATCHES}
-    known = at(call, threads) + decode * weights + kernel.stats().payload_bytes / by_size(bandwidth, size)
-    return {batch: max(total - known, total / 4) / (weights * batch) for batch, total in totals.items()}
+        for batch in GEMM_BATCHES:
+            big, little, call = (_out_of_cache(kernel, batch, other) for kernel in kernels)
+            slope = (big - little) / (large - small)
+            rates[batch] = max(slope - per_weight, slope / 4) / batch
+            calls[batch] = max(little - call - slope * small, 0.0)
+    return rates, {1: float(np.median(list(calls.values())))}
 
 
 def _join(threads: int) -> tuple[Curve, Curve]:

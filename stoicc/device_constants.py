@@ -201,10 +201,8 @@ def from_json(held: Mapping[str, Any]) -> CpuConstants:
         speedup=_curve(held["speedup"]),
         decode={_key(text): _number(value) for text, value in held["decode"].items()},
         decode_speedup=_curve(held["decode_speedup"]),
-        gemm={
-            dtype: {int(threads): _curve(curve) for threads, curve in by_threads.items()}
-            for dtype, by_threads in held["gemm"].items()
-        },
+        gemm=_curves(held["gemm"]),
+        gemm_call=_curves(held["gemm_call"]),
     )
 
 
@@ -218,6 +216,14 @@ def _curve(held: Mapping[str, Any]) -> Curve:
     if not held:
         raise ValueError("a curve without points")
     return {int(point): _number(value) for point, value in held.items()}
+
+
+def _curves(held: Mapping[str, Any]) -> dict[str, dict[int, Curve]]:
+    """Curves by dtype and threads."""
+    return {
+        dtype: {int(threads): _curve(curve) for threads, curve in by_threads.items()}
+        for dtype, by_threads in held.items()
+    }
 
 
 def _number(value: Any) -> float:

@@ -30,4 +30,5 @@ def constants(
         decode={(name, "bf16", 64, 64): 2e-10 for name in (*FORMATS, "empty")},
         decode_speedup={1: 1.0, 4: 3.0},
         gemm={"f32": {1: {1: 10 * gemm, 64: gemm}, 4: {1: 3 * gemm, 64: gemm / 4}}},
+        gemm_call={"f32": {1: {1: 1e-7, 64: 2e-7}}},
     )

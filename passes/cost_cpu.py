@@ -132,12 +132,14 @@ class CpuCostModel(CostModel):
         bound = max(float(loads.sum()) / workers, float(compute.sum()) / speedup + float(waiting.sum()) / shared, read)
         beside = for_batch(constants.pack[_known(x_dtype, constants.pack)], batch) * program.grid[1] * program.tile[1]
         beside += self._low_rank(program, batch)
+        parts = sum(1 for item in schedule.items if item.parts > 1)
+        call = at(constants.call, threads) + (at(constants.join_call, threads) if parts else 0.0)
         return Prediction.of(
             bytes=read,
             compute=bound - read,
             imbalance=max(0.0, makespan(bins, workers) - bound),
-            reduction=self._reduction(program, schedule, batch, threads),
-            overhead=at(constants.call, threads) + beside / speedup,
+            reduction=self._reduction(program, parts, batch, threads),
+            overhead=call + beside / speedup,
         )
 
     def _dense_once(self, module: Module, batch: int, x_dtype: str, threads: int) -> Prediction:
@@ -213,13 +215,10 @@ class CpuCostModel(CostModel):
             return math.inf
         return at({count: by_size(curve, working_set) for count, curve in by_threads.items()}, threads)
 
-    def _reduction(self, program: TileProgram, schedule: Schedule, batch: int, threads: int) -> float:
-        """Adding partial sums of split rows: each part is written once and read once, and threads meet once more."""
-        parts = sum(1 for item in schedule.items if item.parts > 1)
-        if not parts:
-            return 0.0
-        rows = parts * program.tile[0] * for_batch(self.constants.join, batch)
-        return at(self.constants.join_call, threads) + rows / at(self.constants.speedup, threads)
+    def _reduction(self, program: TileProgram, parts: int, batch: int, threads: int) -> float:
+        """Adding partial sums of split rows: each part is written once and read once."""
+        rows = parts * program.tile[0]
+        return rows * for_batch(self.constants.join, batch) / at(self.constants.speedup, threads)
 
     def _low_rank(self, program: TileProgram, batch: int) -> float:
         """Two thin products in fp32, at the rate of dense tiles."""

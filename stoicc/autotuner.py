@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from stoicc.compiler import compile
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
-from stoicc.ir.errors import CodegenError, InputError
+from stoicc.ir.errors import CodegenError, InputError, StoiccError
+from stoicc.ir.schedule import EXECUTORS, Regime
+from stoicc.ir.types import Module
 from stoicc.kernel import Kernel
 from stoicc.ops.graph import CompressedWeight
 from stoicc.passes import default_pipeline
@@ -21,7 +24,7 @@ from stoicc.retile import fixed_tile, retile
 from stoicc.targets import backend_for, backend_named
 from stoicc.timing import Ballast, Stopwatch, cache_bytes, memory_bytes
 from stoicc.tuning_result import TuningResult, with_kernel
-from stoicc.tuning_search import Search
+from stoicc.tuning_search import RANK_BY, Search
 from stoicc.tuning_space import Space, Tile
 from stoicc.tuning_store import Key, TuningStore, key_of
 from stoicc.weights import FormatLike
@@ -65,8 +68,8 @@ def autotune(
             inspected weight without quantized codes; else it stays, and a note says why.
         batch_sizes: rows of x to tune for; one schedule serves all, with an executor for each.
         space: what may vary; default `Space.of(backend)`. Edit it with `dataclasses.replace`.
-        budget_s: seconds that all of it may take, compiling included. The first use on a device measures the
-            constants of its cost model, once and beyond the budget.
+        budget_s: seconds that all of it may take, compiling included. What the cost model does not know yet
+            (this device, a format at a tile shape) is measured once and beyond the budget.
         x_dtype: of the inputs; default: the weight's.
         formats, bias, activation, target, on_missing, name: see `stoicc.compile`.
         keep: how many schedules per batch size are built, beside the default.
@@ -110,6 +113,7 @@ def autotune(
         before = watch.now()
         model = model or _model(backend)
         started += watch.now() - before  # a device is measured once, for all that is tuned on it
+        started += _acquaint(model, subject, tiles, DTYPE_NAMES[dtype], watch, started + RANK_BY * budget_s)
         search = Search(
             subject.kernel,
             space.structures(default_pipeline(backend), tiles, torch.get_num_threads()),
@@ -234,6 +238,30 @@ def _model(backend: str) -> CostModel:
     from stoicc.device_constants import cost_model
 
     return cost_model(backend)
+
+
+def _acquaint(
+    model: CostModel, subject: Subject, tiles: Sequence[Tile], x_dtype: str, watch: Stopwatch, until: float
+) -> float:
+    """Let the model meet the formats at each tile shape; the seconds that it takes to measure those it does not know.
+
+    They are measured once for a device, so no budget pays for them, and no tile shape is left out for them.
+    """
+    spent = 0.0
+    for tile in tiles:
+        if watch.now() - spent > until:
+            break  # cutting the weight alone takes long
+        try:
+            module = subject.kernel(tile).ir
+        except StoiccError:
+            continue  # the search says why
+        before = watch.now()
+        assert module.schedule is not None  # a kernel has one
+        for executor in EXECUTORS:
+            shaped = Module(module.tiles, replace(module.schedule, regimes=(Regime(executor),)))
+            model.predict(shaped, 1, x_dtype, torch.get_num_threads())
+        spent += watch.now() - before
+    return spent
 
 
 def _key(kernel: Kernel, batch_sizes: Sequence[int], dtype: torch.dtype, backend: str, searched: str) -> Key:

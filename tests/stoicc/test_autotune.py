@@ -245,13 +245,29 @@ def test_launch_parameters_are_pipeline_text():
 @pytest.mark.parametrize("budget_s", [2.0, 20.0])
 def test_the_budget_holds(weight, store, call_s, budget_s):
     result, watch = tuned(weight, store, lambda arm, batch: call_s, tick=1e-3, budget_s=budget_s)
-    assert watch.clock == pytest.approx(result.seconds, rel=0.01)
-    assert result.seconds <= 1.2 * budget_s
+    assert result.seconds <= watch.clock <= 1.2 * budget_s
 
 
 def test_a_large_budget_is_not_used_up_where_rounds_suffice(weight, store):
     result, _ = tuned(weight, store, lambda arm, batch: 1e-4, budget_s=1000)
     assert result.seconds < 1
+
+
+def test_what_the_model_measures_first_is_beyond_the_budget(weight, store):
+    watch = FakeStopwatch(lambda arm, batch: 1e-4)
+    met = set()
+
+    def slow_once(module, executor, batch):
+        if module.tiles.tile not in met:
+            met.add(module.tiles.tile)
+            watch.clock += 5.0
+        return flat(module, executor, batch)
+
+    space = replace(SMALL, tiles=((32, 64), (64, 32)))
+    result = autotune(weight, [1], space, 4.0, store=store, model=FakeModel(slow_once), stopwatch=watch)
+    assert watch.clock >= 15
+    assert result.seconds < 1
+    assert result.notes == ()
 
 
 def test_slow_ranking_stops_and_says_so(weight, store):

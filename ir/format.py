@@ -145,7 +145,8 @@ class TileMac:
 
     The vector vocabulary (`vf_load_bf16`, `multiply_add`, ...) is in `codegen/cpu/simd_*.h`; code
     written in it runs on every instruction set, and only what it uses is emitted. Planes are
-    put in lane order by `pack`, with the helpers of `stoicc.codegen.cpu.lanes`.
+    put in lane order by `pack`, with the helpers of `stoicc.codegen.cpu.lanes`. Planes of more than
+    1 KB an entry are streams: call `ahead(p, bytes)` as they are read, or memory is not kept busy.
 
     Attributes:
         source: C text of the function.
@@ -158,11 +159,27 @@ class TileMac:
 
             T is the weight's C type; out[r * stride + k] must equal `TileFormat.decode` bit for
             bit. Without it panels are decoded by `TileFormat.decode` in torch.
+        digits: optional C text for integer units (`simd_vnni.h`), at batch 1, 2 and 4:
+
+            INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
+
+            x is three 8-bit digits of a 24-bit number, in units of each tile column and entry:
+            `[BK / 16][nb][digit][16]`, the columns of each eight in the order 0 4 1 5 2 6 3 7; what
+            follows is read by `digit_sums` and `digit_units`.
+        pairs: optional C text for matrix units (`simd_amx.h`), for bf16 weights and a larger batch:
+
+            INLINE void {name}(<planes>, const bf16 *x, float *acc, int entries)
+
+            The text unpacks a strip to bf16 pairs `[BK / 2][16][2]` and calls `multiply_pairs` or
+            `multiply_pairs_scaled`; BK is a multiple of 32, x `[block of 16][BK / 32][16][32]`,
+            acc `[block of 16][STRIPS][16][16]`.
     """
 
     source: str
     pack: Callable[[Planes], Planes] = lambda planes: planes
     decode: str = ""
+    digits: str = ""
+    pairs: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The CPU backend: kernels in C, and panels decoded once for the BLAS at a large batch."""
 
 import ctypes
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,6 @@ from stoicc.codegen.cpu.bind import Binding
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
-from stoicc.codegen.cpu.lanes import LANES
 from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
@@ -31,13 +31,13 @@ class TilesExecutor(Executor):
     def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
         self._module, self._on_missing = module, on_missing
         self._isa = instruction_set()
-        self._class = self._classify(TORCH_DTYPES[module.tiles.dtype])
-        self._binding = Binding(self._class, module, pools)
+        own = self._classify(TORCH_DTYPES[module.tiles.dtype])
+        self._binding = Binding(own, module, pools)
+        self._classes: dict[torch.dtype, KernelClass] = {}
         self._functions: dict[torch.dtype, Any] = {}
-        self._entry_bytes = self._scratch_of_one_entry()
-        chunk = self._class.chunk  # whole chunks: the cut of a batch changes no bit of y
-        self._piece = max(1, WORKSPACE_BYTES // self._entry_bytes // chunk) * chunk
-        self.source = emit(self._class)
+        floats = self._scratch(replace(own, x_dtype="f32"), own.chunk)
+        self._piece = max(1, WORKSPACE_BYTES // floats) * own.chunk  # whole chunks, whatever the dtype of x
+        self.source = emit(own)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         run = self._functions.get(x.dtype) or self._function(x.dtype)
@@ -56,17 +56,17 @@ class TilesExecutor(Executor):
             )
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
-        return self._class.padded(min(batch, self._piece)) * self._entry_bytes + _ALIGNMENT
+        if x_dtype not in self._classes:
+            self._classes[x_dtype] = self._classify(x_dtype)
+        return self._scratch(self._classes[x_dtype], min(batch, self._piece)) + _ALIGNMENT
+
+    def _scratch(self, kernel: KernelClass, batch: int) -> int:
+        binding = self._binding
+        return kernel.scratch_bytes(batch, self._module.tiles.grid[1], binding.rank, binding.partials)
 
     @property
     def resident_bytes(self) -> int:
         return self._binding.bytes
-
-    def _scratch_of_one_entry(self) -> int:
-        """Bytes of packed x, the low-rank inner product and partial sums of split rows."""
-        kernel, binding = self._class, self._binding
-        packed = self._module.tiles.grid[1] * kernel.columns
-        return 4 * (packed + binding.rank + binding.partials * kernel.strips * LANES)
 
     def _classify(self, x_dtype: torch.dtype) -> KernelClass:
         return classify(self._module, x_dtype, self._isa, self._on_missing)

@@ -20,13 +20,19 @@ from stoicc.codegen.cache import cache_folder, is_whole, locked, move_whole, wri
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.errors import CodegenError
 
+_AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c")
 _ISA_FLAGS = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+    "amx": (*_AVX512_FLAGS, "-mavx512vnni", "-mamx-tile", "-mamx-bf16"),
+    "vnni": (*_AVX512_FLAGS, "-mavx512vnni"),
+    "avx512": _AVX512_FLAGS,
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "portable": ("-Wno-psabi",),
 }
+_AVX512_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"}
 _ISA_NEEDS = {
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"},
+    "amx": {*_AVX512_NEEDS, "avx512_vnni", "amx_tile", "amx_bf16"},
+    "vnni": {*_AVX512_NEEDS, "avx512_vnni"},
+    "avx512": _AVX512_NEEDS,
     "avx2": {"avx2", "fma", "f16c"},
     "portable": set(),
 }
@@ -57,14 +63,20 @@ def missing_compiler() -> str | None:
 
 def instruction_set() -> str:
     """The best instruction set of this machine, or the one that STOICC_CPU_ISA names."""
-    have = _cpu_flags()
-    able = tuple(isa for isa in ISAS if _ISA_NEEDS[isa] <= have)
+    able = able_instruction_sets()
     forced = os.environ.get("STOICC_CPU_ISA")
     if forced and forced not in able:
         raise CodegenError(
             f"STOICC_CPU_ISA: expected one of {', '.join(able)} on this machine, found {forced!r}; unset it"
         )
     return forced or able[0]
+
+
+@cache
+def able_instruction_sets() -> tuple[str, ...]:
+    """Instruction sets that this machine has and lets us use, the best first."""
+    have = _cpu_flags()
+    return tuple(isa for isa in ISAS if _ISA_NEEDS[isa] <= have and (isa != "amx" or _may_use_tiles()))
 
 
 def load(source: str, label: str, isa: str) -> ctypes.CDLL:
@@ -152,6 +164,12 @@ def _refused(compiler: str, found: str) -> CodegenError:
         f"cpu backend, {Path(compiler).name}: expected the emitted C to compile, found {found}; "
         "look at the file it names, and at a format's tile_mac if you wrote one"
     )
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the state of tile registers, which a process has to request once."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return int(ctypes.CDLL(None, use_errno=True).syscall(arch_prctl, request_permission, tile_data)) == 0
 
 
 @cache

@@ -1,10 +1,6 @@
 """The fixed text of a CPU kernel, as templates; `emit.py` puts in what the kernel's class needs.
 
-Layouts, all fp32:
-    packed x    [chunk][tile column][block of WIDE entries][column / 4][entry][column % 4]
-    sums        [block of WIDE entries][strip][entry][lane]
-where entries are batch entries (rows of x) and the last block is as wide as the batch leaves it,
-rounded up to a power of two.
+Entries are batch entries (rows of x). `forms.py` has the layouts of x and of the sums.
 """
 
 from string import Template
@@ -17,12 +13,37 @@ enum {
     STRIPS = $strips, /* of a tile */
     SUMS = STRIPS * LANES, /* of a tile row and one batch entry */
     WIDE = $wide, /* most batch entries that a format's function takes at a time */
-    CHUNK = $chunk, /* batch entries whose sums stay in L1 */
-};
+    CHUNK = $chunk, /* batch entries whose sums stay near */
+$more};
 """)
 
+DIGIT_CONSTANTS = Template("""\
+    DIGIT_BYTES = $bytes, /* of one entry of a tile column in digits */
+    MOST_DIGITS = $most, /* entries that digits are faster for */
+""")
+
+PAIR_CONSTANTS = Template("""\
+    LEAST_PAIRS = $least, /* entries from which matrix units are faster */
+""")
+
+CALL = Template("""\
+/* One call: x in the form that tiles read (others are 0), and what is kept between its steps. */
+struct call {
+    int64_t batch;
+$members};
+""")
+
+WHOLE_BLOCKS = """\
+/* Batch entries in x as pairs: one, two or four blocks of 16 in the last 64. */
+static inline int64_t whole_blocks(int64_t batch)
+{
+    int64_t tail = batch % 64;
+    return batch - tail + (tail > 32 ? 64 : tail > 16 ? 32 : tail > 0 ? 16 : 0);
+}
+"""
+
 PADDED = """\
-/* Batch entries in packed x: the last block of WIDE is rounded up to a power of two. */
+/* Batch entries in x as floats or digits: the last block of WIDE is rounded up to a power of two. */
 static inline int64_t padded(int64_t batch)
 {
     int64_t tail = batch % WIDE, width = tail;
@@ -31,33 +52,6 @@ static inline int64_t padded(int64_t batch)
     return batch - tail + width;
 }
 """
-
-PACK_X = Template("""\
-/* Batch entries first .. first + count of one tile column of x, as fp32 in the order that tiles read. */
-static void pack_chunk(const struct weight *w, const $x *x, int64_t first, int count, int tile_column, float *packed)
-{
-    int width = (int)padded(count);
-    int64_t column = (int64_t)tile_column * BK;
-    int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
-    float *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * COLUMNS;
-    for (int entry = 0; entry < width; entry++) {
-        int block = entry / WIDE * WIDE, n = entry - block, nb = width - block < WIDE ? width - block : WIDE;
-        float *to = panel + block * COLUMNS + 4 * n;
-        const $x *from = x + (first + entry) * w->columns$offset;
-        int known = entry < count ? present : 0;
-        for (int k = 0; k < known; k++)
-            to[k / 4 * 4 * nb + k % 4] = $value;
-        for (int k = known; k < COLUMNS; k++)
-            to[k / 4 * 4 * nb + k % 4] = 0;
-    }
-}
-
-static void pack_x(const struct weight *w, const $x *x, int64_t batch, int tile_column, float *packed)
-{
-    for (int64_t first = 0; first < batch; first += CHUNK)
-        pack_chunk(w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, tile_column, packed);
-}
-""")
 
 LOW_RANK = Template("""\
 /* inner[entry][r] = row r of the right factor times x. */
@@ -77,32 +71,15 @@ static void multiply_right(const struct weight *w, const $x *x, int64_t batch, i
 }
 """)
 
-ADD_TILES = Template("""\
-/* Tiles begin .. end of format $format, added to the sums of their tile row. */
-static void add_${name}_tiles(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
-{
-    for (int t = begin; t < end; t++) {
-        const float *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
-$pointers
-        int n = 0;
-        for (; n + WIDE <= width; n += WIDE)
-            ${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
-$tails    }
-}
-""")
-
-TAIL = Template("""\
-        ${first}if (width - n == $nb)
-            ${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
-""")
-
 FINISH = Template("""\
-/* From the sums of a tile row to y, for batch entries first .. first + count. */
-static void finish(const struct weight *w, int row, int64_t first, int count, const float *acc$inner, $out *y)
+/* From the sums of a tile row to y, for batch entries first .. first + count; blocks of sums are `wide` entries. */
+static void finish(
+    const struct weight *w, const struct call *call, int row, int64_t first, int count, const float *acc, $out *y)
 {
-    int width = (int)padded(count);
+    const int wide = $wide;
+    int width = (int)$width;
     for (int entry = 0; entry < count; entry++) {
-        int block = entry / WIDE * WIDE, n = entry - block, nb = width - block < WIDE ? width - block : WIDE;
+        int block = entry / wide * wide, n = entry - block, nb = width - block < wide ? width - block : wide;
         $out *to = y + (first + entry) * w->rows;
         for (int strip = 0; strip < STRIPS; strip++) {
             int64_t m = (int64_t)row * BM + strip * LANES; /* the strip's first row of the matrix */
@@ -124,7 +101,7 @@ OUTPUT_SCALE = """\
 ADD_LOW_RANK = Template("""\
             for (int64_t r = 0; r < w->rank; r++)
                 v = vf_fma(vf_load_$left(w->left + (s * w->rank + r) * LANES),
-                           vf_set1(inner[(first + entry) * w->rank + r]), v);
+                           vf_set1(call->inner[(first + entry) * w->rank + r]), v);
 """)
 
 BIAS = """\
@@ -186,64 +163,96 @@ static inline float silu(float v)
 
 RUN_ITEM = Template("""\
 /* One work item: its tiles, format by format, then $then. */
-static void run_item(
-    const struct weight *w, const struct item *item, const float *packed, int64_t batch$parameters, $out *y)
+static void run_item(const struct weight *w, const struct call *call, const struct item *item, $out *y)
 {
-    float sums[CHUNK * SUMS];
-    for (int64_t first = 0; first < batch; first += CHUNK) {
-        int count = batch - first < CHUNK ? (int)(batch - first) : CHUNK, width = (int)padded(count);
+    float sums[CHUNK * SUMS] __attribute__((aligned(64)));
+    for (int64_t first = 0; first < call->batch; first += CHUNK) {
+        int count = call->batch - first < CHUNK ? (int)(call->batch - first) : CHUNK, width = (int)$width;
         float *acc = $acc;
         memset(acc, 0, sizeof(float) * width * SUMS);
-$adds        ${condition}finish(w, item->row, first, count, acc$inner, y);
+$adds        ${condition}finish(w, call, item->row, first, count, acc, y);
     }
 }
 """)
 
 JOIN_PARTS = Template("""\
 /* A tile row that was cut in parts: their sums, added in order, then finished. */
-static void join_parts(
-    const struct weight *w, const struct split *split, float *partials, int64_t batch$parameters, $out *y)
+static void join_parts(const struct weight *w, const struct call *call, const struct split *split, $out *y)
 {
-    for (int64_t first = 0; first < batch; first += CHUNK) {
-        int count = batch - first < CHUNK ? (int)(batch - first) : CHUNK, width = (int)padded(count);
-        float *acc = partials + (split->partial * padded(batch) + first) * SUMS;
+    const int64_t entries = $entries;
+    for (int64_t first = 0; first < call->batch; first += CHUNK) {
+        int count = call->batch - first < CHUNK ? (int)(call->batch - first) : CHUNK, width = (int)$width;
+        float *acc = call->partials + (split->partial * entries + first) * SUMS;
         for (int part = 1; part < split->parts; part++) {
-            const float *other = acc + part * padded(batch) * SUMS;
+            const float *other = acc + part * entries * SUMS;
             for (int i = 0; i < width * SUMS; i++)
                 acc[i] += other[i];
         }
-        finish(w, split->row, first, count, acc$inner, y);
+        finish(w, call, split->row, first, count, acc, y);
     }
 }
 """)
 
 RUN = Template("""\
 /* y [batch][rows] from x [batch][columns]. The same bits for any number of threads: threads take whole
- * bins, and nothing is added up across threads but in the order of parts. */
-void stoicc_run(const struct weight *w, const $x *x, $out *y, float *workspace, int64_t batch, int threads)
+ * bins, and nothing is added up across threads but in the order of parts. Bins cost about the same, and a thread
+ * takes many neighbours at first (guided), so that it reads one long stream. */
+void stoicc_run(const struct weight *w, const $x *x, $out *y, void *workspace, int64_t batch, int threads)
 {
-    float *packed = workspace;
+    struct call call = {.batch = batch};
 $areas    #pragma omp parallel num_threads(threads)
     {
-        #pragma omp for schedule(static)$nowait
-        for (int c = 0; c < (int)w->tile_columns; c++)
-            pack_x(w, x, batch, c, packed);
-$low_rank        #pragma omp for schedule(dynamic, 1)
+$low_rank$pack$begin        #pragma omp for schedule(guided, 1)
         for (int64_t bin = 0; bin < w->bins; bin++)
             for (int i = w->bin_ptr[bin]; i < w->bin_ptr[bin + 1]; i++)
-                run_item(w, w->items + i, packed, batch$arguments, y);
-$join    }
+                run_item(w, &call, w->items + i, y);
+$end$join    }
 }
 """)
 
-RUN_LOW_RANK = """\
+PACK_FLOATS = """\
         #pragma omp for schedule(static)
-        for (int64_t r = 0; r < w->rank; r++)
-            multiply_right(w, x, batch, r, inner);
+        for (int c = 0; c < (int)w->tile_columns; c++)
+            pack_floats(w, x, batch, c, call.floats);
 """
 
-RUN_JOIN = Template("""\
+PACK_PAIRS = """\
+        if (call.pairs) {
+            #pragma omp for schedule(static)
+            for (int c = 0; c < (int)w->tile_columns; c++)
+                pack_pairs(w, x, batch, c, call.pairs);
+        }
+"""
+
+PACK_DIGITS = """\
+        if (call.digits) {
+            #pragma omp for schedule(static) reduction(|: not_finite)
+            for (int c = 0; c < (int)w->tile_columns; c++)
+                not_finite |= pack_digits(w, x, batch, c, call.digits);
+            #pragma omp single
+            call.digits = not_finite ? 0 : call.digits;
+        }
+"""
+
+TILES_BEGIN = """\
+        tile_shapes before;
+        if (call.pairs)
+            tiles_begin(&before);
+"""
+
+TILES_END = """\
+        if (call.pairs)
+            tiles_end(&before);
+"""
+
+RUN_LOW_RANK = """\
+        #pragma omp for schedule(static) nowait
+        for (int64_t r = 0; r < w->rank; r++)
+            multiply_right(w, x, batch, r, call.inner);
+"""
+
+RUN_JOIN = """\
         #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < w->split_rows; i++)
-            join_parts(w, w->splits + i, partials, batch$inner, y);
-""")
+            join_parts(w, &call, w->splits + i, y);
+"""

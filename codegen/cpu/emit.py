@@ -2,14 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from stoicc.codegen.cpu import driver, simd
-from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
+from stoicc.codegen.cpu import driver, forms, simd
+from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, digit_bytes, member
 from stoicc.ir.format import PlaneKind
 
 Field = tuple[str, str]
 """A member of `struct weight`: its C declaration without the name, and the name."""
-_LEAST_FETCH, _MOST_FETCH = 64, 8192
-"""Bytes of a plane's entry that are worth asking for ahead: larger tiles are long streams of their own."""
 
 
 def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
@@ -19,12 +17,14 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         stoicc_version: what the header comment says; default: the installed version.
     """
     functions = [
-        *(_tile_function(part) for part in kernel.parts),
+        *(_tile_functions(part, kernel) for part in kernel.parts),
         _structs(kernel),
+        _call(kernel),
         driver.PADDED,
-        _pack_x(kernel),
+        driver.WHOLE_BLOCKS * kernel.pairs,
+        forms.pack(kernel),
         _multiply_right(kernel),
-        *(_add_tiles(part, kernel.wide) for part in kernel.parts),
+        *(forms.add_tiles(part, kernel) for part in kernel.parts),
         _activation(kernel),
         _finish(kernel),
         _run_item(kernel),
@@ -39,14 +39,15 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         strips=kernel.strips,
         wide=kernel.wide,
         chunk=kernel.chunk,
+        more=_form_constants(kernel),
     )
     return "\n".join(
         [
             _header(kernel, stoicc_version or _installed()),
             _preamble(kernel),
+            constants,
             simd.definitions(kernel.isa, body),
             "",
-            constants,
             body,
         ]
     )
@@ -160,17 +161,33 @@ def _structs(kernel: KernelClass) -> str:
     return f"{text}struct weight {{\n{members}}};\n"
 
 
-def _tile_function(part: FormatPart) -> str:
-    return part.code.source.replace("{name}", f"{part.name}_tile")
+def _form_constants(kernel: KernelClass) -> str:
+    text = ""
+    if kernel.digits:
+        bytes_ = digit_bytes(kernel.tile[1])
+        text += driver.DIGIT_CONSTANTS.substitute(bytes=bytes_, most=max(DIGIT_BATCHES))
+    if kernel.pairs:
+        text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs)
+    return text
 
 
-def _pack_x(kernel: KernelClass) -> str:
-    permuted = kernel.has("column_permutation") is not None
-    source = "from[w->input_column[column + k]]" if permuted else "from[k]"
-    value = f"{kernel.x_dtype}_to_float({source})"
-    if kernel.has("input_scale") is not None:
-        value += " * w->input_scale[column + k]"
-    return driver.PACK_X.substitute(x=C_TYPES[kernel.x_dtype], value=value, offset="" if permuted else " + column")
+def _call(kernel: KernelClass) -> str:
+    members = "    float *floats;\n"
+    members += "    int8_t *digits;\n" * kernel.digits
+    members += "    bf16 *pairs;\n" * kernel.pairs
+    if kernel.has("low_rank") is not None:
+        members += "    float *inner; /* R x */\n"
+    members += "    float *partials; /* sums of parts of rows */\n" * kernel.split
+    return driver.CALL.substitute(members=members)
+
+
+def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
+    texts = [part.code.source.replace("{name}", f"{part.name}_tile")]
+    if kernel.digits and part.code.digits:
+        texts.append(part.code.digits.replace("{name}", f"{part.name}_digits"))
+    if kernel.pairs:
+        texts.append(part.code.pairs.replace("{name}", f"{part.name}_pairs"))
+    return "\n".join(texts)
 
 
 def _multiply_right(kernel: KernelClass) -> str:
@@ -180,34 +197,6 @@ def _multiply_right(kernel: KernelClass) -> str:
     right = factors.split()[1]
     return driver.LOW_RANK.substitute(
         x=C_TYPES[kernel.x_dtype], x_name=kernel.x_dtype, right=C_TYPES[right], right_name=right
-    )
-
-
-def _add_tiles(part: FormatPart, wide: int) -> str:
-    pointers, fetches, arguments = [], [], []
-    for plane in part.planes:
-        base, local = f"w->{member(part.name, plane.name)}", f"plane_{plane.name}"
-        declaration = f"        const {C_TYPES[plane.dtype]} *{local} = "
-        arguments.append(local)
-        if plane.kind is PlaneKind.RAGGED:
-            ptr = f"w->{member(part.name, plane.name, 'ptr')}"
-            pointers.append(f"{declaration}{base} + {ptr}[t]{f' * {plane.elements}' * (plane.elements > 1)};")
-            arguments.append(f"{ptr}[t + 1] - {ptr}[t]")
-            continue
-        shared = f"w->{member(part.name, plane.name, 'entry')}[t]"
-        entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: shared, PlaneKind.MATRIX: ""}[plane.kind]
-        pointers.append(f"{declaration}{base}{f' + (int64_t){entry} * {plane.elements}' if entry else ''};")
-        if plane.kind is PlaneKind.TILE and _LEAST_FETCH <= plane.bytes <= _MOST_FETCH:
-            fetches.append(f"            fetch({local} + {2 * plane.elements}, {plane.bytes});")
-    if fetches:
-        several = len(fetches) > 1
-        pointers.append(f"        if (w->streamed){' {' * several} /* two tiles ahead */")
-        pointers += [*fetches, *["        }"] * several]
-    names = {"name": part.name, "arguments": ", ".join(arguments)}
-    widths = [nb for nb in (4, 2, 1) if nb < wide]
-    tails = [driver.TAIL.substitute(names, nb=nb, first="" if nb == widths[0] else "else ") for nb in widths]
-    return driver.ADD_TILES.substitute(
-        names, format=str(part.format), pointers="\n".join(pointers), tails="".join(tails)
     )
 
 
@@ -228,58 +217,128 @@ def _finish(kernel: KernelClass) -> str:
     if activation := kernel.has("activation"):
         steps += driver.ACTIVATE.substitute(activation=activation)
     store = driver.STORE if kernel.has("row_permutation") is None else driver.SCATTER
-    names = {"out": C_TYPES[kernel.out_dtype], "out_name": kernel.out_dtype, "inner": _inner(kernel, "const float *")}
-    return driver.FINISH.substitute(names, steps=steps, store=store.substitute(names))
+    names = {"out": C_TYPES[kernel.out_dtype], "out_name": kernel.out_dtype}
+    wide = "call->pairs ? 16 : WIDE" if kernel.pairs else "WIDE"
+    return driver.FINISH.substitute(
+        names, wide=wide, width=_width(kernel), steps=steps, store=store.substitute(names)
+    )
 
 
-def _inner(kernel: KernelClass, declaration: str = "") -> str:
-    """The low-rank inner product as one more parameter or argument, where there is one."""
-    return f", {declaration}inner" if kernel.has("low_rank") is not None else ""
+def _width(kernel: KernelClass, entries: str = "count") -> str:
+    """Batch entries with those that fill the last block, as a C expression."""
+    floats = f"padded({entries})"
+    return f"(call->pairs ? whole_blocks({entries}) : {floats})" if kernel.pairs else floats
 
 
 def _run_item(kernel: KernelClass) -> str:
-    panel = "packed + first * w->tile_columns * COLUMNS"
-    adds = "".join(
-        f"        add_{p.name}_tiles(w, item->{p.name}_begin, item->{p.name}_end, {panel}, width, acc);\n"
-        for p in kernel.parts
-    )
     acc, then = "sums", "the epilogue"
     if kernel.split:
-        acc = "item->partial < 0 ? sums : partials + (item->partial * padded(batch) + first) * SUMS"
+        entries = _width(kernel, "call->batch")
+        acc = f"item->partial < 0 ? sums : call->partials + (item->partial * {entries} + first) * SUMS"
         then = "the epilogue, unless it is a part of a row"
     return driver.RUN_ITEM.substitute(
         then=then,
         out=C_TYPES[kernel.out_dtype],
-        parameters=(", float *partials" if kernel.split else "") + _inner(kernel, "const float *"),
+        width=_width(kernel),
         acc=acc,
-        adds=adds,
+        adds=_adds(kernel),
         condition="if (item->partial < 0)\n            " if kernel.split else "",
-        inner=_inner(kernel),
     )
+
+
+def _adds(kernel: KernelClass) -> str:
+    """Calls that add each format's tiles to the sums, in the form of x that this call has."""
+    lines = []
+    for part in kernel.parts:
+        span = f"w, item->{part.name}_begin, item->{part.name}_end"
+        floats = f"add_{part.name}_tiles({span}, call->floats + first * w->tile_columns * COLUMNS, width, acc);"
+        if kernel.digits and part.code.digits:
+            lines += [
+                "if (call->digits)",
+                f"    add_{part.name}_digits({span}, call->digits, width, acc);",
+                "else",
+                f"    {floats}",
+            ]
+        else:
+            lines.append(floats)
+    if kernel.pairs:
+        pairs = [
+            f"add_{part.name}_pairs(w, item->{part.name}_begin, item->{part.name}_end, x, count, acc);"
+            for part in kernel.parts
+        ]
+        lines = [
+            "if (call->pairs) {",
+            "    const bf16 *x = call->pairs + first * w->tile_columns * BK;",
+            *(f"    {line}" for line in pairs),
+            "} else {",
+            *(f"    {line}" for line in lines),
+            "}",
+        ]
+    return "".join(f"        {line}\n" for line in lines)
 
 
 def _join_parts(kernel: KernelClass) -> str:
     if not kernel.split:
         return ""
     return driver.JOIN_PARTS.substitute(
-        out=C_TYPES[kernel.out_dtype], parameters=_inner(kernel, "const float *"), inner=_inner(kernel)
+        out=C_TYPES[kernel.out_dtype], width=_width(kernel), entries=_width(kernel, "call->batch")
     )
 
 
 def _run(kernel: KernelClass) -> str:
-    low_rank = kernel.has("low_rank") is not None
-    areas, end = "", "packed + padded(batch) * w->tile_columns * COLUMNS"
-    if low_rank:
-        areas += f"    float *inner = {end};\n"
-        end = "inner + batch * w->rank"
-    if kernel.split:
-        areas += f"    float *partials = {end};\n"
     return driver.RUN.substitute(
         x=C_TYPES[kernel.x_dtype],
         out=C_TYPES[kernel.out_dtype],
-        areas=areas,
-        nowait=" nowait" if low_rank else "",
-        low_rank=driver.RUN_LOW_RANK if low_rank else "",
-        arguments=(", partials" if kernel.split else "") + _inner(kernel),
-        join=driver.RUN_JOIN.substitute(inner=_inner(kernel)) if kernel.split else "",
+        areas="".join(f"    {line}\n" for line in _areas(kernel)),
+        low_rank=driver.RUN_LOW_RANK if kernel.has("low_rank") is not None else "",
+        pack=_packs(kernel),
+        begin=driver.TILES_BEGIN * kernel.pairs,
+        end=driver.TILES_END * kernel.pairs,
+        join=driver.RUN_JOIN * kernel.split,
     )
+
+
+def _areas(kernel: KernelClass) -> list[str]:
+    """Lines that cut the workspace in areas, as `scratch_bytes` of the plan counts them."""
+    lines = ["char *area = workspace;"]
+    floats = [
+        "call.floats = (float *)area;",
+        "area += padded(batch) * w->tile_columns * COLUMNS * sizeof(float);",
+    ]
+    if kernel.digits:
+        floats += [
+            "int not_finite = 0;" * (not kernel.pairs),
+            "if (batch <= MOST_DIGITS) {",
+            "    call.digits = (int8_t *)area;",
+            "    area += (padded(batch) * w->tile_columns * DIGIT_BYTES + 63) / 64 * 64;",
+            "}",
+        ]
+    if kernel.pairs:
+        lines += ["int not_finite = 0;"] * kernel.digits
+        lines += [
+            "if (batch >= LEAST_PAIRS) {",
+            "    call.pairs = (bf16 *)area;",
+            "    area += whole_blocks(batch) * w->tile_columns * BK * sizeof(bf16);",
+            "} else {",
+            *(f"    {line}" for line in floats if line),
+            "}",
+        ]
+    else:
+        lines += [line for line in floats if line]
+    if kernel.has("low_rank") is not None:
+        lines += ["call.inner = (float *)area;", "area += (batch * w->rank * sizeof(float) + 63) / 64 * 64;"]
+    if kernel.split:
+        lines.append("call.partials = (float *)area;")
+    return lines
+
+
+def _packs(kernel: KernelClass) -> str:
+    """Loops that pack x in the forms that this call takes."""
+    unless = ["call.pairs"] * kernel.pairs
+    if kernel.digits and all(part.code.digits for part in kernel.parts):
+        unless.append("call.digits")
+    floats = driver.PACK_FLOATS
+    if unless:
+        indented = "".join(f"    {line}\n" for line in floats.splitlines())
+        floats = f"        if ({' && '.join(f'!{form}' for form in unless)}) {{\n{indented}        }}\n"
+    return driver.PACK_PAIRS * kernel.pairs + driver.PACK_DIGITS * kernel.digits + floats

@@ -92,7 +92,39 @@ class KernelClass:
     @property
     def wide(self) -> int:
         """Most batch entries of one call of a format's function: what the registers hold."""
-        return 8 if self.isa == "avx512" else 4
+        return 8 if self.isa in ("amx", "vnni", "avx512") else 4
+
+    @property
+    def digits(self) -> bool:
+        """Whether some format multiplies x as digits, on integer units, at a batch of few."""
+        return self.isa in ("amx", "vnni") and any(part.code.digits for part in self.parts)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether all formats multiply x as bf16 pairs, on matrix units, at a larger batch.
+
+        A scaled x would have to be rounded to bf16 once more, so it stays with floats.
+        """
+        able = self.isa == "amx" and self.dtype == self.x_dtype == "bf16" and self.has("input_scale") is None
+        return able and bool(self.parts) and all(part.code.pairs for part in self.parts)
+
+    @property
+    def least_pairs(self) -> int:
+        """Batch entries from which pairs are faster than floats and digits."""
+        return 2
+
+    def scratch_bytes(self, batch: int, tile_columns: int, rank: int, partials: int) -> int:
+        """Bytes of workspace of one call: the areas that `stoicc_run` cuts it in."""
+        if self.pairs and batch >= self.least_pairs:
+            entries = whole_blocks(batch)
+            packed = entries * tile_columns * self.tile[1] * 2
+        else:
+            entries = self.padded(batch)
+            packed = entries * tile_columns * self.columns * 4
+            if self.digits and batch <= max(DIGIT_BATCHES):
+                packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
+        inner = -(-batch * rank * 4 // 64) * 64
+        return packed + inner + partials * entries * self.strips * LANES * 4
 
     @property
     def chunk(self) -> int:
@@ -115,6 +147,21 @@ class KernelClass:
         fused = "".join(f"_{what if what != 'activation' else value}" for what, value in self.fused)
         split = "_split" if self.split else ""
         return f"{self.dtype}_{self.tile[0]}x{self.tile[1]}_{formats}_x_{self.x_dtype}{fused}{split}_{self.isa}"
+
+
+def whole_blocks(batch: int) -> int:
+    """Batch entries in x as pairs: one, two or four blocks of 16 in the last 64."""
+    tail = batch % 64
+    return batch - tail + next(width for width in (0, 16, 32, 64) if width >= tail)
+
+
+def digit_bytes(columns: int) -> int:
+    """Bytes of one batch entry of a tile column as digits: three a column, sums of each 16, the unit."""
+    return 3 * columns + 12 * columns // 16 + 4
+
+
+DIGIT_BATCHES = (1, 2, 4)
+"""Batch entries that a format's `digits` takes; a batch of 3 is padded."""
 
 
 def classify(module: Module, x_dtype: torch.dtype, isa: str, on_missing: str = "error") -> KernelClass:

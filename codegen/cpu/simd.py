@@ -1,8 +1,8 @@
 """The vector vocabulary: which primitives there are, and the text of those that a kernel uses.
 
-One header per instruction set (`simd_avx512.h`, `simd_avx2.h`, `simd_portable.h`) implements the
-same names; `simd_common.h` holds scalars, and what builds on those names. An emitted file holds only
-the definitions it needs.
+`simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
+scalars, and what builds on those names. `simd_vnni.h` and `simd_amx.h` add products of their own to
+AVX-512. An emitted file holds only the definitions it needs.
 """
 
 import re
@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-ISAS = ("avx512", "avx2", "portable")
-
-_NAME = re.compile(r"(?:typedef .*?|^(?:static inline|INLINE) \w+ )(\w+)(?=;$|\(| __attribute__)", re.MULTILINE)
+ISAS = ("amx", "vnni", "avx512", "avx2", "portable")
+"""Instruction sets, the best first: `amx` has all of `vnni`, and that all of `avx512`."""
+_HEADERS = {
+    "amx": ("avx512", "common", "vnni", "amx"),
+    "vnni": ("avx512", "common", "vnni"),
+    "avx512": ("avx512", "common"),
+    "avx2": ("avx2", "common"),
+    "portable": ("portable", "common"),
+}
+_NAME = re.compile(
+    r"(?:typedef .*?|^\} |^(?:static inline|static|INLINE) (?:const )?\w+ \*?)(\w+)(?=;$|\(| __attribute__)", re.MULTILINE
+)
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -29,8 +38,8 @@ class Definition:
 def vocabulary(isa: str) -> dict[str, Definition]:
     """Every definition for an instruction set, by name, in the order of the headers."""
     blocks: dict[str, str] = {}
-    for header in (f"simd_{isa}.h", "simd_common.h"):
-        for block in _blocks(files(__package__).joinpath(header).read_text()):
+    for header in _HEADERS[isa]:
+        for block in _blocks(files(__package__).joinpath(f"simd_{header}.h").read_text()):
             match = _NAME.search(block)
             if match:
                 blocks[match.group(1)] = block
@@ -42,7 +51,7 @@ def vocabulary(isa: str) -> dict[str, Definition]:
 
 def includes(isa: str) -> tuple[str, ...]:
     """The `#include` lines that the header of an instruction set needs."""
-    text = files(__package__).joinpath(f"simd_{isa}.h").read_text()
+    text = files(__package__).joinpath(f"simd_{_HEADERS[isa][0]}.h").read_text()
     return tuple(line for line in text.splitlines() if line.startswith("#include"))
 
 

@@ -134,13 +134,18 @@ static inline vint vi_load(const int32_t *p)
     return (vint){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
 }
 
-/* Lane i takes bits 2i and 2i + 1 of a word as its low two bits; higher bits are not defined. */
-static inline vint vi_spread2(uint32_t word)
+/* Every lane's bits moved down by the same number of places. */
+static inline vint vi_shift_right(vint word, const int places)
 {
-    const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
-    const __m256i high = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
-    __m256i all = _mm256_set1_epi32((int)word);
-    return (vint){_mm256_srlv_epi32(all, low), _mm256_srlv_epi32(all, high)};
+    return (vint){_mm256_srli_epi32(word.lo, places), _mm256_srli_epi32(word.hi, places)};
+}
+
+/* Byte j of each lane, a two's complement number. */
+static inline vfloat vf_byte(vint word, const int j)
+{
+    __m256i lo = _mm256_srai_epi32(_mm256_slli_epi32(word.lo, 24 - 8 * j), 24);
+    __m256i hi = _mm256_srai_epi32(_mm256_slli_epi32(word.hi, 24 - 8 * j), 24);
+    return (vfloat){_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi)};
 }
 
 /* Nibble j of each lane, a two's complement number of 4 bits. */

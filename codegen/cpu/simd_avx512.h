@@ -125,11 +125,16 @@ static inline vint vi_load(const int32_t *p)
     return _mm512_loadu_si512(p);
 }
 
-/* Lane i takes bits 2i and 2i + 1 of a word as its low two bits; higher bits are not defined. */
-static inline vint vi_spread2(uint32_t word)
+/* Every lane's bits moved down by the same number of places. */
+static inline vint vi_shift_right(vint word, const int places)
 {
-    const __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_srlv_epi32(_mm512_set1_epi32((int)word), shifts);
+    return _mm512_srli_epi32(word, places);
+}
+
+/* Byte j of each lane, a two's complement number. */
+static inline vfloat vf_byte(vint word, const int j)
+{
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(word, 24 - 8 * j), 24));
 }
 
 /* Nibble j of each lane, a two's complement number of 4 bits: one shift and one table look-up. */

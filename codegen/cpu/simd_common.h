@@ -69,6 +69,12 @@ INLINE void multiply_add_picked(vfloat w, vint pick, const float *x, vfloat *sum
         own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + 4 * n), pick), own[n]);
 }
 
+/* Where the kept column i of group g stands in a word of positions of eight groups. */
+static inline int place_shift(const int g, const int i)
+{
+    return g % 4 * 8 + g / 4 * 4 + 2 * i;
+}
+
 /* Add the sums of one strip to acc [nb][LANES]. */
 INLINE void add_sums(float *acc, const vfloat *sum, const int nb)
 {
@@ -90,4 +96,14 @@ static inline void fetch(const void *p, int bytes)
 {
     for (int i = 0; i < bytes; i += 64)
         __builtin_prefetch((const char *)p + i, 0, 2);
+}
+
+/* Ask for what a stream that reads `bytes` at p now reads later: 4 KB ahead into the second-level cache, which
+ * hides memory, and half a KB ahead into the first. Asked for as it is read, it never keeps the arithmetic waiting. */
+INLINE void ahead(const void *p, const int bytes)
+{
+    for (int i = 0; i < bytes; i += 64) {
+        __builtin_prefetch((const char *)p + 4096 + i, 0, 2);
+        __builtin_prefetch((const char *)p + 512 + i, 0, 3);
+    }
 }

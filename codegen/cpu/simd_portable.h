@@ -156,12 +156,20 @@ static inline vint vi_load(const int32_t *p)
     return v;
 }
 
-/* Lane i takes bits 2i and 2i + 1 of a word as its low two bits; higher bits are not defined. */
-static inline vint vi_spread2(uint32_t word)
+/* Every lane's bits moved down by the same number of places; what comes in at the top is not defined. */
+static inline vint vi_shift_right(vint word, const int places)
 {
-    vint v;
-    for (int i = 0; i < 4; i++, word >>= 8)
-        v.part[i] = (word4){(int)word, (int)(word >> 2), (int)(word >> 4), (int)(word >> 6)};
+    for (int i = 0; i < 4; i++)
+        word.part[i] = word.part[i] >> places;
+    return word;
+}
+
+/* Byte j of each lane, a two's complement number. */
+static inline vfloat vf_byte(vint word, const int j)
+{
+    vfloat v;
+    for (int i = 0; i < 4; i++)
+        v.part[i] = __builtin_convertvector(word.part[i] << (24 - 8 * j) >> 24, float4);
     return v;
 }
 

@@ -1,11 +1,13 @@
 """C code and lane order of the affine formats, for the CPU backend.
 
-Codes are multiplied in fp32 and the sum of a group is scaled once; no weight is ever rounded to
-the weight's dtype. Symmetric codes are stored signed. A zero point is taken from each code: taken
-once from the sum of a group, as zero * sum(x), an infinite x would give infinity - infinity.
+Codes are multiplied and the sum of a group is scaled once in fp32; no weight is ever rounded to the
+weight's dtype. Codes are stored less half their range, in two's complement. A zero point is taken
+from each code: taken once from the sum of a group, as zero * sum(x), an infinite x would give
+infinity - infinity (x in digits is finite and its sums are exact, so there it is).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from string import Template
 
 import torch
@@ -15,12 +17,15 @@ from stoicc.codegen.cpu.lanes import to_lanes
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.format import Planes, TileMac
 
+_BYTE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
+_INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Columns of an int4 word by nibble: both 16-bit words of a pair read one nibble, and bytes are in the order of digits."""
 Unpack = Callable[[Tensor], Tensor]
 """Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
 
 _TILE = Template("""\
 INLINE void {name}(
-    const $code *codes,$positions const $T *scales,$zeros
+    const int32_t *codes,$positions const $T *scales,$zeros
     const float *x, float *acc, const int nb)
 {
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
@@ -37,25 +42,156 @@ $start$body
 """)
 
 _INT8 = Template("""\
-            for (int k = 0; k < $size; k += 4, codes += 4 * LANES)
-                #pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    multiply_add($weight, xg + k * nb + i, sum, i, nb);""")
+            for (int k = 0; k < $size; k += 8, codes += 2 * LANES) {
+                vint half[2] = {vi_load(codes), vi_load(codes + LANES)};
+                ahead(codes, 2 * LANES * sizeof *codes);
+                #pragma GCC unroll 8
+                for (int j = 0; j < $present; j++)
+                    multiply_add($weight, xg + (k + j / 4 * 4) * nb + j % 4, sum, j, nb);
+            }""")
 
 _INT4 = Template("""\
             for (int k = 0; k < $size; k += 8, codes += LANES) {
                 vint eight = vi_load(codes); /* columns k .. k + 7 of each row */
+                ahead(codes, LANES * sizeof *codes);
                 #pragma GCC unroll 8
                 for (int j = 0; j < $present; j++)
                     multiply_add($weight, xg + (k + j / 4 * 4) * nb + j % 4, sum, j, nb);
             }""")
 
 _INT4_NV24 = Template("""\
-            for (int k = 0; k < $size; k += 16, codes += LANES) {
-                vint eight = vi_load(codes); /* two codes of each of four groups of four columns */
+            for (int k = 0; k < $size; k += 32, positions += LANES) {
+                vint place = vi_load(positions);
+                ahead(positions, LANES * sizeof *positions);
+                #pragma GCC unroll 2
+                for (int half = 0; half < $halves; half++, codes += LANES) {
+                    vint eight = vi_load(codes); /* two codes of each of four groups of four columns */
+                    ahead(codes, LANES * sizeof *codes);
+                    #pragma GCC unroll 8
+                    for (int j = 0; j < $present; j++)
+                        multiply_add_picked(
+                            $weight, vi_shift_right(place, place_shift(4 * half + j / 2, j % 2)),
+                            xg + (k + 16 * half + j / 2 * 4) * nb, sum, j, nb);
+                }
+            }""")
+
+_DIGITS = Template("""\
+INLINE void {name}(
+    const int32_t *codes, const $T *scales,$zeros
+    const int8_t *x, float *acc, const int nb)
+{
+    float total[$groups * 12];
+    for (int group = 0; group < $groups; group++)
+        total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, total + 3 * nb * group, nb);
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        for (int group = 0; group < $groups; group++) {
+            const int8_t *xg = x + group * $size * 3 * nb;
+            vint sum[12];
+            clear_digits(sum, nb);
+$body
+            add_digits(acc, sum, total + 3 * nb * group, $zero, vf_load_$T(scales), digit_units(x, nb), nb);
+            scales += LANES;$next_zeros
+        }
+    }
+}
+""")
+
+_INT8_DIGITS = """\
+            #pragma GCC unroll 4
+            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 4 * LANES) {
+                ahead(codes, 4 * LANES * sizeof *codes);
+                #pragma GCC unroll 4
+                for (int i = 0; i < 4; i++)
+                    multiply_add_digits(vi_unsigned_bytes(vi_load(codes + i * LANES)), xg + 4 * i, sum, nb);
+            }"""
+
+_INT4_DIGITS = """\
+            #pragma GCC unroll 4
+            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
+                ahead(codes, 2 * LANES * sizeof *codes);
+                #pragma GCC unroll 2
+                for (int half = 0; half < 2; half++) {
+                    vint eight = vi_load(codes + half * LANES);
+                    multiply_add_digits(vi_low_nibbles(eight), xg + 8 * half, sum, nb);
+                    multiply_add_digits(vi_high_nibbles(eight), xg + 8 * half + 4, sum, nb);
+                }
+            }"""
+
+_INT4_NV24_DIGITS = Template("""\
+INLINE void {name}(
+    const int32_t *codes, const int32_t *positions, const $T *scales,$zeros
+    const int8_t *x, float *acc, const int nb)
+{
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        for (int group = 0; group < $groups; group++) {
+            const int8_t *xg = x + group * $size * 3 * nb;
+            const vint zero = $zero;
+            vint sum[12], of_codes = vi_zero();
+            clear_digits(sum, nb);
+            #pragma GCC unroll 4
+            for (int k = 0; k < $size; k += 32, positions += LANES) {
+                vint place = vi_load(positions);
+                ahead(positions, LANES * sizeof *positions);
+                #pragma GCC unroll 2
+                for (int half = 0; half < $halves; half++, codes += LANES, xg += 48 * nb) {
+                    vint word = vi_load(codes); /* low nibbles: first kept of four groups; high: second */
+                    ahead(codes, LANES * sizeof *codes);
+                    vint first = vi_sub_bytes(vi_low_nibbles(word), zero);
+                    vint second = vi_sub_bytes(vi_high_nibbles(word), zero);
+                    of_codes = vi_add_bytes(vi_add_bytes(of_codes, first), second);
+                    multiply_add_picked_digits(first, vi_places(place, 2 * half), xg, sum, nb);
+                    multiply_add_picked_digits(second, vi_places(place, 2 * half + 1), xg, sum, nb);
+                }
+            }
+            add_picked_digits(acc, sum, of_codes, vf_load_$T(scales), digit_units(x, nb), nb);
+            scales += LANES;$next_zeros
+        }
+    }
+}
+""")
+
+_PAIRS = Template("""\
+INLINE void {name}(
+    const int32_t *codes,$positions const bf16 *scales,$zeros
+    const bf16 *x, float *acc, int entries)
+{
+    bf16 pairs[$size * LANES] __attribute__((aligned(64)));
+    for (int strip = 0; strip < STRIPS; strip++, acc += 16 * LANES) {
+        for (int group = 0; group < $groups; group++) {
+$start$body
+            multiply_pairs_scaled(pairs, $size, x + group * $size * 16, acc, entries, vf_load_bf16(scales));
+            scales += LANES;
+        }
+    }
+}
+""")
+
+_INT8_PAIRS = Template("""\
+            for (int k = 0; k < $size; k += 8, codes += 2 * LANES) {
+                vint half[2] = {vi_load(codes), vi_load(codes + LANES)};
+                ahead(codes, 2 * LANES * sizeof *codes);
+                #pragma GCC unroll 4
+                for (int j = 0; j < 8; j += 2)
+                    vp_store(pairs + (k + j) * LANES, vp_join($even, $odd));
+            }""")
+
+_INT4_PAIRS = Template("""\
+            for (int k = 0; k < $size; k += 8, codes += LANES) {
+                vint eight = vi_load(codes);
+                ahead(codes, LANES * sizeof *codes);
+                #pragma GCC unroll 4
+                for (int j = 0; j < 4; j++)
+                    vp_store(pairs + (k + 2 * j) * LANES, $pair);
+            }""")
+
+_INT4_NV24_PAIRS = Template("""\
+            for (int k = 0; k < $size; k += 32, positions += LANES, codes += 2 * LANES) {
+                vint place = vi_load(positions), word[2] = {vi_load(codes), vi_load(codes + LANES)};
+                ahead(positions, LANES * sizeof *positions);
+                ahead(codes, 2 * LANES * sizeof *codes);
                 #pragma GCC unroll 8
-                for (int j = 0; j < $present; j++)
-                    multiply_add_picked($weight, vi_spread2(*positions++), xg + (k + j / 2 * 4) * nb, sum, j, nb);
+                for (int g = 0; g < 8; g++)
+                    vp_spread(pairs + (k + 4 * g) * LANES, $pair, vp_place(place, g));
             }""")
 
 _LOAD_ZEROS = """\
@@ -110,64 +246,124 @@ def _decode(body: Template, dtype: str, groups: int, size: int, zeros: bool, bit
     return _DECODE.substitute(names, body=body.substitute(names))
 
 
-def _fill(body: Template, dtype: str, groups: int, size: int, zeros: bool, **names: str) -> str:
-    names = {
-        "T": dtype,
-        "groups": str(groups),
-        "size": str(size),
-        "positions": "",
-        "start": _LOAD_ZEROS if zeros else "",
-    } | names
-    names["zeros"] = " const int8_t *zeros," if zeros else ""
-    return _TILE.substitute(names, body=body.substitute(names))
+@dataclass(frozen=True)
+class _Groups:
+    """What the C of a format depends on: dtype, groups of scales in a tile and their size, zero points."""
+
+    dtype: str
+    groups: int
+    size: int
+    zeros: bool
+
+    def fill(self, outer: Template, body: Template | str, **names: str) -> str:
+        """A format's function: `body` in `outer`, with the names that both use."""
+        known = {
+            "T": self.dtype,
+            "groups": str(self.groups),
+            "size": str(self.size),
+            "positions": "",
+            "start": "",
+            "zeros": " const int8_t *zeros," if self.zeros else "",
+            "next_zeros": "\n            zeros += LANES;" if self.zeros else "",
+        } | names
+        body = Template(body) if isinstance(body, str) else body
+        return outer.substitute(known, body=body.substitute(known))
+
+    def present(self, columns: int, step: int) -> str:
+        """How many of `step` codes of a word there are, `columns` columns to a word, at column k of a group."""
+        if self.size % columns == 0:
+            return str(step)
+        return f"(k + {columns} <= {self.size} ? {step} : ({self.size} - k) / {columns // step})"
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether groups are made of the 16 columns that x in digits is made of."""
+        return self.size % 16 == 0
+
+    @property
+    def on_tiles(self) -> bool:
+        """Whether groups are made of the 32 columns of a matrix unit's operand."""
+        return self.size % 32 == 0 and self.dtype == "bf16"
 
 
 def _less_zero(code: str, zeros: bool) -> str:
     return f"vf_sub({code}, zero)" if zeros else code
 
 
+def _unsigned_zero(bits: int, zeros: bool) -> str:
+    """The zero point of unsigned codes as floats: what is stored is less half the range."""
+    half = 1 << (bits - 1)
+    return f"vf_add(vf_load_i8(zeros), vf_set1({half}))" if zeros else f"vf_set1({half})"
+
+
 def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     """The C of 8-bit codes, `groups` groups of `size` columns to a tile; None where size % 4 != 0."""
     if size % 4:
         return None
-    weight = _less_zero("vf_load_i8(codes + i * LANES)", zeros)
-    source = _fill(_INT8, dtype, groups, size, zeros, code="int8_t", weight=weight)
+    grid, start = _Groups(dtype, groups, size, zeros), _LOAD_ZEROS if zeros else ""
+
+    def code(j: str) -> str:
+        return _less_zero(f"vf_byte(half[({j}) / 2 % 2], ({j}) % 2 * 2 + ({j}) / 4)", zeros)
+
+    source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
+    digits = grid.fill(_DIGITS, _INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
+    pairs = grid.fill(_PAIRS, _INT8_PAIRS, start=start, even=code("j"), odd=code("j + 1")) if grid.on_tiles else ""
 
     def pack(planes: Planes) -> Planes:
-        return {"codes": to_lanes(signed(planes["codes"], 8)), **_scales(planes, 8)}
+        return {"codes": byte_lanes(signed(planes["codes"], 8), groups), **_scales(planes, 8)}
 
-    return TileMac(source, pack, _decode(_INT8_DECODE, dtype, groups, size, zeros, 8))
+    return TileMac(source, pack, _decode(_INT8_DECODE, dtype, groups, size, zeros, 8), digits, pairs)
 
 
 def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
     """The C of 4-bit codes: eight columns of a row are one 32-bit lane."""
     if size % 4:
         return None
-    present = "8" if size % 8 == 0 else f"(k + 8 <= {size} ? 8 : {size} - k)"
-    names = {"code": "int32_t", "present": present, "weight": _less_zero("vf_nibble(eight, j)", zeros)}
+    grid = _Groups(dtype, groups, size, zeros)
+    weight = _less_zero("vf_nibble(eight, j % 2 * 4 + j / 2)", zeros)
+    source = grid.fill(
+        _TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8)
+    )
+    digits = grid.fill(_DIGITS, _INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
+    pair, start = _pair("vp_step(eight, j)", zeros)
+    pairs = grid.fill(_PAIRS, _INT4_PAIRS, start=start, pair=pair) if grid.on_tiles else ""
 
     def pack(planes: Planes) -> Planes:
-        return {"codes": nibble_lanes(unpack(planes["codes"]), groups), **_scales(planes, 4)}
+        return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **_scales(planes, 4)}
 
-    source = _fill(_INT4, dtype, groups, size, zeros, **names)
-    return TileMac(source, pack, _decode(_INT4_DECODE, dtype, groups, size, zeros, 4))
+    return TileMac(source, pack, _decode(_INT4_DECODE, dtype, groups, size, zeros, 4), digits, pairs)
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
     """The C of 4-bit codes on 2:4: four groups of four columns of a row are one 32-bit lane."""
     if size % 4:
         return None
-    present = "8" if size % 16 == 0 else f"(k + 16 <= {size} ? 8 : ({size} - k) / 2)"
+    grid = _Groups(dtype, groups, size, zeros)
+    halves = "2" if size % 32 == 0 else f"(k + 16 < {size} ? 2 : 1)"
+    present = "8" if size % 16 == 0 else f"({size} - k - 16 * half < 16 ? ({size} - k - 16 * half) / 2 : 8)"
     weight = _less_zero("vf_nibble(eight, j)", zeros)
-    names = {"code": "int32_t", "present": present, "weight": weight, "positions": " const int32_t *positions,"}
-    source = _fill(_INT4_NV24, dtype, groups, size, zeros, **names)
+    arguments = {"positions": " const int32_t *positions,", "halves": halves, "present": present}
+    source = grid.fill(_TILE, _INT4_NV24, start=_LOAD_ZEROS if zeros else "", weight=weight, **arguments)
+    zero = "vi_zero_bytes(zeros)" if zeros else "vi_set_bytes(8)"
+    digits = grid.fill(_INT4_NV24_DIGITS, "", zero=zero, halves=halves) if grid.on_integers else ""
+    pair, start = _pair("vp_twins(word[g / 4], g % 4)", zeros)
+    pairs = grid.fill(_PAIRS, _INT4_NV24_PAIRS, start=start, pair=pair, **arguments) if grid.on_tiles else ""
 
     def pack(planes: Planes) -> Planes:
-        codes = nibble_lanes(unpack(planes["codes"]), groups)
-        return {"codes": codes, "positions": position_words(planes["positions"]), **_scales(planes, 4)}
+        codes = nibble_lanes(unpack(planes["codes"]), groups, range(8))
+        return {"codes": codes, "positions": position_words(planes["positions"], groups), **_scales(planes, 4)}
 
     positions = " const uint8_t *positions,"
-    return TileMac(source, pack, _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions))
+    decode = _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions)
+    return TileMac(source, pack, decode, digits, pairs)
+
+
+def _pair(codes: str, zeros: bool) -> tuple[str, str]:
+    """C for a pair of 4-bit codes as bf16, and what it needs at the start of a group."""
+    if not zeros:
+        return f"vp_nibble({codes})", ""
+    start = "            vint zero = vp_zero(zeros);\n            zeros += LANES;\n"
+    return f"vp_nibble_less({codes}, zero)", start
 
 
 def signed(codes: Tensor, bits: int) -> Tensor:
@@ -175,17 +371,28 @@ def signed(codes: Tensor, bits: int) -> Tensor:
     return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
 
 
-def nibble_lanes(codes: Tensor, groups: int) -> Tensor:
+def byte_lanes(codes: Tensor, groups: int) -> Tensor:
+    """8-bit codes int8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, four codes a word.
+
+    Of each eight columns the first word holds 0 4 1 5, the second 2 6 3 7: the order of x in digits.
+    """
+    return to_lanes(_grouped(codes, groups)[..., _BYTE_ORDER].contiguous().view(torch.int32).flatten(2))
+
+
+def nibble_lanes(codes: Tensor, groups: int, order: Sequence[int]) -> Tensor:
     """4-bit codes u8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, eight codes a word.
 
-    Codes become two's complement (less 8) and stand in column order, the first in the low
-    nibble; a group whose count is not a multiple of eight ends in a word that is not full.
+    Codes become two's complement (less 8); nibble i of a word, from the lowest, holds its code
+    `order[i]`. A group whose count is not a multiple of eight ends in a word that is not full.
     """
-    entries, rows, columns = codes.shape
-    grouped = (codes ^ 8).view(entries, rows, groups, columns // groups)
-    grouped = torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8))
-    pairs = grouped[..., 0::2] | grouped[..., 1::2] << 4
-    return to_lanes(pairs.contiguous().view(torch.int32).flatten(2))
+    nibbles = _grouped(codes ^ 8, groups)[..., list(order)]
+    return to_lanes((nibbles[..., 0::2] | nibbles[..., 1::2] << 4).contiguous().view(torch.int32).flatten(2))
+
+
+def _grouped(codes: Tensor, groups: int) -> Tensor:
+    """`[entries, BM, C]` -> `[entries, BM, words, 8]`: each group padded to a multiple of eight codes."""
+    grouped = codes.unflatten(2, (groups, -1))
+    return torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8)).flatten(2).unflatten(2, (-1, 8))
 
 
 def _scales(planes: Planes, bits: int) -> Planes:

@@ -6,12 +6,14 @@ from torch import Tensor
 from stoicc.codegen.cpu.lanes import to_lanes
 
 
-def position_words(positions: Tensor) -> Tensor:
-    """2:4 positions u8 `[entries, BM, C / 8]` -> int32 `[entries, strips, C / 2]`.
+def position_words(positions: Tensor, scales: int) -> Tensor:
+    """2:4 positions u8 `[entries, BM, C / 8]` -> int32 `[entries, strips, words, 16]`, 32 columns a word.
 
-    One word per kept column: bits 2i and 2i + 1 are the position of row i of the strip.
+    Byte i of a word holds groups of four i (bits 0-3) and i + 4 (bits 4-7), the first kept column of
+    a group in the lower two bits. Each of the `scales` groups of columns begins a word of its own.
     """
-    fields = torch.stack([positions >> shift & 3 for shift in (0, 2, 4, 6)], -1).flatten(2)
-    lanes = to_lanes(fields)
-    quads = lanes[..., 0::4] | lanes[..., 1::4] << 2 | lanes[..., 2::4] << 4 | lanes[..., 3::4] << 6
-    return quads.contiguous().view(torch.int32).flatten(2)
+    entries, rows, _ = positions.shape
+    nibbles = torch.stack((positions & 15, positions >> 4), -1).view(entries, rows, scales, -1)
+    nibbles = torch.nn.functional.pad(nibbles, (0, -nibbles.shape[3] % 8)).unflatten(3, (-1, 2, 4))
+    words = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
+    return to_lanes(words.contiguous().view(torch.int32).flatten(2))

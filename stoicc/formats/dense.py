@@ -27,6 +27,7 @@ INLINE void {name}(const $T *values, const float *x, float *acc, const int nb)
         clear_sums(sum, nb);
         for (int k = 0; k < COLUMNS; k += 4, values += 4 * LANES) {
             vfloat w[4];
+            ahead(values, 4 * LANES * sizeof *values);
             vf_pair_$T(values, &w[0], &w[1]);
             vf_pair_$T(values + 2 * LANES, &w[2], &w[3]);
             #pragma GCC unroll 4
@@ -34,6 +35,20 @@ INLINE void {name}(const $T *values, const float *x, float *acc, const int nb)
                 multiply_add(w[i], x + k * nb + i, sum, i, nb);
         }
         add_sums(acc, sum, nb);
+    }
+}
+"""
+
+_PAIRS = """\
+INLINE void {name}(const bf16 *values, const bf16 *x, float *acc, int entries)
+{
+    bf16 pairs[BK * LANES] __attribute__((aligned(64)));
+    for (int strip = 0; strip < STRIPS; strip++, acc += 16 * LANES) {
+        for (int k = 0; k < BK; k += 2, values += 2 * LANES) {
+            ahead(values, 64);
+            vp_store(pairs + k * LANES, vp_load(values));
+        }
+        multiply_pairs(pairs, BK, x, acc, entries);
     }
 }
 """
@@ -74,6 +89,7 @@ class Dense(TileFormat):
             _MAC.replace("$T", dtype),
             lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))},
             _DECODE.replace("$T", dtype),
+            pairs=_PAIRS if dtype == "bf16" and tile[1] % 32 == 0 else "",
         )
 
 

@@ -34,15 +34,40 @@ INLINE void {name}(
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         clear_sums(sum, nb);
-        for (int k = 0; k < BK; k += 8, values += 4 * LANES) {
-            vfloat kept[4]; /* two of columns k .. k + 3, two of columns k + 4 .. k + 7 */
-            vf_pair_$T(values, &kept[0], &kept[1]);
-            vf_pair_$T(values + 2 * LANES, &kept[2], &kept[3]);
-            #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                multiply_add_picked(kept[i], vi_spread2(*positions++), x + (k + i / 2 * 4) * nb, sum, i, nb);
+        for (int k = 0; k < BK; k += 32, positions += LANES) {
+            vint place = vi_load(positions); /* of groups k / 4 .. k / 4 + 7 of each row */
+            ahead(positions, 64);
+            #pragma GCC unroll 8
+            for (int g = 0; g < $groups; g++, values += 2 * LANES) {
+                vfloat kept[2];
+                ahead(values, 2 * LANES * sizeof *values);
+                vf_pair_$T(values, &kept[0], &kept[1]);
+                #pragma GCC unroll 2
+                for (int i = 0; i < 2; i++)
+                    multiply_add_picked(
+                        kept[i], vi_shift_right(place, place_shift(g, i)), x + (k + 4 * g) * nb, sum, 2 * g + i, nb);
+            }
         }
         add_sums(acc, sum, nb);
+    }
+}
+"""
+
+_PAIRS = """\
+INLINE void {name}(const bf16 *values, const int32_t *positions, const bf16 *x, float *acc, int entries)
+{
+    bf16 pairs[BK * LANES] __attribute__((aligned(64)));
+    for (int strip = 0; strip < STRIPS; strip++, acc += 16 * LANES) {
+        for (int k = 0; k < BK; k += 32, positions += LANES) {
+            vint place = vi_load(positions);
+            ahead(positions, 64);
+            #pragma GCC unroll 8
+            for (int g = 0; g < 8; g++, values += 2 * LANES) {
+                ahead(values, 64);
+                vp_spread(pairs + (k + 4 * g) * LANES, vp_load(values), vp_place(place, g));
+            }
+        }
+        multiply_pairs(pairs, BK, x, acc, entries);
     }
 }
 """
@@ -106,9 +131,12 @@ class Nv24(TileFormat):
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         def pack(planes: Planes) -> Planes:
             values = to_pairs(to_lanes(planes["values"]))
-            return {"values": values, "positions": position_words(planes["positions"])}
+            return {"values": values, "positions": position_words(planes["positions"], 1)}
 
-        return TileMac(_MAC.replace("$T", dtype), pack, _DECODE.replace("$T", dtype))
+        whole = tile[1] % 32 == 0
+        source = _MAC.replace("$T", dtype).replace("$groups", "8" if whole else "(BK - k < 32 ? 4 : 8)")
+        pairs = _PAIRS if dtype == "bf16" and whole else ""
+        return TileMac(source, pack, _DECODE.replace("$T", dtype), pairs=pairs)
 
 
 register_format(Nv24())

@@ -1,0 +1,230 @@
+"""The forms in which tiles read x, each with the C that packs it and walks tiles with it.
+
+    FLOATS  fp32 [chunk][tile column][block of WIDE entries][column / 4][entry][column % 4]
+    DIGITS  three 8-bit digits of a fixed-point number per tile column and entry, for integer units
+    PAIRS   bf16 [chunk][tile column][block of 16 entries][column / 32][entry][column % 32], for matrix units
+
+A call packs x in one of them, or in the first two where formats differ. Sums are
+`[block of entries][strip][entry][lane]`; blocks are WIDE entries wide, 16 for PAIRS, and the last one
+is as wide as the batch leaves it, rounded up.
+"""
+
+from string import Template
+
+from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, member
+from stoicc.ir.format import PlaneKind
+
+_INDEX_AHEAD = 64
+"""Tiles ahead that indices are asked for: four cache lines of them."""
+_LEAST_FETCH, _MOST_FETCH = 64, 1024
+"""Bytes of a plane's entry that are asked for tile by tile: larger ones are streams that the format's code runs ahead of."""
+
+
+def pack(kernel: KernelClass) -> str:
+    """C that packs x in every form that the kernel uses."""
+    permuted = kernel.has("column_permutation") is not None
+    source = "from[w->input_column[column + k]]" if permuted else "from[k]"
+    scale = " * w->input_scale[column + k]" if kernel.has("input_scale") is not None else ""
+    names = {
+        "x": C_TYPES[kernel.x_dtype],
+        "source": source,
+        "value": f"{kernel.x_dtype}_to_float({source}){scale}",
+        "offset": "" if permuted else " + column",
+    }
+    texts = [_PACK_FLOATS]
+    if kernel.digits:
+        texts.append(_PACK_DIGITS)
+    if kernel.pairs:
+        texts.append(_PACK_PAIRS)
+    return "\n".join(text.substitute(names) for text in texts)
+
+
+def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
+    """C that adds a range of a format's tiles to the sums of their tile row, for every form it takes x in."""
+    pointers, arguments = _planes(part)
+    names = {
+        "name": part.name,
+        "format": str(part.format),
+        "pointers": "\n".join(pointers),
+        "arguments": ", ".join(arguments),
+    }
+    text = _ADD_FLOATS.substitute(names, tails=_tails(names, "tile", kernel.wide))
+    if kernel.digits and part.code.digits:
+        text += "\n" + _ADD_DIGITS.substitute(names, tails=_tails(names, "digits", 2 * max(DIGIT_BATCHES)))
+    if kernel.pairs:
+        text += "\n" + _ADD_PAIRS.substitute(names)
+    return text
+
+
+def _tails(names: dict[str, str], kind: str, wide: int) -> str:
+    if kind == "digits":
+        cases = [_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES]
+    else:
+        cases = [_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide]
+    return "        " + "        else ".join(cases)
+
+
+def _planes(part: FormatPart) -> tuple[list[str], list[str]]:
+    """Lines that point at the planes of tile t and ask for later ones, and the arguments for a format's function."""
+    pointers, arguments = [], []
+    fetches = [f"            fetch(w->{part.name}_tile_column + t + {_INDEX_AHEAD}, 4);"]
+    for plane in part.planes:
+        base, local = f"w->{member(part.name, plane.name)}", f"plane_{plane.name}"
+        declaration = f"        const {C_TYPES[plane.dtype]} *{local} = "
+        arguments.append(local)
+        if plane.kind is PlaneKind.RAGGED:
+            ptr = f"w->{member(part.name, plane.name, 'ptr')}"
+            pointers.append(f"{declaration}{base} + {ptr}[t]{f' * {plane.elements}' * (plane.elements > 1)};")
+            arguments.append(f"{ptr}[t + 1] - {ptr}[t]")
+            continue
+        shared = f"w->{member(part.name, plane.name, 'entry')}[t]"
+        entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: shared, PlaneKind.MATRIX: ""}[plane.kind]
+        pointers.append(f"{declaration}{base}{f' + (int64_t){entry} * {plane.elements}' if entry else ''};")
+        if plane.kind is not PlaneKind.MATRIX and _LEAST_FETCH <= plane.bytes <= _MOST_FETCH:
+            tiles = max(2, _MOST_FETCH // plane.bytes)
+            fetches.append(f"            fetch({local} + {tiles * plane.elements}, {plane.bytes});")
+        if plane.kind is PlaneKind.GROUP:
+            fetches.append(f"            fetch(w->{member(part.name, plane.name, 'entry')} + t + {_INDEX_AHEAD}, 4);")
+    pointers.append("        if (w->streamed) { /* what tiles to come need: a miss here would hold up all that follows */")
+    pointers += [*fetches, "        }"]
+    return pointers, arguments
+
+
+_PACK_FLOATS = Template("""\
+/* Batch entries first .. first + count of one tile column of x, as floats. */
+static void pack_chunk(const struct weight *w, const $x *x, int64_t first, int count, int tile_column, float *packed)
+{
+    int width = (int)padded(count);
+    int64_t column = (int64_t)tile_column * BK;
+    int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
+    float *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * COLUMNS;
+    for (int entry = 0; entry < width; entry++) {
+        int block = entry / WIDE * WIDE, n = entry - block, nb = width - block < WIDE ? width - block : WIDE;
+        float *to = panel + block * COLUMNS + 4 * n;
+        const $x *from = x + (first + entry) * w->columns$offset;
+        int known = entry < count ? present : 0;
+        for (int k = 0; k < known; k++)
+            to[k / 4 * 4 * nb + k % 4] = $value;
+        for (int k = known; k < COLUMNS; k++)
+            to[k / 4 * 4 * nb + k % 4] = 0;
+    }
+}
+
+static void pack_floats(const struct weight *w, const $x *x, int64_t batch, int tile_column, float *packed)
+{
+    for (int64_t first = 0; first < batch; first += CHUNK)
+        pack_chunk(w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, tile_column, packed);
+}
+""")
+
+_PACK_DIGITS = Template("""\
+/* One tile column of x as numbers of 24 bits, in units of a power of two for each entry: whatever lies within
+ * 2**-22 of the largest is exact. Returns 1 where x is not finite, and has no such form. */
+static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int tile_column, int8_t *packed)
+{
+    const int nb = (int)padded(batch);
+    int64_t column = (int64_t)tile_column * BK;
+    int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
+    int8_t *panel = packed + (int64_t)tile_column * nb * DIGIT_BYTES;
+    int32_t *sums = (int32_t *)(panel + 3 * BK * nb);
+    float *unit = (float *)(sums + 3 * (BK / 16) * nb);
+    memset(panel, 0, nb * DIGIT_BYTES);
+    for (int n = 0; n < batch; n++) {
+        const $x *from = x + n * w->columns$offset;
+        float value[BK] = {0};
+        uint32_t largest = 0;
+        for (int k = 0; k < present; k++) {
+            union { float value; uint32_t word; } both = {$value};
+            value[k] = both.value;
+            largest = (both.word & 0x7fffffff) > largest ? both.word & 0x7fffffff : largest;
+        }
+        if (largest >= 0x7f800000)
+            return 1;
+        uint32_t exponent = largest >> 23 > 23 ? largest >> 23 : 23; /* as a float has it: 127 more */
+        union { uint32_t word; float value; } up = {(275 - exponent) << 23}, down = {(exponent - 21) << 23};
+        unit[n] = down.value;
+        for (int k = 0; k < BK; k++) {
+            static const int place[8] = {0, 2, 4, 6, 1, 3, 5, 7}; /* of a column among its eight */
+            int whole = (int)__builtin_rintf(value[k] * up.value), high = (whole + 128) >> 8, top = (high + 128) >> 8;
+            int8_t *to = panel + (k / 16 * nb + n) * 48 + k / 8 % 2 * 8 + place[k % 8];
+            int digit[3] = {whole - (high << 8), high - (top << 8), top};
+            for (int i = 0; i < 3; i++) {
+                to[16 * i] = (int8_t)digit[i];
+                sums[(k / 16 * nb + n) * 3 + i] += digit[i];
+            }
+        }
+    }
+    return 0;
+}
+""")
+
+_PACK_PAIRS = Template("""\
+/* One tile column of x as bf16, in blocks of 16 entries by 32 columns. */
+static void pack_pairs(const struct weight *w, const $x *x, int64_t batch, int tile_column, bf16 *packed)
+{
+    int64_t column = (int64_t)tile_column * BK;
+    int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
+    for (int64_t first = 0; first < batch; first += CHUNK) {
+        int count = batch - first < CHUNK ? (int)(batch - first) : CHUNK, width = (int)whole_blocks(count);
+        bf16 *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * BK;
+        for (int entry = 0; entry < width; entry++) {
+            bf16 *to = panel + entry / 16 * 16 * BK + entry % 16 * 32;
+            const $x *from = x + (first + entry) * w->columns$offset;
+            int known = entry < count ? present : 0;
+            for (int k = 0; k < known; k++)
+                to[k / 32 * 512 + k % 32] = $source;
+            for (int k = known; k < BK; k++)
+                to[k / 32 * 512 + k % 32] = 0;
+        }
+    }
+}
+""")
+
+_ADD_FLOATS = Template("""\
+/* Tiles begin .. end of format $format, added to the sums of their tile row. */
+static void add_${name}_tiles(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
+{
+    for (int t = begin; t < end; t++) {
+        const float *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
+$pointers
+        int n = 0;
+        for (; n + WIDE <= width; n += WIDE)
+            ${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
+$tails    }
+}
+""")
+
+_TAIL = Template("""\
+if (width - n == $nb)
+            ${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
+""")
+
+_ADD_DIGITS = Template("""\
+/* The same with x in digits. */
+static void add_${name}_digits(const struct weight *w, int begin, int end, const int8_t *x, int width, float *acc)
+{
+    for (int t = begin; t < end; t++) {
+        const int8_t *panel = x + (int64_t)w->${name}_tile_column[t] * width * DIGIT_BYTES;
+$pointers
+$tails    }
+}
+""")
+
+_DIGITS_CASE = Template("""\
+if (width == $nb)
+            ${name}_digits($arguments, panel, acc, $nb);
+""")
+
+_ADD_PAIRS = Template("""\
+/* The same with x in pairs. */
+static void add_${name}_pairs(
+    const struct weight *w, int begin, int end, const bf16 *x, int count, float *acc)
+{
+    const int64_t width = whole_blocks(count);
+    for (int t = begin; t < end; t++) {
+        const bf16 *panel = x + (int64_t)w->${name}_tile_column[t] * width * BK;
+$pointers
+        ${name}_pairs($arguments, panel, acc, count);
+    }
+}
+""")

@@ -1,0 +1,226 @@
+/* Products of bf16 pairs on matrix units. Needs AMX-TILE and AMX-BF16 beside what simd_vnni.h needs.
+ *
+ * A pair is two neighbouring columns of a row, one 32-bit lane; sixteen columns' worth of pairs of sixteen
+ * rows is the second operand of a tile product, x the first: sixteen batch entries by 32 columns. */
+
+/* Where a thread's tiles stand: shapes of eight tiles, as the hardware reads and writes them. */
+typedef struct {
+    uint8_t palette, start, unused[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+/* Keep what this thread had (the BLAS has tiles of its own), and take eight tiles of 16 rows of 64 bytes. */
+static inline void tiles_begin(tile_shapes *before)
+{
+    tile_shapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shapes.row_bytes[i] = 64;
+        shapes.rows[i] = 16;
+    }
+    _tile_storeconfig(before);
+    _tile_loadconfig(&shapes);
+}
+
+static inline void tiles_end(const tile_shapes *before)
+{
+    if (before->palette)
+        _tile_loadconfig(before);
+    else
+        _tile_release();
+}
+
+/* bf16 of a 5-bit two's complement number in the low bits of each 16-bit word; higher bits are ignored. */
+static inline vint vp_small(vint words)
+{
+    const __m512i value = _mm512_set_epi16( /* -1 .. -16, then 15 .. 0 */
+        (short)0xbf80, (short)0xc000, (short)0xc040, (short)0xc080, (short)0xc0a0, (short)0xc0c0, (short)0xc0e0,
+        (short)0xc100, (short)0xc110, (short)0xc120, (short)0xc130, (short)0xc140, (short)0xc150, (short)0xc160,
+        (short)0xc170, (short)0xc180, 0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40e0, 0x40c0,
+        0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0);
+    return _mm512_permutexvar_epi16(words, value);
+}
+
+/* bf16 of a 4-bit two's complement number in the low bits of each 16-bit word; higher bits are ignored. */
+static inline vint vp_nibble(vint words)
+{
+    const __m512i value = _mm512_set_epi16( /* -1 .. -8, then 7 .. 0; twice, as the look-up reads a fifth bit */
+        (short)0xbf80, (short)0xc000, (short)0xc040, (short)0xc080, (short)0xc0a0, (short)0xc0c0, (short)0xc0e0,
+        (short)0xc100, 0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0,
+        (short)0xbf80, (short)0xc000, (short)0xc040, (short)0xc080, (short)0xc0a0, (short)0xc0c0, (short)0xc0e0,
+        (short)0xc100, 0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0);
+    return _mm512_permutexvar_epi16(words, value);
+}
+
+/* The same less a zero point; zero is that of `vp_zero`. */
+static inline vint vp_nibble_less(vint words, vint zero)
+{
+    __m512i code = _mm512_ternarylogic_epi32(words, _mm512_set1_epi16(8), _mm512_set1_epi16(15), 0x28);
+    return vp_small(_mm512_sub_epi16(code, zero)); /* (words ^ 8) & 15, less zero */
+}
+
+/* Zero points of 16 rows (two's complement, less 8) as `vp_nibble_less` takes them. */
+static inline vint vp_zero(const int8_t *p)
+{
+    __m512i zero = _mm512_add_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)), _mm512_set1_epi32(8));
+    return _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16));
+}
+
+/* Nibble j of both 16-bit words of each lane, in the low bits of the words. */
+static inline vint vp_step(vint word, const int j)
+{
+    return j ? _mm512_srli_epi16(word, 4 * j) : word;
+}
+
+/* The two nibbles of byte j of each lane, the low one in the first 16-bit word, the high one in the second. */
+static inline vint vp_twins(vint word, const int j)
+{
+    const __m512i lane = _mm512_set4_epi32(0x000c000c, 0x00080008, 0x00040004, 0);
+    __m512i byte = _mm512_shuffle_epi8(word, _mm512_or_si512(lane, _mm512_set1_epi32((int)0x80008000 | j | j << 16)));
+    return _mm512_srlv_epi16(byte, _mm512_set1_epi32(4 << 16));
+}
+
+/* Two vectors of floats that bf16 holds exactly, as pairs. */
+static inline vint vp_join(vfloat first, vfloat second)
+{
+    __m512i low = _mm512_srli_epi32(_mm512_castps_si512(first), 16);
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+    return _mm512_ternarylogic_epi32(low, _mm512_castps_si512(second), high, 0xf8); /* low | second & high */
+}
+
+static inline vint vp_load(const bf16 *pairs)
+{
+    return _mm512_loadu_si512(pairs);
+}
+
+static inline void vp_store(bf16 *pairs, vint pair)
+{
+    _mm512_store_si512(pairs, pair);
+}
+
+/* Two kept weights of four columns at their places, zeros between: two pairs. The group's positions are
+ * the low four bits of `place`. */
+static inline void vp_spread(bf16 *pairs, vint kept, vint place)
+{
+    const __m512i first = _mm512_setr_epi32( /* bytes of columns 0 and 1, by both positions; 0x80: none */
+        0, 0, 0, 0, 0x03020100, 0, 0, 0, (int)0x80800100, 0x01008080, 0, 0, (int)0x80800100, 0x01008080,
+        (int)0x80808080, 0);
+    const __m512i second = _mm512_setr_epi32( /* of columns 2 and 3 */
+        0, 0, 0, 0, (int)0x80808080, 0, 0, 0, (int)0x80800302, (int)0x80800302, 0, 0, 0x03028080, 0x03028080,
+        0x03020100, 0);
+    const __m512i lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    vp_store(pairs, _mm512_shuffle_epi8(kept, _mm512_or_si512(_mm512_permutexvar_epi32(place, first), lane)));
+    vp_store(pairs + 32, _mm512_shuffle_epi8(kept, _mm512_or_si512(_mm512_permutexvar_epi32(place, second), lane)));
+}
+
+/* The nibble of group g, of the eight in a word of positions, in the low bits. */
+static inline vint vp_place(vint positions, const int g)
+{
+    return g ? _mm512_srli_epi32(positions, g % 4 * 8 + g / 4 * 4) : positions;
+}
+
+/* Blocks of 16 batch entries of x lie `block` numbers apart; the sums of a strip `16 * SUMS` floats. */
+INLINE void multiply_four(const bf16 *pairs, const int columns, const bf16 *x, const int block)
+{
+    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+        _tile_loadd(4, pairs, 64);
+        _tile_loadd(5, x, 64);
+        _tile_dpbf16ps(0, 5, 4);
+        _tile_loadd(6, x + block, 64);
+        _tile_dpbf16ps(1, 6, 4);
+        _tile_loadd(7, x + 2 * block, 64);
+        _tile_dpbf16ps(2, 7, 4);
+        _tile_loadd(5, x + 3 * block, 64);
+        _tile_dpbf16ps(3, 5, 4);
+    }
+}
+
+INLINE void multiply_two(const bf16 *pairs, const int columns, const bf16 *x, const int block)
+{
+    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+        _tile_loadd(4, pairs, 64);
+        _tile_loadd(5, x, 64);
+        _tile_dpbf16ps(0, 5, 4);
+        _tile_loadd(6, x + block, 64);
+        _tile_dpbf16ps(1, 6, 4);
+    }
+}
+
+INLINE void multiply_one(const bf16 *pairs, const int columns, const bf16 *x)
+{
+    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+        _tile_loadd(4, pairs, 64);
+        _tile_loadd(5, x, 64);
+        _tile_dpbf16ps(0, 5, 4);
+    }
+}
+
+/* acc += pairs [columns / 2][LANES][2] times x, for one strip and `entries` batch entries. */
+static void multiply_pairs(const bf16 *pairs, const int columns, const bf16 *x, float *acc, int entries)
+{
+    const int block = 16 * BK, step = 16 * SUMS;
+    for (; entries > 32; entries -= 64, x += 4 * block, acc += 4 * step) {
+        _tile_loadd(0, acc, 64);
+        _tile_loadd(1, acc + step, 64);
+        _tile_loadd(2, acc + 2 * step, 64);
+        _tile_loadd(3, acc + 3 * step, 64);
+        multiply_four(pairs, columns, x, block);
+        _tile_stored(0, acc, 64);
+        _tile_stored(1, acc + step, 64);
+        _tile_stored(2, acc + 2 * step, 64);
+        _tile_stored(3, acc + 3 * step, 64);
+    }
+    if (entries > 16) {
+        _tile_loadd(0, acc, 64);
+        _tile_loadd(1, acc + step, 64);
+        multiply_two(pairs, columns, x, block);
+        _tile_stored(0, acc, 64);
+        _tile_stored(1, acc + step, 64);
+    } else if (entries > 0) {
+        _tile_loadd(0, acc, 64);
+        multiply_one(pairs, columns, x);
+        _tile_stored(0, acc, 64);
+    }
+}
+
+/* acc[entry] += scale * part[entry] of one block of up to 16 entries. */
+INLINE void add_scaled_block(float *acc, vfloat scale, const float *part, int entries)
+{
+    for (int n = 0; n < (entries < 16 ? entries : 16); n++)
+        vf_store_f32(acc + 16 * n, vf_fma(scale, vf_load_f32(part + 16 * n), vf_load_f32(acc + 16 * n)));
+}
+
+/* The same, each row times its scale: pairs are codes, and not rounded again. */
+static void multiply_pairs_scaled(
+    const bf16 *pairs, const int columns, const bf16 *x, float *acc, int entries, vfloat scale)
+{
+    const int block = 16 * BK, step = 16 * SUMS;
+    float part[4 * 256] __attribute__((aligned(64)));
+    for (; entries > 32; entries -= 64, x += 4 * block, acc += 4 * step) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        multiply_four(pairs, columns, x, block);
+        _tile_stored(0, part, 64);
+        _tile_stored(1, part + 256, 64);
+        _tile_stored(2, part + 512, 64);
+        _tile_stored(3, part + 768, 64);
+        for (int i = 0; i < 4; i++)
+            add_scaled_block(acc + i * step, scale, part + 256 * i, entries - 16 * i);
+    }
+    if (entries > 16) {
+        _tile_zero(0);
+        _tile_zero(1);
+        multiply_two(pairs, columns, x, block);
+        _tile_stored(0, part, 64);
+        _tile_stored(1, part + 256, 64);
+        add_scaled_block(acc, scale, part, entries);
+        add_scaled_block(acc + step, scale, part + 256, entries - 16);
+    } else if (entries > 0) {
+        _tile_zero(0);
+        multiply_one(pairs, columns, x);
+        _tile_stored(0, part, 64);
+        add_scaled_block(acc, scale, part, entries);
+    }
+}

@@ -1,0 +1,157 @@
+/* Products of 8-bit codes with x in three 8-bit digits. Needs AVX512-VNNI beside what simd_avx512.h needs. */
+
+/* Unsigned low nibbles of 64 two's complement numbers of 4 bits, 8 added to each. */
+static inline vint vi_low_nibbles(vint word)
+{
+    const __m512i eight = _mm512_set1_epi8(8), mask = _mm512_set1_epi8(15);
+    return _mm512_ternarylogic_epi32(word, eight, mask, 0x28); /* (word ^ eight) & mask */
+}
+
+/* The same of the high nibbles. */
+static inline vint vi_high_nibbles(vint word)
+{
+    return vi_low_nibbles(_mm512_srli_epi16(word, 4));
+}
+
+/* 64 two's complement bytes, 128 added to each. */
+static inline vint vi_unsigned_bytes(vint word)
+{
+    return _mm512_xor_si512(word, _mm512_set1_epi32((int)0x80808080));
+}
+
+/* Places of kept columns among 16 digits, for step j of a word of positions of 32
+ * columns: first and second kept of groups 0 to 3, then of groups 4 to 7. */
+static inline vint vi_places(vint positions, const int j)
+{
+    const __m512i mask = _mm512_set1_epi8(6), base = _mm512_set1_epi32(0x09080100);
+    __m512i shifted = j ? _mm512_srli_epi32(positions, 2 * j - 1) : _mm512_slli_epi32(positions, 1);
+    return _mm512_ternarylogic_epi32(shifted, mask, base, 0xea); /* shifted & mask | base */
+}
+
+INLINE void clear_digits(vint *sum, const int nb)
+{
+    #pragma GCC unroll 12
+    for (int i = 0; i < 3 * nb; i++)
+        sum[i] = _mm512_setzero_si512();
+}
+
+/* sum + four unsigned bytes of each lane times the four signed bytes at x. In assembly because compilers lift the
+ * broadcast out of the loop over strips and spill it: the load is free inside the instruction, the spill is not. */
+static inline vint vi_dot_four(vint sum, vint bytes, const int8_t *x)
+{
+    const struct { int8_t byte[4]; } *four = (const void *)x;
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(bytes), "m"(*four));
+    return sum;
+}
+
+/* sum[n][digit] += four unsigned codes of a lane times the four digits at x, over nb entries. */
+INLINE void multiply_add_digits(vint codes, const int8_t *x, vint *sum, const int nb)
+{
+    #pragma GCC unroll 4
+    for (int n = 0; n < nb; n++)
+        #pragma GCC unroll 3
+        for (int digit = 0; digit < 3; digit++)
+            sum[3 * n + digit] = vi_dot_four(sum[3 * n + digit], codes, x + 48 * n + 16 * digit);
+}
+
+/* The same where every lane has its own four of the 16 columns at x, and codes are signed: less 128 times
+ * the sum of the codes, as digits have to be unsigned here. */
+INLINE void multiply_add_picked_digits(vint codes, vint places, const int8_t *x, vint *sum, const int nb)
+{
+    #pragma GCC unroll 4
+    for (int n = 0; n < nb; n++)
+        #pragma GCC unroll 3
+        for (int digit = 0; digit < 3; digit++) {
+            __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(x + 48 * n + 16 * digit)));
+            __m512i picked = _mm512_shuffle_epi8(vi_unsigned_bytes(all), places);
+            sum[3 * n + digit] = _mm512_dpbusd_epi32(sum[3 * n + digit], picked, codes);
+        }
+}
+
+/* sum + the four signed bytes of each lane. */
+static inline vint vi_add_bytes(vint sum, vint bytes)
+{
+    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes);
+}
+
+/* Bytes less bytes. */
+static inline vint vi_sub_bytes(vint a, vint b)
+{
+    return _mm512_sub_epi8(a, b);
+}
+
+/* Zero points of 16 rows (two's complement, less 8) as four unsigned bytes a lane. */
+static inline vint vi_zero_bytes(const int8_t *p)
+{
+    __m512i zero = _mm512_add_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)), _mm512_set1_epi32(8));
+    return _mm512_mullo_epi32(zero, _mm512_set1_epi32(0x01010101));
+}
+
+/* The same byte everywhere. */
+static inline vint vi_set_bytes(const int byte)
+{
+    return _mm512_set1_epi8((char)byte);
+}
+
+static inline vint vi_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+
+/* Where a panel of x in digits keeps the sums of each 16 columns. */
+static inline const int32_t *digit_sums(const int8_t *x, const int nb)
+{
+    return (const int32_t *)(x + 3 * BK * nb);
+}
+
+/* Where it keeps the unit of each entry. */
+static inline const float *digit_units(const int8_t *x, const int nb)
+{
+    return (const float *)(digit_sums(x, nb) + 3 * (BK / 16) * nb);
+}
+
+/* Sums of the digits of `columns` columns at x: total[n][digit]. `sums` is where the panel keeps those of 16 columns. */
+INLINE void total_digits(const int32_t *sums, const int columns, float *total, const int nb)
+{
+    for (int i = 0; i < 3 * nb; i++) {
+        int32_t all = 0;
+        for (int k = 0; k < columns / 16; k++)
+            all += sums[3 * nb * k + i];
+        total[i] = (float)all; /* below 2**24: exact */
+    }
+}
+
+/* acc += scale * (a number of three digits). */
+INLINE void add_joined_digits(float *acc, const vfloat *digit, vfloat scale)
+{
+    vfloat all = vf_fma(vf_fma(digit[2], vf_set1(256), digit[1]), vf_set1(256), digit[0]);
+    vf_store_f32(acc, vf_fma(all, scale, vf_load_f32(acc)));
+}
+
+/* acc[n] += scale * unit[n] * (digits of sum[n] - zero * total[n]), over nb entries of acc [nb][LANES]. */
+INLINE void add_digits(
+    float *acc, const vint *sum, const float *total, vfloat zero, vfloat scale, const float *unit, const int nb)
+{
+    #pragma GCC unroll 4
+    for (int n = 0; n < nb; n++) {
+        vfloat digit[3];
+        #pragma GCC unroll 3
+        for (int i = 0; i < 3; i++)
+            digit[i] = _mm512_fnmadd_ps(zero, vf_set1(total[3 * n + i]), _mm512_cvtepi32_ps(sum[3 * n + i]));
+        add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
+    }
+}
+
+/* The same after `multiply_add_picked_digits`: `codes` are the sums of the codes. */
+INLINE void add_picked_digits(float *acc, const vint *sum, vint codes, vfloat scale, const float *unit, const int nb)
+{
+    const __m512i bias = _mm512_slli_epi32(codes, 7);
+    #pragma GCC unroll 4
+    for (int n = 0; n < nb; n++) {
+        vfloat digit[3];
+        #pragma GCC unroll 3
+        for (int i = 0; i < 3; i++)
+            digit[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[3 * n + i], bias));
+        add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
+    }
+}

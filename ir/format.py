@@ -125,6 +125,28 @@ class TritonDecode:
 
 
 @dataclass(frozen=True)
+class TilePairs:
+    """How a tile is unpacked for matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
+
+    A unit is one strip and `columns` of its columns; a strip's units are neighbours. One is
+    unpacked while the one before it is multiplied. The text of the function is
+
+        INLINE void {name}(<one pointer per plane>, const int unit, bf16 *pairs)
+
+    and writes `[columns / 2][16][2]` to pairs: two neighbouring columns of a row are one 32-bit lane.
+    With `scaled` it is `INLINE vfloat {name}(...)` and returns what each row's sums are multiplied by in
+    fp32, so that integer codes need not be rounded again.
+
+    Attributes:
+        columns: of a unit; a multiple of 32 that divides BK.
+    """
+
+    source: str
+    columns: int
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
 class TileMac:
     """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
 
@@ -166,20 +188,14 @@ class TileMac:
             x is three 8-bit digits of a 24-bit number, in units of each tile column and entry:
             `[BK / 16][nb][digit][16]`, the columns of each eight in the order 0 4 1 5 2 6 3 7; what
             follows is read by `digit_sums` and `digit_units`.
-        pairs: optional C text for matrix units (`simd_amx.h`), for bf16 weights and a larger batch:
-
-            INLINE void {name}(<planes>, const bf16 *x, float *acc, int entries)
-
-            The text unpacks a strip to bf16 pairs `[BK / 2][16][2]` and calls `multiply_pairs` or
-            `multiply_pairs_scaled`; BK is a multiple of 32, x `[block of 16][BK / 32][16][32]`,
-            acc `[block of 16][STRIPS][16][16]`.
+        pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
     """
 
     source: str
     pack: Callable[[Planes], Planes] = lambda planes: planes
     decode: str = ""
     digits: str = ""
-    pairs: str = ""
+    pairs: TilePairs | None = None
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,8 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
     texts = [part.code.source.replace("{name}", f"{part.name}_tile")]
     if kernel.digits and part.code.digits:
         texts.append(part.code.digits.replace("{name}", f"{part.name}_digits"))
-    if kernel.pairs:
-        texts.append(part.code.pairs.replace("{name}", f"{part.name}_pairs"))
+    if kernel.pairs and part.code.pairs:
+        texts.append(part.code.pairs.source.replace("{name}", f"{part.name}_pairs"))
     return "\n".join(texts)
 
 

@@ -9,6 +9,7 @@ A call packs x in one of them, or in the first two where formats differ. Sums ar
 is as wide as the batch leaves it, rounded up.
 """
 
+import textwrap
 from string import Template
 
 from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, member
@@ -52,8 +53,20 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     if kernel.digits and part.code.digits:
         text += "\n" + _ADD_DIGITS.substitute(names, tails=_tails(names, "digits", 2 * max(DIGIT_BATCHES)))
     if kernel.pairs:
-        text += "\n" + _ADD_PAIRS.substitute(names)
+        text += "\n" + _add_pairs(part, names)
     return text
+
+
+def _add_pairs(part: FormatPart, names: dict[str, str]) -> str:
+    """C that unpacks the units of a format's tiles, one ahead, and multiplies them on matrix units."""
+    code = part.code.pairs
+    assert code is not None
+    sums = _SCALED_SUMS if code.scaled else _PLAIN_SUMS
+    names = {**names, "columns": str(code.columns)}
+    pointers = names["pointers"].replace("if (w->streamed)", "if (w->streamed && unit == 0)")
+    steps = {key: Template(text).substitute(names) for key, text in sums.items()}
+    unpack = _UNPACK.substitute({**names, **steps, "pointers": textwrap.indent(textwrap.dedent(pointers), "    ")})
+    return unpack + _ADD_PAIRS.substitute({**names, **steps})
 
 
 def _tails(names: dict[str, str], kind: str, wide: int) -> str:
@@ -215,16 +228,73 @@ if (width == $nb)
             ${name}_digits($arguments, panel, acc, $nb);
 """)
 
-_ADD_PAIRS = Template("""\
-/* The same with x in pairs. */
-static void add_${name}_pairs(
-    const struct weight *w, int begin, int end, const bf16 *x, int count, float *acc)
+_UNPACK = Template("""\
+/* One unit of tile t (a strip and ${columns} of its columns) as pairs$and_scale. */
+static $returns unpack_$name(const struct weight *w, int t, int unit, bf16 *pairs)
 {
-    const int64_t width = whole_blocks(count);
-    for (int t = begin; t < end; t++) {
-        const bf16 *panel = x + (int64_t)w->${name}_tile_column[t] * width * BK;
 $pointers
-        ${name}_pairs($arguments, panel, acc, count);
-    }
+    $give${name}_pairs($arguments, unit, pairs);
 }
+
 """)
+
+_ADD_PAIRS = Template("""\
+/* The same with x in pairs. While a unit is on the matrix units, the next one is unpacked. */
+static void add_${name}_pairs(const struct weight *w, int begin, int end, const bf16 *x, int count, float *acc)
+{
+    enum { SIZE = $columns, GROUPS = BK / SIZE, UNITS = STRIPS * GROUPS };
+    const int64_t width = whole_blocks(count);
+    const int last = (end - begin) * UNITS - 1;
+    bf16 pairs[2][SIZE * LANES] __attribute__((aligned(64)));
+$declarations    if (last >= 0)
+        $first;
+    for (int i = 0, t = begin, unit = 0; i <= last; i++) {
+        const bf16 *panel = x + w->${name}_tile_column[t] * width * BK + unit % GROUPS * SIZE * 16;
+        float *sums = acc + unit / GROUPS * (16 * LANES);
+$now        unit = unit + 1 < UNITS ? unit + 1 : 0;
+        t += unit == 0;
+        for (int n = 0; n < count; n += 64) {
+            $start;
+            sums_add_product(pairs[i % 2], SIZE, panel + n * BK, count - n);
+            if (n == 0 && i < last)
+                $next;
+$finish        }
+    }
+$end}
+""")
+
+_PLAIN_SUMS = {
+    "returns": "void",
+    "give": "",
+    "and_scale": "",
+    "declarations": "",
+    "first": "unpack_$name(w, begin, 0, pairs[0])",
+    "now": "",
+    "start": "sums_load(sums + n * SUMS, 16 * SUMS, count - n)",
+    "next": "unpack_$name(w, t, unit, pairs[(i + 1) % 2])",
+    "finish": "            sums_store(sums + n * SUMS, 16 * SUMS, count - n);\n",
+    "end": "",
+}
+
+_SCALED_SUMS = {
+    "returns": "vfloat",
+    "give": "return ",
+    "and_scale": "; returns the scale of each row",
+    "declarations": """\
+    float parts[2][4 * 256] __attribute__((aligned(64))); /* sums before they are scaled */
+    waiting_sums waiting = {0};
+    vfloat scale = vf_zero();
+    int step = 0;
+""",
+    "first": "scale = unpack_$name(w, begin, 0, pairs[0])",
+    "now": "        vfloat own = scale;\n",
+    "start": "sums_clear(count - n)",
+    "next": "scale = unpack_$name(w, t, unit, pairs[(i + 1) % 2])",
+    "finish": """\
+            sums_add_scaled(&waiting, parts[(step + 1) % 2], 16 * SUMS);
+            sums_store(parts[step % 2], 256, count - n);
+            waiting = (waiting_sums){sums + n * SUMS, count - n, own};
+            step++;
+""",
+    "end": "    sums_add_scaled(&waiting, parts[(step + 1) % 2], 16 * SUMS);\n",
+}

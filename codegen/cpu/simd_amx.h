@@ -119,108 +119,89 @@ static inline vint vp_place(vint positions, const int g)
     return g ? _mm512_srli_epi32(positions, g % 4 * 8 + g / 4 * 4) : positions;
 }
 
-/* Blocks of 16 batch entries of x lie `block` numbers apart; the sums of a strip `16 * SUMS` floats. */
-INLINE void multiply_four(const bf16 *pairs, const int columns, const bf16 *x, const int block)
+/* Tiles 0 .. 3 hold the sums of up to four blocks of 16 batch entries and one strip; a strip's sums of
+ * neighbouring blocks lie `step` floats apart. With fewer entries, one or two of them. */
+static inline void sums_clear(int entries)
 {
-    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
-        _tile_loadd(4, pairs, 64);
-        _tile_loadd(5, x, 64);
-        _tile_dpbf16ps(0, 5, 4);
-        _tile_loadd(6, x + block, 64);
-        _tile_dpbf16ps(1, 6, 4);
-        _tile_loadd(7, x + 2 * block, 64);
-        _tile_dpbf16ps(2, 7, 4);
-        _tile_loadd(5, x + 3 * block, 64);
-        _tile_dpbf16ps(3, 5, 4);
-    }
+    _tile_zero(0);
+    if (entries <= 16)
+        return;
+    _tile_zero(1);
+    if (entries <= 32)
+        return;
+    _tile_zero(2);
+    _tile_zero(3);
 }
 
-INLINE void multiply_two(const bf16 *pairs, const int columns, const bf16 *x, const int block)
+static inline void sums_load(const float *acc, const int step, int entries)
 {
-    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
-        _tile_loadd(4, pairs, 64);
-        _tile_loadd(5, x, 64);
-        _tile_dpbf16ps(0, 5, 4);
-        _tile_loadd(6, x + block, 64);
-        _tile_dpbf16ps(1, 6, 4);
-    }
+    _tile_loadd(0, acc, 64);
+    if (entries <= 16)
+        return;
+    _tile_loadd(1, acc + step, 64);
+    if (entries <= 32)
+        return;
+    _tile_loadd(2, acc + 2 * step, 64);
+    _tile_loadd(3, acc + 3 * step, 64);
 }
 
-INLINE void multiply_one(const bf16 *pairs, const int columns, const bf16 *x)
+static inline void sums_store(float *acc, const int step, int entries)
 {
-    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
-        _tile_loadd(4, pairs, 64);
-        _tile_loadd(5, x, 64);
-        _tile_dpbf16ps(0, 5, 4);
-    }
+    _tile_stored(0, acc, 64);
+    if (entries <= 16)
+        return;
+    _tile_stored(1, acc + step, 64);
+    if (entries <= 32)
+        return;
+    _tile_stored(2, acc + 2 * step, 64);
+    _tile_stored(3, acc + 3 * step, 64);
 }
 
-/* acc += pairs [columns / 2][LANES][2] times x, for one strip and `entries` batch entries. */
-static void multiply_pairs(const bf16 *pairs, const int columns, const bf16 *x, float *acc, int entries)
+/* The sums += pairs [columns / 2][LANES][2] times x [block][BK / 32][16][32]. */
+INLINE void sums_add_product(const bf16 *pairs, const int columns, const bf16 *x, int entries)
 {
-    const int block = 16 * BK, step = 16 * SUMS;
-    for (; entries > 32; entries -= 64, x += 4 * block, acc += 4 * step) {
-        _tile_loadd(0, acc, 64);
-        _tile_loadd(1, acc + step, 64);
-        _tile_loadd(2, acc + 2 * step, 64);
-        _tile_loadd(3, acc + 3 * step, 64);
-        multiply_four(pairs, columns, x, block);
-        _tile_stored(0, acc, 64);
-        _tile_stored(1, acc + step, 64);
-        _tile_stored(2, acc + 2 * step, 64);
-        _tile_stored(3, acc + 3 * step, 64);
-    }
-    if (entries > 16) {
-        _tile_loadd(0, acc, 64);
-        _tile_loadd(1, acc + step, 64);
-        multiply_two(pairs, columns, x, block);
-        _tile_stored(0, acc, 64);
-        _tile_stored(1, acc + step, 64);
-    } else if (entries > 0) {
-        _tile_loadd(0, acc, 64);
-        multiply_one(pairs, columns, x);
-        _tile_stored(0, acc, 64);
-    }
+    const int block = 16 * BK;
+    if (entries > 32)
+        for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+            _tile_loadd(4, pairs, 64);
+            _tile_loadd(5, x, 64);
+            _tile_dpbf16ps(0, 5, 4);
+            _tile_loadd(6, x + block, 64);
+            _tile_dpbf16ps(1, 6, 4);
+            _tile_loadd(7, x + 2 * block, 64);
+            _tile_dpbf16ps(2, 7, 4);
+            _tile_loadd(5, x + 3 * block, 64);
+            _tile_dpbf16ps(3, 5, 4);
+        }
+    else if (entries > 16)
+        for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+            _tile_loadd(4, pairs, 64);
+            _tile_loadd(5, x, 64);
+            _tile_dpbf16ps(0, 5, 4);
+            _tile_loadd(6, x + block, 64);
+            _tile_dpbf16ps(1, 6, 4);
+        }
+    else
+        for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+            _tile_loadd(4, pairs, 64);
+            _tile_loadd(5, x, 64);
+            _tile_dpbf16ps(0, 5, 4);
+        }
 }
 
-/* acc[entry] += scale * part[entry] of one block of up to 16 entries. */
-INLINE void add_scaled_block(float *acc, vfloat scale, const float *part, int entries)
-{
-    for (int n = 0; n < (entries < 16 ? entries : 16); n++)
-        vf_store_f32(acc + 16 * n, vf_fma(scale, vf_load_f32(part + 16 * n), vf_load_f32(acc + 16 * n)));
-}
+/* Sums of up to four blocks that wait to be scaled by row and added to acc. */
+typedef struct {
+    float *acc;
+    int entries;
+    vfloat scale;
+} waiting_sums;
 
-/* The same, each row times its scale: pairs are codes, and not rounded again. */
-static void multiply_pairs_scaled(
-    const bf16 *pairs, const int columns, const bf16 *x, float *acc, int entries, vfloat scale)
+static inline void sums_add_scaled(const waiting_sums *waiting, const float *part, const int step)
 {
-    const int block = 16 * BK, step = 16 * SUMS;
-    float part[4 * 256] __attribute__((aligned(64)));
-    for (; entries > 32; entries -= 64, x += 4 * block, acc += 4 * step) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        multiply_four(pairs, columns, x, block);
-        _tile_stored(0, part, 64);
-        _tile_stored(1, part + 256, 64);
-        _tile_stored(2, part + 512, 64);
-        _tile_stored(3, part + 768, 64);
-        for (int i = 0; i < 4; i++)
-            add_scaled_block(acc + i * step, scale, part + 256 * i, entries - 16 * i);
-    }
-    if (entries > 16) {
-        _tile_zero(0);
-        _tile_zero(1);
-        multiply_two(pairs, columns, x, block);
-        _tile_stored(0, part, 64);
-        _tile_stored(1, part + 256, 64);
-        add_scaled_block(acc, scale, part, entries);
-        add_scaled_block(acc + step, scale, part + 256, entries - 16);
-    } else if (entries > 0) {
-        _tile_zero(0);
-        multiply_one(pairs, columns, x);
-        _tile_stored(0, part, 64);
-        add_scaled_block(acc, scale, part, entries);
+    for (int block = 0; 16 * block < waiting->entries && block < 4; block++) {
+        float *acc = waiting->acc + block * step;
+        int rows = waiting->entries - 16 * block < 16 ? waiting->entries - 16 * block : 16;
+        for (int n = 0; n < rows; n++, part += 16)
+            vf_store_f32(acc + 16 * n, vf_fma(waiting->scale, vf_load_f32(part), vf_load_f32(acc + 16 * n)));
     }
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import to_lanes
 from stoicc.formats._nm_c import position_words
-from stoicc.ir.format import Planes, TileMac
+from stoicc.ir.format import Planes, TileMac, TilePairs
 
 _BYTE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 _INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -151,48 +151,42 @@ INLINE void {name}(
 """)
 
 _PAIRS = Template("""\
-INLINE void {name}(
-    const int32_t *codes,$positions const bf16 *scales,$zeros
-    const bf16 *x, float *acc, int entries)
+INLINE vfloat {name}(
+    const int32_t *codes,$positions const bf16 *scales,$zeros const int unit, bf16 *pairs)
 {
-    bf16 pairs[$size * LANES] __attribute__((aligned(64)));
-    for (int strip = 0; strip < STRIPS; strip++, acc += 16 * LANES) {
-        for (int group = 0; group < $groups; group++) {
-$start$body
-            multiply_pairs_scaled(pairs, $size, x + group * $size * 16, acc, entries, vf_load_bf16(scales));
-            scales += LANES;
-        }
+    codes += unit * $words * LANES;
+$start    for (int k = 0; k < $size; k += $step) {
+$body
     }
+    return vf_load_bf16(scales + unit * LANES);
 }
 """)
 
 _INT8_PAIRS = Template("""\
-            for (int k = 0; k < $size; k += 8, codes += 2 * LANES) {
-                vint half[2] = {vi_load(codes), vi_load(codes + LANES)};
-                ahead(codes, 2 * LANES * sizeof *codes);
-                #pragma GCC unroll 4
-                for (int j = 0; j < 8; j += 2)
-                    vp_store(pairs + (k + j) * LANES, vp_join($even, $odd));
-            }""")
+        vint half[2] = {vi_load(codes), vi_load(codes + LANES)};
+        ahead(codes, 2 * LANES * sizeof *codes);
+        codes += 2 * LANES;
+        #pragma GCC unroll 4
+        for (int j = 0; j < 8; j += 2)
+            vp_store(pairs + (k + j) * LANES, vp_join($even, $odd));""")
 
 _INT4_PAIRS = Template("""\
-            for (int k = 0; k < $size; k += 8, codes += LANES) {
-                vint eight = vi_load(codes);
-                ahead(codes, LANES * sizeof *codes);
-                #pragma GCC unroll 4
-                for (int j = 0; j < 4; j++)
-                    vp_store(pairs + (k + 2 * j) * LANES, $pair);
-            }""")
+        vint eight = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        codes += LANES;
+        #pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            vp_store(pairs + (k + 2 * j) * LANES, $pair);""")
 
 _INT4_NV24_PAIRS = Template("""\
-            for (int k = 0; k < $size; k += 32, positions += LANES, codes += 2 * LANES) {
-                vint place = vi_load(positions), word[2] = {vi_load(codes), vi_load(codes + LANES)};
-                ahead(positions, LANES * sizeof *positions);
-                ahead(codes, 2 * LANES * sizeof *codes);
-                #pragma GCC unroll 8
-                for (int g = 0; g < 8; g++)
-                    vp_spread(pairs + (k + 4 * g) * LANES, $pair, vp_place(place, g));
-            }""")
+        vint place = vi_load(positions), word[2] = {vi_load(codes), vi_load(codes + LANES)};
+        ahead(positions, LANES * sizeof *positions);
+        ahead(codes, 2 * LANES * sizeof *codes);
+        positions += LANES;
+        codes += 2 * LANES;
+        #pragma GCC unroll 8
+        for (int g = 0; g < 8; g++)
+            vp_spread(pairs + (k + 4 * g) * LANES, $pair, vp_place(place, g));""")
 
 _LOAD_ZEROS = """\
             vfloat zero = vf_load_i8(zeros);
@@ -280,10 +274,12 @@ class _Groups:
         """Whether groups are made of the 16 columns that x in digits is made of."""
         return self.size % 16 == 0
 
-    @property
-    def on_tiles(self) -> bool:
-        """Whether groups are made of the 32 columns of a matrix unit's operand."""
-        return self.size % 32 == 0 and self.dtype == "bf16"
+    def pairs(self, body: Template, per_word: int, step: int, **names: str) -> TilePairs | None:
+        """The code for matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
+        if self.size % 32 or self.dtype != "bf16":
+            return None
+        text = self.fill(_PAIRS, body, words=str(self.size // per_word), step=str(step), **names)
+        return TilePairs(text, self.size, scaled=True)
 
 
 def _less_zero(code: str, zeros: bool) -> str:
@@ -307,7 +303,8 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
 
     source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
     digits = grid.fill(_DIGITS, _INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
-    pairs = grid.fill(_PAIRS, _INT8_PAIRS, start=start, even=code("j"), odd=code("j + 1")) if grid.on_tiles else ""
+    zero = "    vfloat zero = vf_load_i8(zeros + unit * LANES);\n" * zeros
+    pairs = grid.pairs(_INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
 
     def pack(planes: Planes) -> Planes:
         return {"codes": byte_lanes(signed(planes["codes"], 8), groups), **_scales(planes, 8)}
@@ -326,7 +323,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     )
     digits = grid.fill(_DIGITS, _INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
     pair, start = _pair("vp_step(eight, j)", zeros)
-    pairs = grid.fill(_PAIRS, _INT4_PAIRS, start=start, pair=pair) if grid.on_tiles else ""
+    pairs = grid.pairs(_INT4_PAIRS, 8, 8, start=start, pair=pair)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **_scales(planes, 4)}
@@ -347,7 +344,8 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     zero = "vi_zero_bytes(zeros)" if zeros else "vi_set_bytes(8)"
     digits = grid.fill(_INT4_NV24_DIGITS, "", zero=zero, halves=halves) if grid.on_integers else ""
     pair, start = _pair("vp_twins(word[g / 4], g % 4)", zeros)
-    pairs = grid.fill(_PAIRS, _INT4_NV24_PAIRS, start=start, pair=pair, **arguments) if grid.on_tiles else ""
+    start += f"    positions += unit * {size // 32} * LANES;\n"
+    pairs = grid.pairs(_INT4_NV24_PAIRS, 16, 32, start=start, pair=pair, positions=arguments["positions"])
 
     def pack(planes: Planes) -> Planes:
         codes = nibble_lanes(unpack(planes["codes"]), groups, range(8))
@@ -362,7 +360,7 @@ def _pair(codes: str, zeros: bool) -> tuple[str, str]:
     """C for a pair of 4-bit codes as bf16, and what it needs at the start of a group."""
     if not zeros:
         return f"vp_nibble({codes})", ""
-    start = "            vint zero = vp_zero(zeros);\n            zeros += LANES;\n"
+    start = "    vint zero = vp_zero(zeros + unit * LANES);\n"
     return f"vp_nibble_less({codes}, zero)", start
 
 

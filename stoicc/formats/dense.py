@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import to_lanes, to_pairs
-from stoicc.ir.format import Plane, Planes, Tile, TileFormat, TileMac, TritonDecode
+from stoicc.ir.format import Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
 from stoicc.ir.registry import register_format
 
 
@@ -40,15 +40,12 @@ INLINE void {name}(const $T *values, const float *x, float *acc, const int nb)
 """
 
 _PAIRS = """\
-INLINE void {name}(const bf16 *values, const bf16 *x, float *acc, int entries)
+INLINE void {name}(const bf16 *values, const int unit, bf16 *pairs)
 {
-    bf16 pairs[BK * LANES] __attribute__((aligned(64)));
-    for (int strip = 0; strip < STRIPS; strip++, acc += 16 * LANES) {
-        for (int k = 0; k < BK; k += 2, values += 2 * LANES) {
-            ahead(values, 64);
-            vp_store(pairs + k * LANES, vp_load(values));
-        }
-        multiply_pairs(pairs, BK, x, acc, entries);
+    values += unit * BK * LANES;
+    for (int k = 0; k < BK; k += 2, values += 2 * LANES) {
+        ahead(values, 64);
+        vp_store(pairs + k * LANES, vp_load(values));
     }
 }
 """
@@ -89,7 +86,7 @@ class Dense(TileFormat):
             _MAC.replace("$T", dtype),
             lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))},
             _DECODE.replace("$T", dtype),
-            pairs=_PAIRS if dtype == "bf16" and tile[1] % 32 == 0 else "",
+            pairs=TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and tile[1] % 32 == 0 else None,
         )
 
 

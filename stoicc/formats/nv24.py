@@ -16,7 +16,7 @@ from stoicc.formats import _nm
 from stoicc.formats._device import spread_values
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.dtypes import bits
-from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat, TileMac, TritonDecode, squared_error
+from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode, squared_error
 from stoicc.ir.registry import register_format
 
 
@@ -54,20 +54,18 @@ INLINE void {name}(
 """
 
 _PAIRS = """\
-INLINE void {name}(const bf16 *values, const int32_t *positions, const bf16 *x, float *acc, int entries)
+INLINE void {name}(const bf16 *values, const int32_t *positions, const int unit, bf16 *pairs)
 {
-    bf16 pairs[BK * LANES] __attribute__((aligned(64)));
-    for (int strip = 0; strip < STRIPS; strip++, acc += 16 * LANES) {
-        for (int k = 0; k < BK; k += 32, positions += LANES) {
-            vint place = vi_load(positions);
-            ahead(positions, 64);
-            #pragma GCC unroll 8
-            for (int g = 0; g < 8; g++, values += 2 * LANES) {
-                ahead(values, 64);
-                vp_spread(pairs + (k + 4 * g) * LANES, vp_load(values), vp_place(place, g));
-            }
+    values += unit * BK / 2 * LANES;
+    positions += unit * (BK / 32) * LANES;
+    for (int k = 0; k < BK; k += 32, positions += LANES) {
+        vint place = vi_load(positions);
+        ahead(positions, 64);
+        #pragma GCC unroll 8
+        for (int g = 0; g < 8; g++, values += 2 * LANES) {
+            ahead(values, 64);
+            vp_spread(pairs + (k + 4 * g) * LANES, vp_load(values), vp_place(place, g));
         }
-        multiply_pairs(pairs, BK, x, acc, entries);
     }
 }
 """
@@ -135,7 +133,7 @@ class Nv24(TileFormat):
 
         whole = tile[1] % 32 == 0
         source = _MAC.replace("$T", dtype).replace("$groups", "8" if whole else "(BK - k < 32 ? 4 : 8)")
-        pairs = _PAIRS if dtype == "bf16" and whole else ""
+        pairs = TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and whole else None
         return TileMac(source, pack, _DECODE.replace("$T", dtype), pairs=pairs)
 
 

@@ -62,7 +62,8 @@ class TilesExecutor(Executor):
 
     def _scratch(self, kernel: KernelClass, batch: int) -> int:
         binding = self._binding
-        return kernel.scratch_bytes(batch, self._module.tiles.grid[1], binding.rank, binding.partials)
+        threads = min(torch.get_num_threads(), binding.bins)
+        return kernel.scratch_bytes(batch, self._module.tiles.grid[1], binding.rank, binding.partials, threads)
 
     @property
     def resident_bytes(self) -> int:

@@ -52,7 +52,7 @@ class Binding:
         self.bins = numbers["bins"]
         self.bytes = sum(array.nbytes for array in self._arrays.values())
         numbers["streamed"] = int(self.bytes > CACHE_BYTES)
-        numbers |= {"split_rows": len(splits), "rank": self.rank}
+        numbers |= {"split_rows": len(splits), "partials": self.partials, "rank": self.rank}
         members = [name for _, name in fields(kernel)]
         values = [numbers[name] if name in numbers else _address(self._arrays[name]) for name in members]
         self._struct = np.array(values, dtype=np.int64)

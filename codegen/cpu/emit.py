@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from stoicc.codegen.cpu import driver, forms, simd
+from stoicc.codegen.cpu import blocked, driver, forms, simd
 from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, digit_bytes, member
 from stoicc.ir.format import PlaneKind
 
@@ -28,6 +28,7 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         _activation(kernel),
         _finish(kernel),
         _run_item(kernel),
+        blocked.functions(kernel) if kernel.pairs else "",
         _join_parts(kernel),
         _run(kernel),
     ]
@@ -65,7 +66,7 @@ def fields(kernel: KernelClass) -> tuple[Field, ...]:
         ("const struct item *", "items"),
     ]
     if kernel.split:
-        members += [("int64_t ", "split_rows"), ("const struct split *", "splits")]
+        members += [("int64_t ", "split_rows"), ("int64_t ", "partials"), ("const struct split *", "splits")]
     for part in kernel.parts:
         members.append(("const int32_t *", f"{part.name}_tile_column"))
         for plane in part.planes:
@@ -142,6 +143,7 @@ def _header(kernel: KernelClass, stoicc_version: str) -> str:
 
 def _preamble(kernel: KernelClass) -> str:
     maths = ("#include <math.h>",) if kernel.has("activation") else ()
+    maths += ("#include <omp.h>",) * kernel.pairs
     lines = (*simd.includes(kernel.isa), *maths, "#include <stdint.h>", "#include <string.h>")
     inline = "/* nb and column are constants at every call: the compiler makes one version for each. */\n"
     return "\n".join(lines) + f"\n\n{inline}#define INLINE static inline __attribute__((always_inline))\n"
@@ -167,7 +169,7 @@ def _form_constants(kernel: KernelClass) -> str:
         bytes_ = digit_bytes(kernel.tile[1])
         text += driver.DIGIT_CONSTANTS.substitute(bytes=bytes_, most=max(DIGIT_BATCHES))
     if kernel.pairs:
-        text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs)
+        text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs) + blocked.constants(kernel)
     return text
 
 
@@ -292,7 +294,7 @@ def _run(kernel: KernelClass) -> str:
         areas="".join(f"    {line}\n" for line in _areas(kernel)),
         low_rank=driver.RUN_LOW_RANK if kernel.has("low_rank") is not None else "",
         pack=_packs(kernel),
-        begin=driver.TILES_BEGIN * kernel.pairs,
+        begin=(driver.TILES_BEGIN + blocked.LOOP) * kernel.pairs,
         end=driver.TILES_END * kernel.pairs,
         join=driver.RUN_JOIN * kernel.split,
     )
@@ -329,6 +331,9 @@ def _areas(kernel: KernelClass) -> list[str]:
         lines += ["call.inner = (float *)area;", "area += (batch * w->rank * sizeof(float) + 63) / 64 * 64;"]
     if kernel.split:
         lines.append("call.partials = (float *)area;")
+    if kernel.pairs:
+        lines += ["area += w->partials * whole_blocks(batch) * SUMS * sizeof(float);"] * kernel.split
+        lines += blocked.PREPARE
     return lines
 
 

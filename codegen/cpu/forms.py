@@ -177,8 +177,9 @@ static void pack_pairs(const struct weight *w, const $x *x, int64_t batch, int t
 {
     int64_t column = (int64_t)tile_column * BK;
     int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
-    for (int64_t first = 0; first < batch; first += CHUNK) {
-        int count = batch - first < CHUNK ? (int)(batch - first) : CHUNK, width = (int)whole_blocks(count);
+    const int chunk = batch < LEAST_BLOCKED ? CHUNK : MANY;
+    for (int64_t first = 0; first < batch; first += chunk) {
+        int count = batch - first < chunk ? (int)(batch - first) : chunk, width = (int)whole_blocks(count);
         bf16 *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * BK;
         for (int entry = 0; entry < width; entry++) {
             bf16 *to = panel + entry / 16 * 16 * BK + entry % 16 * 32;

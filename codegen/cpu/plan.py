@@ -113,8 +113,30 @@ class KernelClass:
         """Batch entries from which pairs are faster than floats and digits."""
         return 2
 
-    def scratch_bytes(self, batch: int, tile_columns: int, rank: int, partials: int) -> int:
+    @property
+    def least_blocked(self) -> int:
+        """Batch entries from which several tile rows are multiplied at a time (`blocked.py`)."""
+        return 96
+
+    @property
+    def tall(self) -> int:
+        """Tile rows that are multiplied at a time: about 256 rows, whose sums fit the second-level cache."""
+        return max(1, 256 // (self.strips * LANES))
+
+    @property
+    def deep(self) -> int:
+        """Tile columns that are unpacked at a time: about 512 columns, two strips of which fit the first-level cache."""
+        return max(1, 512 // self.tile[1])
+
+    @property
+    def blocked_bytes(self) -> int:
+        """Scratch of a thread in the blocked loop nest: sums, and what is unpacked."""
+        rows = self.strips * LANES
+        return self.tall * BLOCKED_ENTRIES * rows * 4 + self.deep * self.tile[1] * rows * 2
+
+    def scratch_bytes(self, batch: int, tile_columns: int, rank: int, partials: int, threads: int) -> int:
         """Bytes of workspace of one call: the areas that `stoicc_run` cuts it in."""
+        blocked = self.blocked_bytes * threads if self.pairs and batch >= self.least_blocked else 0
         if self.pairs and batch >= self.least_pairs:
             entries = whole_blocks(batch)
             packed = entries * tile_columns * self.tile[1] * 2
@@ -124,7 +146,7 @@ class KernelClass:
             if self.digits and batch <= max(DIGIT_BATCHES):
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
         inner = -(-batch * rank * 4 // 64) * 64
-        return packed + inner + partials * entries * self.strips * LANES * 4
+        return packed + inner + partials * entries * self.strips * LANES * 4 + blocked
 
     @property
     def chunk(self) -> int:
@@ -160,6 +182,8 @@ def digit_bytes(columns: int) -> int:
     return 3 * columns + 12 * columns // 16 + 4
 
 
+BLOCKED_ENTRIES = 256
+"""Batch entries that the blocked loop nest multiplies at a time."""
 DIGIT_BATCHES = (1, 2, 4)
 """Batch entries that a format's `digits` takes; a batch of 3 is padded."""
 

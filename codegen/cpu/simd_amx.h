@@ -119,6 +119,20 @@ static inline vint vp_place(vint positions, const int g)
     return g ? _mm512_srli_epi32(positions, g % 4 * 8 + g / 4 * 4) : positions;
 }
 
+/* Pairs times the scale of each row, rounded to bf16. */
+static inline void vp_scale(bf16 *pairs, const int columns, vfloat scale)
+{
+    static const uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i interleave = _mm512_loadu_si512(order);
+    for (int k = 0; k < columns; k += 2, pairs += 32) {
+        vfloat first, second;
+        vf_pair_bf16(pairs, &first, &second);
+        __m512bh both = _mm512_cvtne2ps_pbh(vf_mul(second, scale), vf_mul(first, scale));
+        vp_store(pairs, _mm512_permutexvar_epi16(interleave, (__m512i)both));
+    }
+}
+
 /* Tiles 0 .. 3 hold the sums of up to four blocks of 16 batch entries and one strip; a strip's sums of
  * neighbouring blocks lie `step` floats apart. With fewer entries, one or two of them. */
 static inline void sums_clear(int entries)

@@ -1,8 +1,8 @@
 """The loop nest of a large batch on matrix units: a GEMM whose second operand is unpacked as it goes.
 
 Tile by tile, sums would be loaded and stored for every 64 columns and x would be read from memory
-for every tile row. Here a thread takes several tile rows and up to 256 batch entries at a time, walks K
-in steps of about 512 columns, unpacks the tiles of one row and step to bf16 (codes times scale, rounded as
+for every tile row. Here a thread takes several tile rows and up to 512 batch entries at a time, walks K
+in steps of about 256 columns, unpacks the tiles of one row and step to bf16 (codes times scale, rounded as
 `to_dense` rounds), and multiplies them with sums in registers. What is unpacked stays in the first
 level of the cache, x and sums in the second; tiles that are not there cost nothing.
 """

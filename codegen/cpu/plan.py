@@ -125,8 +125,8 @@ class KernelClass:
 
     @property
     def deep(self) -> int:
-        """Tile columns that are unpacked at a time: about 512 columns, two strips of which fit the first-level cache."""
-        return max(1, 512 // self.tile[1])
+        """Tile columns that are unpacked at a time: about 256 columns, two strips of which fit the first-level cache."""
+        return max(1, 256 // self.tile[1])
 
     @property
     def blocked_bytes(self) -> int:
@@ -182,7 +182,7 @@ def digit_bytes(columns: int) -> int:
     return 3 * columns + 12 * columns // 16 + 4
 
 
-BLOCKED_ENTRIES = 256
+BLOCKED_ENTRIES = 512
 """Batch entries that the blocked loop nest multiplies at a time."""
 DIGIT_BATCHES = (1, 2, 4)
 """Batch entries that a format's `digits` takes; a batch of 3 is padded."""

@@ -23,6 +23,7 @@ _NAME = re.compile(
     r"(?:typedef .*?|^\} |^(?:static inline|static|INLINE) (?:const )?\w+ \*?)(\w+)(?=;$|\(| __attribute__)", re.MULTILINE
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def vocabulary(isa: str) -> dict[str, Definition]:
             match = _NAME.search(block)
             if match:
                 blocks[match.group(1)] = block
+    words = {name: dict.fromkeys(_WORD.findall(_COMMENT.sub("", text))) for name, text in blocks.items()}
     return {
-        name: Definition(name, text, tuple(w for w in dict.fromkeys(_WORD.findall(text)) if w in blocks and w != name))
+        name: Definition(name, text, tuple(w for w in words[name] if w in blocks and w != name))
         for name, text in blocks.items()
     }
 

@@ -1,0 +1,102 @@
+"""Every format, on every instruction set, with x in every form, against the unrounded matrix in float64."""
+
+import pytest
+import torch
+
+from stoicc.codegen.cpu.build import able_instruction_sets
+from stoicc.codegen.cpu.plan import classify
+from stoicc.codegen.cpu.simd import ISAS
+from stoicc.ir.dtypes import TORCH_DTYPES
+from tests.codegen.cpu.unrounded import assert_close, assert_columns, build, coded, hard_inputs, product
+
+BATCHES = (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 33, 40, 64, 65, 130)
+NAMES = ("int8", "int4", "int4_nv24")
+GROUPS = (16, 32, 64, 128, 256, 0)
+TILES = ((16, 16), (32, 32), (64, 64), (64, 128), (128, 64), (256, 16))
+DTYPES = (("bf16", "bf16"), ("f16", "f16"), ("f32", "f32"), ("bf16", "f32"), ("f16", "f32"))
+"""Of the weight and of x."""
+PAIR_TILES = ((32, 32), (64, 64), (64, 128), (128, 64), (256, 64))
+
+Case = tuple[str, tuple[int, int], tuple[str, str], tuple[str, ...]]
+"""Instruction set, tile, dtypes, formats."""
+
+
+def variant(index: int, turn: int, groups: tuple[int, ...]) -> str:
+    """An affine format: over six turns every name meets every group size, with and without zero points."""
+    zeros = str((index // 3 + turn // 3) % 2 == 1).lower()
+    return f"{NAMES[(index + turn) % 3]}<group_size={groups[index]}, zero_points={zeros}>"
+
+
+def float_cases() -> list[Case]:
+    """Of floats and digits: every tile meets every group size; every name, group size and zero points on VNNI."""
+    cases = []
+    for number, isa in enumerate(("vnni", "avx512", "avx2", "portable")):
+        for turn, tile in enumerate(TILES):
+            for half in range(2) if isa == "vnni" else ((turn + number) % 2,):
+                formats = tuple(variant(index, turn, GROUPS) for index in range(3 * half, 3 * half + 3))
+                cases.append((isa, tile, DTYPES[len(cases) % 5], formats))
+    return cases
+
+
+def pair_cases() -> list[Case]:
+    """Of pairs, which groups of 16 have not."""
+    cases: list[Case] = []
+    for turn, tile in enumerate(PAIR_TILES):
+        five = [variant(index, turn, GROUPS[1:]) for index in range(5)]
+        cases.append(("amx", tile, ("bf16", "bf16"), tuple(five[:3])))
+        cases.append(("amx", tile, ("bf16", "bf16"), ("dense", *five[3:], "nv24")))
+    return cases
+
+
+MIXED: list[Case] = [
+    ("vnni", (64, 64), ("bf16", "bf16"), ("dense", "int4", "nv24", "empty", "int8<zero_points=true>")),
+    ("amx", (64, 64), ("bf16", "bf16"), ("int4_nv24<group_size=16>", "dense", "empty")),
+    ("amx", (32, 32), ("f16", "f16"), ("int4_nv24<group_size=32, zero_points=true>", "nv24")),
+    ("amx", (64, 64), ("bf16", "bf16"), ("dense",)),
+    ("amx", (64, 64), ("bf16", "bf16"), ("int8",)),
+    ("amx", (64, 64), ("bf16", "bf16"), ("nv24",)),
+    ("avx512", (32, 32), ("bf16", "bf16"), ("dense", "nv24")),
+    ("avx2", (32, 32), ("f16", "f16"), ("dense", "nv24")),
+    ("portable", (32, 32), ("bf16", "f32"), ("dense", "nv24")),
+]
+"""Formats with and without digits or pairs together, formats alone, and those that have no codes."""
+CASES = [*float_cases(), *pair_cases(), *MIXED]
+
+
+def need(isa: str, monkeypatch) -> None:
+    if isa not in able_instruction_sets():
+        pytest.skip(f"this machine has no {isa}")
+    monkeypatch.setenv("STOICC_CPU_ISA", isa)
+
+
+@pytest.mark.parametrize(
+    ("isa", "tile", "dtypes", "formats"), CASES, ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else v
+)
+def test_products_of_any_codes_are_those_of_float64(isa, tile, dtypes, formats, monkeypatch):
+    need(isa, monkeypatch)
+    dtype, x_dtype = dtypes[0], TORCH_DTYPES[dtypes[1]]
+    shape = (tile[0] + tile[0] // 2 + 3, max(5 * tile[1] + tile[1] // 2 + 3, 300))
+    case = coded(shape, formats, dtype, tile, parts=2 if len(formats) % 2 else 1)
+    executor = build(case)
+    for batch in BATCHES:
+        x = hard_inputs(batch, shape[1], x_dtype, first=batch)
+        assert_close(product(executor, case, x), x, case)
+    for batch in (1, 4, 48):
+        assert_columns(executor, case, x_dtype, batch)
+
+
+def test_the_cases_are_what_they_say():
+    floats = [case for case in CASES if case[0] == "vnni"]
+    assert {f for *_, formats in floats for f in formats if "int" in f} >= {
+        f"{name}<group_size={size}, zero_points={zeros}>"
+        for name in NAMES
+        for size in GROUPS
+        for zeros in ("true", "false")
+    }
+    for isa in ISAS[1:]:
+        assert {dtypes for case_isa, _, dtypes, _ in CASES if case_isa == isa} == set(DTYPES)
+    for isa, tile, dtypes, formats in pair_cases():
+        case = coded((3, 3), formats, dtypes[0], tile)
+        kernel = classify(case.module, torch.bfloat16, isa)
+        assert kernel.pairs, formats
+        assert kernel.digits == any("int" in text for text in formats)

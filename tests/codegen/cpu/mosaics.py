@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import stoicc.formats  # noqa: F401  registers the built-in formats
+from stoicc.codegen.cpu.build import able_instruction_sets
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
 from stoicc.ir.format import PlaneKind
 from stoicc.ir.planes import plane_slots, pool_name, tile_planes
@@ -85,6 +87,13 @@ def mosaic(
     program = TileProgram("w", shape, tile, dtype, segments, flat, beside_)
     module = Module(program, _schedule(program, tile_map, parts, bins))
     return Mosaic(module, pools, _weight(program, tile_map, pools))
+
+
+def need(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Force an instruction set, or skip the test where this machine has not got it."""
+    if isa not in able_instruction_sets():
+        pytest.skip(f"this machine has no {isa}")
+    monkeypatch.setenv("STOICC_CPU_ISA", isa)
 
 
 def run(executor, x: Tensor, weight_dtype: str, rows: int) -> Tensor:

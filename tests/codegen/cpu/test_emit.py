@@ -32,6 +32,12 @@ def test_the_c_of_a_mosaic(golden):
     golden(emit(classify(case.module, torch.bfloat16, "avx512"), "0.0"))
 
 
+@pytest.mark.parametrize(("isa", "fmt"), [("vnni", "int4<zero_points=true>"), ("amx", "nv24")])
+def test_the_c_of_one_format(golden, isa, fmt):
+    case = mosaic((70, 130), (fmt,), "bf16", (64, 64))
+    golden(emit(classify(case.module, torch.bfloat16, isa), "0.0"), f"test_the_c_of_{fmt.partition('<')[0]}_{isa}")
+
+
 @pytest.mark.parametrize("isa", simd.ISAS)
 def test_text_depends_on_the_class_alone(isa):
     first = mosaic((70, 130), ("dense", "nv24"), "f32")
@@ -49,6 +55,49 @@ def test_only_what_is_used_is_emitted():
 @pytest.mark.parametrize("isa", simd.ISAS)
 def test_every_instruction_set_has_the_same_vocabulary(isa):
     assert simd.vocabulary(isa).keys() >= simd.vocabulary("avx512").keys()
+
+
+@pytest.mark.parametrize("isa", simd.ISAS)
+def test_definitions_stand_once_and_before_their_uses(isa):
+    known = simd.vocabulary(isa)
+    text = simd.definitions(isa, " ".join(known))
+    places = [text.index(definition.text) for definition in known.values()]
+    assert len(set(places)) == len(known)
+    for name, definition in known.items():
+        assert all(text.index(known[used].text) < text.index(definition.text) for used in definition.uses), name
+
+
+def test_comments_may_name_one_another(monkeypatch):
+    text = """\
+/* The other way about: `down`. */
+static inline int up(int i)
+{
+    return i + 1; /* not down(i) */
+}
+
+/* The other way about: `up`. */
+static inline int down(int i)
+{
+    return i - 1;
+}
+"""
+    monkeypatch.setitem(simd._HEADERS, "tests", ("tests",))
+    monkeypatch.setattr(simd, "files", lambda package: _Text(text))
+    assert list(simd.vocabulary("tests")) == ["up", "down"]
+    assert "int up(" not in simd.definitions("tests", "down(1)")
+
+
+class _Text:
+    """Stands for a header, at any path."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def joinpath(self, name: str) -> "_Text":
+        return self
+
+    def read_text(self) -> str:
+        return self._text
 
 
 def test_forced_instruction_set(monkeypatch):

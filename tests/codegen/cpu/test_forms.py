@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from stoicc.codegen.cpu.build import able_instruction_sets
 from stoicc.codegen.cpu.plan import classify
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.dtypes import TORCH_DTYPES
+from tests.codegen.cpu.mosaics import need
 from tests.codegen.cpu.unrounded import assert_close, assert_columns, build, coded, hard_inputs, product
 
 BATCHES = (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 33, 40, 64, 65, 130)
@@ -61,12 +61,6 @@ MIXED: list[Case] = [
 ]
 """Formats with and without digits or pairs together, formats alone, and those that have no codes."""
 CASES = [*float_cases(), *pair_cases(), *MIXED]
-
-
-def need(isa: str, monkeypatch) -> None:
-    if isa not in able_instruction_sets():
-        pytest.skip(f"this machine has no {isa}")
-    monkeypatch.setenv("STOICC_CPU_ISA", isa)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from stoicc.codegen.cpu.build import openmp_library
 from stoicc.codegen.cpu.decode import CompiledDecoder
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
-from tests.codegen.cpu.mosaics import ALL_FORMATS, BOUNDS, Mosaic, mosaic, relative_error, run
+from tests.codegen.cpu.mosaics import ALL_FORMATS, BOUNDS, Mosaic, mosaic, need, relative_error, run
 
 EVERYTHING = ("bias", "low_rank", "row_permutation", "column_permutation", "input_scale", "output_scale")
 SOME_FORMATS = ("empty", "dense", "nv24", "int8", "int4<group_size=16>", "int4_nv24<group_size=0>")
@@ -28,15 +28,15 @@ def check(case: Mosaic, batches, x_dtype: torch.dtype | None = None, seed: int =
 @pytest.fixture(params=ISAS)
 def isa(request, monkeypatch) -> str:
     """Each instruction set that this machine has."""
-    from stoicc.codegen.cpu import build
-
-    if not build._ISA_NEEDS[request.param] <= build._cpu_flags():
-        pytest.skip(f"this CPU has no {request.param}")
-    monkeypatch.setenv("STOICC_CPU_ISA", request.param)
+    need(request.param, monkeypatch)
     return request.param
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(
+    ("isa", "dtype"),
+    [("amx", "bf16"), ("vnni", "f16"), ("avx512", "f32"), ("avx2", "f16"), ("avx2", "bf16"), ("portable", "f32")],
+    indirect=["isa"],
+)
 def test_every_format_with_all_that_is_fused(isa, dtype):
     case = mosaic((130, 390), ALL_FORMATS, dtype, beside=EVERYTHING, activation="gelu", parts=3, bins=4)
     check(case, (1, 2, 3, 8, 13, 70))

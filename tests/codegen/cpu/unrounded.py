@@ -81,17 +81,22 @@ def hard_inputs(batch: int, columns: int, dtype: torch.dtype, first: int = 0) ->
 
 
 def assert_close(y: Tensor, x: Tensor, case: Mosaic) -> None:
-    """Each number of y within half a unit in its last place of float64, and SLACK of its entry's size."""
-    expected, plain = case.expected(x), x.double() @ case.weight.T
-    size = torch.maximum(expected.square().mean(1), plain.square().mean(1)).sqrt()[:, None]
+    """Each number of y within half a unit in its last place of float64, and SLACK of its entry's size.
+
+    That is the root mean square over rows, of y and of what y would be if no two products cancelled.
+    """
+    expected, squares = case.expected(x), x.double().square() @ case.weight.square().T
+    size = torch.maximum(expected.square().mean(1), squares.mean(1)).sqrt()[:, None]
     name = DTYPE_NAMES[y.dtype]
     allowed = ULP[name] * 0.501 * expected.abs() + SLACK * size + LEAST[name]
     wrong = ~((y.double() - expected).abs() <= allowed)  # NaN is wrong
-    assert not wrong.any(), (
-        f"batch {len(x)}: {int(wrong.sum())} of {wrong.numel()} wrong, rows {wrong.any(0).nonzero().flatten()[:8].tolist()}, "
-        f"entries {wrong.any(1).nonzero().flatten()[:8].tolist()}, "
-        f"error {((y.double() - expected).abs() / allowed).nan_to_num(torch.inf).max():.3g} times what is allowed"
-    )
+    if wrong.any():
+        rows, entries = (wrong.any(axis).nonzero().flatten()[:8].tolist() for axis in (0, 1))
+        most = ((y.double() - expected).abs() / allowed).nan_to_num(torch.inf).max()
+        raise AssertionError(
+            f"batch {len(x)}: {int(wrong.sum())} of {wrong.numel()} wrong, in rows {rows} and entries {entries}, "
+            f"{most:.3g} times what is allowed"
+        )
 
 
 def assert_columns(executor: Executor, case: Mosaic, dtype: torch.dtype, batch: int) -> None:

@@ -47,7 +47,8 @@ def inspect(
             operator's result.
         formats: formats to choose from, by text (`"int4<group_size=128>"`) or as objects;
             default: every registered one.
-        tile: (BM, BK), powers of two from 16 to 256; default (64, 64), or the operators' tile.
+        tile: (BM, BK), powers of two from 16 to 256; default the operators' tile, else
+            (64, 128) for codes in groups of 128 and more, else (64, 64).
         tile_map: a format for each tile, `[tile rows][tile columns]` of texts or formats; in
             place of `formats`.
         approximate: let a tile map change values (prune, quantize) where a tile does not fit.
@@ -105,7 +106,7 @@ def inspect_for(
         raise InputError("inspect: expected a tile_map with approximate=True, found none; without one it is lossless")
     lowered = lower(weight) if isinstance(weight, CompressedWeight) else Lowered(as_matrix(weight))
     shape = (lowered.values.shape[0], lowered.values.shape[1])
-    chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None)
+    chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None, lowered)
     requested = None
     if tile_map is not None and passes:
         raise InputError(
@@ -129,9 +130,13 @@ def inspect_for(
     return tiled
 
 
-def _tile(tile: tuple[int, int] | None, marked: tuple[int, int] | None) -> tuple[int, int]:
-    """The tile to use; operators that worked on tiles say which."""
-    chosen = check_tile(tile if tile is not None else marked or (64, 64))
+def _tile(tile: tuple[int, int] | None, marked: tuple[int, int] | None, lowered: Lowered) -> tuple[int, int]:
+    """The tile to use; operators that worked on tiles say which.
+
+    Where scales are shared by 128 columns or more, tiles are as wide: a group's sums are scaled once.
+    """
+    wide = bool(lowered.sheets) and all(sheet.group_size and sheet.group_size % 128 == 0 for sheet in lowered.sheets)
+    chosen = check_tile(tile if tile is not None else marked or ((64, 128) if wide else (64, 64)))
     if marked is not None and chosen != marked:
         raise InputError(f"tile: expected {marked}, the tile of the operators, found {chosen}; leave tile out")
     return chosen

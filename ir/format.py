@@ -189,6 +189,9 @@ class TileMac:
             `[BK / 16][nb][digit][16]`, the columns of each eight in the order 0 4 1 5 2 6 3 7; what
             follows is read by `digit_sums` and `digit_units`.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
+        unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are the
+            canonical planes bit for bit. With it a kernel that has packed its planes lets the canonical
+            ones go; without it, and with RAGGED planes, it keeps both.
     """
 
     source: str
@@ -196,6 +199,7 @@ class TileMac:
     decode: str = ""
     digits: str = ""
     pairs: TilePairs | None = None
+    unpack: Callable[[Planes, Tile], Planes] | None = None
 
 
 @dataclass(frozen=True)

@@ -37,4 +37,18 @@ def to_pairs(vectors: Tensor) -> Tensor:
     return vectors.unflatten(2, (-1, 2)).transpose(3, 4).contiguous()
 
 
+def from_lanes(packed: Tensor, rows: int, columns: int | None = None) -> Tensor:
+    """The inverse of `to_lanes`: `[entries, strips, C, 16]` -> `[entries, rows, columns]`, padding left out."""
+    flat = packed.transpose(2, 3).flatten(1, 2)
+    return flat[:, :rows, : flat.shape[2] if columns is None else columns].contiguous()
+
+
+def from_paired_lanes(packed: Tensor, rows: int, columns: int) -> Tensor:
+    """`[entries, strips, C, 16]` in the order of `to_pairs` -> `[entries, rows, columns]`."""
+    if packed.dtype != torch.bfloat16:
+        return from_lanes(packed, rows, columns)
+    words = packed.view(*packed.shape[:2], -1, 2 * LANES).view(torch.int32)  # both columns of a row move as one
+    return from_lanes(words, rows).view(torch.bfloat16)[:, :, :columns].contiguous()
+
+
 _SAME_WIDTH = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoicc.codegen.cpu.lanes import to_lanes, to_pairs
+from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
 from stoicc.ir.format import Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
 from stoicc.ir.registry import register_format
 
@@ -87,6 +87,7 @@ class Dense(TileFormat):
             lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))},
             _DECODE.replace("$T", dtype),
             pairs=TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and tile[1] % 32 == 0 else None,
+            unpack=lambda packed, tile: {"values": from_paired_lanes(packed["values"], *tile)},
         )
 
 

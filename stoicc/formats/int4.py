@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoicc.formats import _affine_c
+from stoicc.formats import _affine_c, _lane_order
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
 from stoicc.formats._device import load_groups, load_words, nibbles, scale_codes, shift_codes
 from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
@@ -56,7 +56,8 @@ class Int4(Affine):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile
-        return _affine_c.int4_mac(dtype, groups, tile[1] // groups, self.zero_points, unpack_nibbles)
+        code = _affine_c.int4_mac(dtype, groups, tile[1] // groups, self.zero_points, unpack_nibbles)
+        return _lane_order.with_unpack(code, _lane_order.nibble_codes, groups, self.bits)
 
 
 register_format(Int4())

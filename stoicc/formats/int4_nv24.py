@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoicc.formats import _affine_c, _nm
+from stoicc.formats import _affine_c, _lane_order, _nm
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
 from stoicc.formats._device import load_groups, quads, scale_codes, shift_codes, spread_codes, spread_groups
 from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
@@ -79,7 +79,8 @@ class Int4Nv24(Affine):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile
-        return _affine_c.int4_nv24_mac(dtype, groups, tile[1] // groups, self.zero_points, unpack_nibbles)
+        code = _affine_c.int4_nv24_mac(dtype, groups, tile[1] // groups, self.zero_points, unpack_nibbles)
+        return _lane_order.with_unpack(code, _lane_order.kept_codes, groups, self.bits)
 
 
 register_format(Int4Nv24())

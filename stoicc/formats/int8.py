@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoicc.formats import _affine_c
+from stoicc.formats import _affine_c, _lane_order
 from stoicc.formats._affine import Affine
 from stoicc.formats._device import load_groups, load_words, octets, scale_codes, shift_codes
 from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
@@ -56,7 +56,8 @@ class Int8(Affine):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile
-        return _affine_c.int8_mac(dtype, groups, tile[1] // groups, self.zero_points)
+        code = _affine_c.int8_mac(dtype, groups, tile[1] // groups, self.zero_points)
+        return _lane_order.with_unpack(code, _lane_order.byte_codes, groups, self.bits)
 
 
 register_format(Int8())

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoicc.codegen.cpu.lanes import to_lanes, to_pairs
-from stoicc.formats import _nm
+from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
+from stoicc.formats import _lane_order, _nm
 from stoicc.formats._device import spread_values
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.dtypes import bits
@@ -131,10 +131,14 @@ class Nv24(TileFormat):
             values = to_pairs(to_lanes(planes["values"]))
             return {"values": values, "positions": position_words(planes["positions"], 1)}
 
+        def unpack(packed: Planes, tile: Tile) -> Planes:
+            values = from_paired_lanes(packed["values"], tile[0], tile[1] // 2)
+            return {"values": values, "positions": _lane_order.positions(packed["positions"], tile, 1)}
+
         whole = tile[1] % 32 == 0
         source = _MAC.replace("$T", dtype).replace("$groups", "8" if whole else "(BK - k < 32 ? 4 : 8)")
         pairs = TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and whole else None
-        return TileMac(source, pack, _DECODE.replace("$T", dtype), pairs=pairs)
+        return TileMac(source, pack, _DECODE.replace("$T", dtype), pairs=pairs, unpack=unpack)
 
 
 register_format(Nv24())

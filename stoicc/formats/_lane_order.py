@@ -1,0 +1,97 @@
+"""From SIMD lane order back to canonical planes: the inverses of what `_affine_c` and `_nm_c` pack.
+
+Columns of a row are permuted inside whole words, a step for all words at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu.lanes import from_lanes
+from stoicc.formats._affine import pack_nibbles, unpack_nibbles
+from stoicc.ir.format import Planes, Tile, TileMac
+
+_EACH_NIBBLE_8 = -0x77777778
+"""0x88888888 as an int32: codes are stored less 8, which in four bits is `^ 8`."""
+
+Codes = Callable[[Planes, Tile, int], Planes]
+"""Planes in lane order, the tile and its groups of scales -> canonical planes of codes (and positions)."""
+
+
+def with_unpack(code: TileMac | None, codes: Codes, groups: int, bits: int) -> TileMac | None:
+    """The code of an affine format, with the inverse of its packing."""
+
+    def unpack(packed: Planes, tile: Tile) -> Planes:
+        planes = {**codes(packed, tile, groups), "scales": from_lanes(packed["scales"], tile[0])}
+        if "zeros" in packed:  # stored less half the range, as int8: bytes wrap
+            planes["zeros"] = from_lanes(packed["zeros"], tile[0]).view(torch.uint8) + (1 << (bits - 1))
+        return planes
+
+    return None if code is None else replace(code, unpack=unpack)
+
+
+def byte_codes(packed: Planes, tile: Tile, groups: int) -> Planes:
+    """8-bit codes u8 `[entries, BM, BK]`."""
+    words = _unshuffled(from_lanes(packed["codes"], tile[0]).view(torch.int64), 8)
+    return {"codes": _present(words, groups, tile[1]) ^ 128}
+
+
+def nibble_codes(packed: Planes, tile: Tile, groups: int) -> Planes:
+    """4-bit codes u8 `[entries, BM, BK / 2]`."""
+    words = _shuffled(from_lanes(packed["codes"], tile[0])) ^ _EACH_NIBBLE_8
+    return {"codes": _present(words, groups, tile[1] // 2)}
+
+
+def kept_codes(packed: Planes, tile: Tile, groups: int) -> Planes:
+    """4-bit codes of two kept of four u8 `[entries, BM, BK / 4]`, and their positions."""
+    words = from_lanes(packed["codes"], tile[0]) ^ _EACH_NIBBLE_8
+    return {
+        "codes": _present(words, groups, tile[1] // 4),
+        "positions": positions(packed["positions"], tile, groups),
+    }
+
+
+def positions(packed: Tensor, tile: Tile, groups: int) -> Tensor:
+    """2:4 positions u8 `[entries, BM, BK / 8]`."""
+    words = _unshuffled(from_lanes(packed, tile[0]), 4)
+    if tile[1] // groups % 8 == 0:
+        return _present(words, groups, tile[1] // 8)
+    return pack_nibbles(_present(unpack_nibbles(words.view(torch.uint8)), groups, tile[1] // 4))
+
+
+def _present(words: Tensor, groups: int, elements: int) -> Tensor:
+    """Of words `[entries, BM, n]` as bytes, those that the groups fill: u8 `[entries, BM, elements]`."""
+    grouped = words.view(torch.uint8).unflatten(2, (groups, -1))
+    return grouped[..., : elements // groups].flatten(2).contiguous()
+
+
+def _fields(width: int, word: int) -> int:
+    """The lower of each two neighbouring fields of `width` bits in a word, as a mask."""
+    return sum(((1 << width) - 1) << at for at in range(0, word, 2 * width))
+
+
+def _unshuffled(words: Tensor, width: int) -> Tensor:
+    """Of fields of `width` bits, the even ones to the lower half of the word and the odd ones to the upper."""
+    word = 8 * words.element_size()
+    halves = []
+    for half in (words, words >> width):
+        half = half & _fields(width, word)
+        for step in (width << i for i in range((word // width).bit_length() - 2)):
+            half |= half >> step
+            half &= _fields(2 * step, word)
+        halves.append(half)
+    return halves[0].bitwise_or_(halves[1] << word // 2)
+
+
+def _shuffled(words: Tensor) -> Tensor:
+    """Of int32, the nibbles of the lower half to even places and those of the upper half to odd ones."""
+    halves = []
+    for half in (words, words >> 16):
+        half = half & 0xFFFF
+        for step in (8, 4):
+            half |= half << step
+            half &= _fields(step, 32)
+        halves.append(half)
+    return halves[0].bitwise_or_(halves[1] << 4)

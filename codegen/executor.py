@@ -11,10 +11,33 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stoicc.ir.format import Tile, TileFormat
+from stoicc.ir.format import Planes, Tile, TileFormat
 from stoicc.ir.types import Module
 
 Pools = Mapping[str, Tensor]
+
+
+class PackedPlanes(ABC):
+    """Planes that an executor holds in an order of its own, and can give back as they were.
+
+    Attributes:
+        names: of the pools that need not be kept beside it.
+    """
+
+    names: frozenset[str] = frozenset()
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+
+    @abstractmethod
+    def whole(self) -> dict[str, Tensor]:
+        """The canonical pools in `names`, bit for bit; new tensors."""
+
+    @abstractmethod
+    def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes | None:
+        """Entries [first, last) of canonical planes of a segment; None where it does not hold that segment."""
 
 
 class Executor(ABC):
@@ -46,6 +69,16 @@ class Executor(ABC):
         """Bytes that this executor keeps beside the canonical pools (repacked planes)."""
         return 0
 
+    @property
+    def transient_bytes(self) -> int:
+        """Bytes that a call takes beside its workspace to unpack planes; bounded, and none of it is kept."""
+        return 0
+
+    @property
+    def packed(self) -> PackedPlanes | None:
+        """Planes that it can give back, so that their pools may be let go."""
+        return None
+
 
 class Backend(ABC):
     """Emits executors for one kind of device."""
@@ -58,6 +91,10 @@ class Backend(ABC):
     def has_code(self, fmt: TileFormat, tile: Tile, dtype: str) -> bool:
         """Whether tiles of this format run here as they are stored."""
         return True
+
+    def reads_sources(self, kind: str) -> bool:
+        """Whether executors of a kind keep no pool, but ask a `PlaneSource` for what a call reads."""
+        return False
 
     @property
     def runs_on_cpu(self) -> bool:
@@ -74,7 +111,8 @@ class Backend(ABC):
 
         Args:
             module: verified, with a schedule.
-            pools: the canonical pools by name, all on one device of `device_type`.
+            pools: the canonical pools by name, all on one device of `device_type`; they may be a
+                `PlaneSource` where `reads_sources(kind)`.
             on_missing: "error" or "dense": what to do with a format that has no code here.
         """
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
-from stoicc.ir.planes import tile_coordinates, tile_planes
+from stoicc.ir.planes import PlaneSource, tile_coordinates, tile_planes
 from stoicc.ir.types import Module, TileProgram
 
 PANEL_WEIGHTS = 1 << 22
@@ -32,7 +32,10 @@ class PanelDecoder:
 
     def __init__(self, program: TileProgram, pools: Pools) -> None:
         self.program, self.pools = program, pools
-        self.device = next(iter(pools.values())).device if pools else torch.device("cpu")
+        if isinstance(pools, PlaneSource):
+            self.device = pools.device
+        else:
+            self.device = next(iter(pools.values())).device if pools else torch.device("cpu")
         self.coordinates = [tile_coordinates(program, index) for index in range(len(program.segments))]
 
     @property
@@ -126,6 +129,9 @@ class ReferenceBackend(Backend):
 
     def available(self) -> str | None:
         return None
+
+    def reads_sources(self, kind: str) -> bool:
+        return True
 
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
         return ReferenceExecutor(module, pools)

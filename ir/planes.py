@@ -4,6 +4,7 @@ The IR stores every plane once (`[entries, ...]`); formats see planes tile by ti
 (`[tiles, ...]`). The functions here are the only place that knows the difference.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,19 @@ from torch import Tensor
 from stoicc.ir.format import Plane, PlaneKind, Planes
 from stoicc.ir.schedule import entry_slots
 from stoicc.ir.types import TileProgram
+
+
+class PlaneSource(Mapping[str, Tensor]):
+    """Pools of which not all need to be there: a plane, or a run of its entries, is made when it is asked for."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the pools are."""
+
+    @abstractmethod
+    def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes:
+        """Entries [first, last) of planes of a segment, by plane name; for reading only."""
 
 
 def pool_name(segment: int, plane: str) -> str:
@@ -44,6 +58,20 @@ def entry_count(plane: Plane, rows: NDArray[np.int64], columns: NDArray[np.int64
     return int(slots[-1]) + 1 if slots.size else 0
 
 
+def stored_range(plane: Plane, slots: NDArray[np.int64], begin: int, end: int) -> tuple[int, int]:
+    """Of a plane that is not RAGGED, the entries [first, last) that tiles [begin, end) read; slots `[tiles]`."""
+    if plane.kind is PlaneKind.TILE or begin == end:
+        return begin, end
+    return int(slots[begin]), int(slots[end - 1]) + 1
+
+
+def stored_entries(segment: int, pools: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int]]) -> Planes:
+    """Entries [first, last) of planes of a segment, by plane name: of pools, or of a source of them."""
+    if isinstance(pools, PlaneSource):
+        return pools.entries(segment, ranges)
+    return {name: pools[pool_name(segment, name)][first:last] for name, (first, last) in ranges.items()}
+
+
 def tile_planes(
     program: TileProgram, segment: int, pools: Mapping[str, Tensor], begin: int = 0, end: int | None = None
 ) -> Planes:
@@ -54,16 +82,21 @@ def tile_planes(
     fmt = program.segments[segment].resolve()
     rows, columns = tile_coordinates(program, segment)
     stop = rows.size if end is None else end
+    declared = fmt.planes(program.tile, program.dtype)
+    slots = {plane.name: plane_slots(plane, rows, columns) for plane in declared}
+    whole = [plane for plane in declared if plane.kind is not PlaneKind.RAGGED]
+    ranges = {plane.name: stored_range(plane, slots[plane.name], begin, stop) for plane in whole}
+    stored = stored_entries(segment, pools, ranges)
     planes: Planes = {}
-    for plane in fmt.planes(program.tile, program.dtype):
-        pool = pools[pool_name(segment, plane.name)]
-        if plane.kind is PlaneKind.TILE:
-            planes[plane.name] = pool[begin:stop]
-        elif plane.kind is PlaneKind.RAGGED:
+    for plane in declared:
+        if plane.kind is PlaneKind.RAGGED:
             ptr = pools[pool_name(segment, f"{plane.name}_ptr")][begin : stop + 1]
-            planes[plane.name] = pool[int(ptr[0]) : int(ptr[-1])]
+            planes[plane.name] = pools[pool_name(segment, plane.name)][int(ptr[0]) : int(ptr[-1])]
             planes[f"{plane.name}_ptr"] = ptr - ptr[0]
-        else:
-            slots = torch.from_numpy(plane_slots(plane, rows, columns)[begin:stop]).to(pool.device)
-            planes[plane.name] = pool[slots]
+            continue
+        entries = stored[plane.name]
+        if plane.kind is not PlaneKind.TILE:
+            read = slots[plane.name][begin:stop] - ranges[plane.name][0]
+            entries = entries[torch.from_numpy(read).to(entries.device)]
+        planes[plane.name] = entries
     return planes

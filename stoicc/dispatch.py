@@ -64,6 +64,7 @@ def _define(kind: str) -> None:
             return out
         executor = kernel.executor(kind)
         needed = executor.workspace_bytes(x.shape[0], x.dtype)
+        kernel.note_workspace(needed)
         if workspace is None:
             workspace = torch.empty(needed, dtype=torch.uint8, device=x.device)
         if workspace.dtype != torch.uint8 or workspace.numel() < needed or workspace.device != x.device:

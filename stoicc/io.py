@@ -31,7 +31,7 @@ def save(kernel: Kernel, path: str | PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    pools = {name: pool.detach().cpu().contiguous() for name, pool in kernel.pools.items()}
+    pools = {name: pool.detach().cpu().contiguous() for name, pool in kernel.source_of_pools.whole().items()}
     text = print_module(Module(rehash(kernel.program, pools), kernel.schedule), exact=True)
     try:
         save_file(pools, path, metadata={IR_KEY: text, HASH_KEY: text_hash(text), VERSION_KEY: VERSION})
@@ -62,7 +62,7 @@ def load(
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            pools = {name: file.get_tensor(name) for name in file.keys()}
+            pools = {name: file.get_tensor(name).clone() for name in file.keys()}  # each by itself, not of one map
     except (SafetensorError, OSError) as error:
         raise InputError(f"artefact {path}: expected a safetensors file, found {error}") from None
     if metadata.get(VERSION_KEY) != VERSION or IR_KEY not in metadata:

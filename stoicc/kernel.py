@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Callable
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad as fwAD
 
+from stoicc.buffers import Buffers, BufferSource
 from stoicc.codegen.executor import Executor
 from stoicc.dispatch import execute, new_handle
 from stoicc.ir.dtypes import TORCH_DTYPES, output_dtype
@@ -19,7 +20,6 @@ from stoicc.ir.verify import verify, verify_pools, verify_runnable
 from stoicc.pools import Pools, TiledWeight, aligned, effective_matrix, structure_hash
 from stoicc.stats import KernelStats, kernel_stats
 from stoicc.targets import backend_for, backend_named, check_target
-from stoicc.weights import version_of
 
 AUTOCAST = (torch.bfloat16, torch.float16, torch.float32)
 """Input dtypes that autocast may bring to the weight's dtype."""
@@ -32,6 +32,11 @@ class Kernel(nn.Module):
     module. Executors are built when a batch regime is first met, and again after the buffers
     moved or changed.
 
+    On a CPU the planes live once: they are packed for the SIMD units at the first call, and the buffers
+    are let go unless somebody holds them. Asking for a buffer (`state_dict`, `.to`, `pools`, an attribute)
+    brings all of them back, and the next call packs them anew. `to_dense`, `save`, copies, gradients
+    and statistics read what is packed as it is.
+
     Attributes:
         target: as given to `stoicc.compile`.
         device: where the pools are, and x is expected.
@@ -39,6 +44,8 @@ class Kernel(nn.Module):
 
     def __init__(self, module: Module, pools: Pools, target: str = "auto", on_missing: str = "error") -> None:
         super().__init__()
+        self._executors: dict[str, Executor] = {}
+        self._buffers = Buffers(dropped=self._executors.clear)
         verify(module)
         verify_runnable(module)
         verify_pools(module.tiles, pools, contents=False)
@@ -49,8 +56,8 @@ class Kernel(nn.Module):
         self.on_missing = on_missing
         for pool in module.tiles.pools():
             self.register_buffer(pool.name, pools[pool.name])
-        self._executors: dict[str, Executor] = {}
         self._built_for: tuple[object, ...] = ()
+        self._workspace_bytes = 0
         self._settle(torch.empty(0, device=next((pool.device for pool in pools.values()), "cpu")))
         self._handle = new_handle(self)
 
@@ -77,8 +84,13 @@ class Kernel(nn.Module):
 
     @property
     def pools(self) -> dict[str, Tensor]:
-        """The canonical pools by name."""
+        """The canonical pools by name: the kernel's own buffers, to read or to edit."""
         return dict(self.named_buffers(recurse=False))
+
+    @property
+    def source_of_pools(self) -> BufferSource:
+        """The canonical pools by name, for reading: planes that are packed are copies, and stay packed."""
+        return BufferSource(self._store, self.device)
 
     @property
     def out_features(self) -> int:
@@ -101,7 +113,7 @@ class Kernel(nn.Module):
         Codes are rounded once to the weight's dtype here. The C tiles multiply codes unrounded, so a
         product may differ from one with this matrix by that rounding (2**-9 of a bf16 weight).
         """
-        return effective_matrix(self.program, self.pools)
+        return effective_matrix(self.program, self.source_of_pools)
 
     def tiled(self) -> TiledWeight:
         """The tile program and its pools, as `stoicc.inspect` gave them."""
@@ -109,7 +121,15 @@ class Kernel(nn.Module):
 
     def stats(self) -> KernelStats:
         """Tiles and bytes per format, bytes per weight, what is resident, and the byte bound."""
-        return kernel_stats(self.program, self.pools, self._executors)
+        with self._store.lock:
+            held = sum(pool.nbytes for pool in self._store.real().values())
+            executors = tuple(self._executors.values())
+            if self._store.packed is None or "tiles" in self._executors:
+                packed = sum(executor.resident_bytes for executor in executors)
+            else:
+                packed = self._store.packed.nbytes
+        transient = max((executor.transient_bytes for executor in executors), default=0)
+        return kernel_stats(self.program, packed, held + packed, self._workspace_bytes + transient)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file with the pools and the exact IR text; `stoicc.load` reads it."""
@@ -142,21 +162,57 @@ class Kernel(nn.Module):
 
     def executor(self, kind: str) -> Executor:
         """The executor of a kind ("tiles", "dense-once", "reference"), built on first use."""
-        buffers = self._buffers.values()
-        state = tuple((id(pool), version_of(pool)) for pool in buffers if pool is not None)
-        if state != self._built_for:
-            self.refresh()  # values or places changed: repacked planes and addresses are stale
-            self._built_for = state
-        if kind not in self._executors:
-            verify_pools(self.program, self.pools, contents=False)  # `assign=True` loads whatever it is given
-            pools = {name: aligned(pool) for name, pool in self.pools.items()}
-            backend = backend_named("reference" if kind == "reference" else self._backend)
-            self._executors[kind] = backend.build(self._module, pools, kind, self.on_missing)
-        return self._executors[kind]
+        with self._store.lock:
+            state = self._store.state()
+            if state != self._built_for:
+                self.refresh()  # values or places changed: repacked planes and addresses are stale
+                self._built_for = state
+            built = kind not in self._executors
+            if built:
+                self._executors[kind] = self._build(kind)
+            if kind == "tiles" and self._store.packed is None:
+                self._let_go(built)
+            return self._executors[kind]
 
     def refresh(self) -> None:
         """Let executors be built anew: needed only after edits through `.data`, which torch does not count."""
         self._executors.clear()
+
+    def note_workspace(self, nbytes: int) -> None:
+        """Called with the workspace of each call, for `stats`."""
+        self._workspace_bytes = max(self._workspace_bytes, nbytes)
+
+    @property
+    def _store(self) -> Buffers:
+        return cast(Buffers, self._buffers)
+
+    def _build(self, kind: str) -> Executor:
+        backend = backend_named("reference" if kind == "reference" else self._backend)
+        if backend.reads_sources(kind):
+            pools: Pools = self.source_of_pools
+        else:
+            self._store.restore()
+            self._built_for = self._store.state()
+            pools = {name: aligned(pool) for name, pool in self._store.real().items()}
+        if self._store.packed is None:  # `assign=True` loads whatever it is given
+            verify_pools(self.program, self._store.real(), contents=False)
+        return backend.build(self._module, pools, kind, self.on_missing)
+
+    def _let_go(self, built: bool) -> None:
+        """Free the buffers that the tiles executor has packed, where nobody else can see them.
+
+        They are packed again first unless that was done just now: whoever held them until a moment ago
+        may have edited them in ways that torch does not count.
+        """
+        packed = self._executors["tiles"].packed
+        if packed is None or not packed.names or not self._store.alone(packed.names):
+            return
+        if not built:
+            self._executors["tiles"] = self._build("tiles")
+            packed = self._executors["tiles"].packed
+            assert packed is not None
+        self._store.let_go(packed)
+        self._built_for = self._store.state()
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """dL/dx `[N, K]` from dL/dy `[N, M]`, through the decoded matrix."""
@@ -190,9 +246,10 @@ class Kernel(nn.Module):
         return applied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernel":
-        copied = Kernel(
-            self._module, {name: pool.clone() for name, pool in self.pools.items()}, self.target, self.on_missing
-        )
+        pools = self.source_of_pools.whole()
+        real = self._store.real()  # the others are copies already
+        pools = {name: pool.clone() if name in real else pool for name, pool in pools.items()}
+        copied = Kernel(self._module, pools, self.target, self.on_missing)
         memo[id(self)] = copied
         return copied.train(self.training)
 
@@ -214,7 +271,7 @@ class Kernel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Executors hold machine code and addresses; a copy makes its own."""
-        return Kernel, (self._module, self.pools, self.target, self.on_missing)
+        return Kernel, (self._module, self.source_of_pools.whole(), self.target, self.on_missing)
 
     def _settle(self, probe: Tensor) -> None:
         """Look up once what every call asks: where the pools are (with `probe`), and the backend."""

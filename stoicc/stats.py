@@ -1,13 +1,10 @@
 """What a kernel holds, counted: tiles and bytes per format, and the speed that bytes allow."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
-from torch import Tensor
-
-from stoicc.codegen.executor import Executor
 from stoicc.ir.dtypes import itemsize
-from stoicc.ir.types import TileProgram
+from stoicc.ir.types import Pool, TileProgram
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,10 @@ class KernelStats:
         formats: per format, in segment order.
         payload_bytes: canonical planes of all tiles, padding of tail tiles included.
         beside_bytes: bias, factors, scales and permutations.
-        packed_bytes: the second copy that executors keep, in SIMD order, once they have run.
+        packed_bytes: what executors keep, once they have run: planes in SIMD order, work items. The
+            canonical planes that they packed are let go, unless somebody holds them.
+        resident_bytes: all that the kernel holds now: buffers and packed_bytes.
+        scratch_bytes: the most that one call took beside that so far, and gave back.
         dense_bytes: the same matrix stored dense in the weight's dtype.
         padding: share of the tiles' area that lies outside the matrix.
         bytes_per_weight: payload and beside, over M x K.
@@ -38,6 +38,8 @@ class KernelStats:
     payload_bytes: int
     beside_bytes: int
     packed_bytes: int
+    resident_bytes: int
+    scratch_bytes: int
     dense_bytes: int
     padding: float
     bytes_per_weight: float
@@ -53,7 +55,10 @@ class KernelStats:
             f"{self.bytes_per_weight:.3f} bytes per weight; the bytes allow {self.byte_bound:.2f}x of dense speed"
         )
         if self.packed_bytes:
-            lines.append(f"executors keep a second copy in SIMD order: {self.packed_bytes:,d} bytes")
+            lines.append(
+                f"resident {self.resident_bytes:,d} bytes, {self.packed_bytes:,d} of them packed for executors; "
+                f"scratch of a call {self.scratch_bytes:,d}"
+            )
         if self.padding > 0.05:
             lines.append(f"{self.padding:.0%} of the tiles' area is padding; a smaller tile wastes less")
         return "\n".join(lines)
@@ -61,23 +66,28 @@ class KernelStats:
     __repr__ = __str__
 
 
-def kernel_stats(program: TileProgram, pools: Mapping[str, Tensor], executors: Mapping[str, Executor]) -> KernelStats:
-    """Count a program's pools and what its executors keep."""
+def kernel_stats(program: TileProgram, packed: int, resident: int, scratch: int) -> KernelStats:
+    """Count a program's pools; bytes that executors keep, of all that is held, and of scratch come from the kernel."""
     formats = tuple(
-        FormatStats(segment.format, segment.count, sum(pools[pool.name].nbytes for pool in segment.pools))
-        for segment in program.segments
+        FormatStats(segment.format, segment.count, sum(map(_nbytes, segment.pools))) for segment in program.segments
     )
     payload = sum(entry.bytes for entry in formats)
-    beside = sum(pools[pool.name].nbytes for pool in program.beside.pools())
+    beside = sum(map(_nbytes, program.beside.pools()))
     weights = program.shape[0] * program.shape[1]
     dense = weights * itemsize(program.dtype)
     return KernelStats(
         formats,
         payload,
         beside,
-        sum(executor.resident_bytes for executor in executors.values()),
+        packed,
+        resident,
+        scratch,
         dense,
         1 - weights / (program.grid[0] * program.tile[0] * program.grid[1] * program.tile[1]),
         (payload + beside) / weights,
         dense / (payload + beside) if payload + beside else float("inf"),
     )
+
+
+def _nbytes(pool: Pool) -> int:
+    return prod(pool.shape) * itemsize(pool.dtype)

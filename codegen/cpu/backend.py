@@ -12,7 +12,7 @@ from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.plan import KernelClass, classify
-from stoicc.codegen.executor import Backend, Executor, Pools
+from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
@@ -67,7 +67,11 @@ class TilesExecutor(Executor):
 
     @property
     def resident_bytes(self) -> int:
-        return self._binding.bytes
+        return self._binding.own_bytes
+
+    @property
+    def packed(self) -> PackedPlanes:
+        return self._binding.packed
 
     def _classify(self, x_dtype: torch.dtype) -> KernelClass:
         return classify(self._module, x_dtype, self._isa, self._on_missing)
@@ -94,6 +98,9 @@ class CpuBackend(Backend):
 
     def available(self) -> str | None:
         return missing_compiler()
+
+    def reads_sources(self, kind: str) -> bool:
+        return kind == "dense-once"
 
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
         if kind == "tiles":

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from stoicc.codegen.cpu.emit import fields
 from stoicc.codegen.cpu.lanes import to_lanes
+from stoicc.codegen.cpu.packed import PackedSegment, UnpackedOnDemand, address_of_storage, can_unpack
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind, Planes
 from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates, tile_planes
@@ -28,6 +29,8 @@ class Binding:
     Attributes:
         address: of the struct.
         bytes: of everything it holds.
+        own_bytes: the same without what it shares with the pools.
+        packed: the planes, for those who need them in canonical order again.
         partials: partial sums of split rows, in tile rows.
         rank: of the low-rank factors; 0 without them.
     """
@@ -44,13 +47,28 @@ class Binding:
         }
         items, splits = _items(kernel, schedule)
         self._arrays |= {"items": items, "splits": splits, "bin_ptr": np.asarray(_bins(schedule), dtype=np.int32)}
+        packed: dict[int, PackedSegment] = {}
         for part in kernel.parts:
-            self._arrays |= _part_arrays(part, module, pools)
+            segment = schedule.csrs[part.csr].segment
+            planes = {
+                n: plane.contiguous() for n, plane in part.code.pack(_entries(part, program, segment, pools)).items()
+            }
+            self._arrays |= _part_arrays(part, module, planes)
+            if can_unpack(part):
+                assert part.code.unpack is not None
+                packed[segment] = PackedSegment(planes, part.code.unpack)
+        self.packed = UnpackedOnDemand(program.tile, packed, pools)
         self._arrays |= _beside_arrays(program, pools)
         self.partials = int(splits[:, 2].sum())
         self.rank = self._arrays["right"].shape[0] if "right" in self._arrays else 0
         self.bins = numbers["bins"]
         self.bytes = sum(array.nbytes for array in self._arrays.values())
+        known = {address_of_storage(pool) for pool in pools.values()}
+        self.own_bytes = sum(
+            array.nbytes
+            for array in self._arrays.values()
+            if not isinstance(array, Tensor) or address_of_storage(array) not in known
+        )
         numbers["streamed"] = int(self.bytes > CACHE_BYTES)
         numbers |= {"split_rows": len(splits), "partials": self.partials, "rank": self.rank}
         members = [name for _, name in fields(kernel)]
@@ -85,16 +103,16 @@ def _items(kernel: KernelClass, schedule: Schedule) -> tuple[NDArray[np.int32], 
     return np.array(rows, dtype=np.int32).reshape(-1, width), np.array(splits, dtype=np.int32).reshape(-1, 3)
 
 
-def _part_arrays(part: FormatPart, module: Module, pools: Pools) -> dict[str, Array]:
+def _part_arrays(part: FormatPart, module: Module, packed: Planes) -> dict[str, Array]:
     program, schedule = module.tiles, module.schedule
     assert schedule is not None
     csr = schedule.csrs[part.csr]
     arrays: dict[str, Array] = {f"{part.name}_tile_column": np.asarray(csr.col_idx, dtype=np.int32)}
     planes = part.format.planes(program.tile, program.dtype)
     offsets = {f"{plane.name}_ptr" for plane in planes if plane.kind is PlaneKind.RAGGED}
-    for name, packed in part.code.pack(_entries(part, program, csr.segment, pools)).items():
+    for name, values in packed.items():
         plane_name, of = (name[:-4], "ptr") if name in offsets else (name, "")
-        arrays[member(part.name, plane_name, of)] = packed.contiguous()
+        arrays[member(part.name, plane_name, of)] = values
     rows, columns = tile_coordinates(program, csr.segment)
     for plane in planes:
         if plane.kind is PlaneKind.GROUP:

@@ -2,18 +2,20 @@
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import dataclass
 from string import Template
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.plan import C_TYPES, c_name, member
-from stoicc.ir.format import Plane, PlaneKind, TileFormat
-from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates
+from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
+from stoicc.ir.planes import plane_slots, stored_entries, stored_range, tile_coordinates
 from stoicc.ir.schedule import TileCsr
 from stoicc.ir.types import Module, TileProgram
 
@@ -55,14 +57,55 @@ _LOOP = Template("""\
 """)
 
 
+@dataclass(frozen=True, eq=False)
+class _StoredPlanes:
+    """Planes of one format as the C function reads them.
+
+    Attributes:
+        members: place in the struct, plane, and the entry of each tile `[tiles]`.
+    """
+
+    csr: TileCsr
+    members: tuple[tuple[int, Plane, NDArray[np.int64]], ...]
+
+    def point(self, struct: NDArray[np.int64], pools: Pools, begin: int, end: int) -> Planes:
+        """Let a struct point at the entries that tile rows begin .. end read; they are returned to be kept.
+
+        The C code counts from the first entry of a plane. Where only a run of entries is there, it is
+        given the address at which that first entry would be.
+        """
+        ranges = self._ranges(begin, end)
+        stored = stored_entries(self.csr.segment, pools, ranges) if ranges else {}
+        kept = {name: entries.contiguous() for name, entries in stored.items()}
+        for place, plane, _ in self.members if kept else ():
+            struct[place] = kept[plane.name].data_ptr() - ranges[plane.name][0] * plane.entry_bytes
+        return kept
+
+    def nbytes(self, begin: int, end: int) -> int:
+        ranges = self._ranges(begin, end)
+        return sum(
+            (ranges[plane.name][1] - ranges[plane.name][0]) * plane.entry_bytes
+            for _, plane, _ in self.members
+            if ranges
+        )
+
+    def _ranges(self, begin: int, end: int) -> dict[str, tuple[int, int]]:
+        first, last = self.csr.row_ptr[begin], self.csr.row_ptr[end]
+        if first == last:
+            return {}
+        return {plane.name: stored_range(plane, slots, first, last) for _, plane, slots in self.members}
+
+
 class CompiledDecoder:
     """The C function that decodes panels of one weight, and the arrays that it reads."""
 
     def __init__(self, module: Module, pools: Pools) -> None:
         program, schedule = module.tiles, module.schedule
         assert schedule is not None
-        self._arrays: list[Tensor | np.ndarray[Any, Any]] = []
+        self._arrays: list[np.ndarray[Any, Any]] = []
         self._fields, self._values = "", [program.grid[1]]
+        self._pools = pools
+        self._planes: list[_StoredPlanes] = []
         functions, loops = [], []
         for index, csr in enumerate(schedule.csrs):
             fmt = program.segments[csr.segment].resolve()
@@ -73,9 +116,8 @@ class CompiledDecoder:
             code = fmt.tile_mac(program.tile, program.dtype)
             assert code is not None
             functions.append(code.decode.replace("{name}", name))
-            loops.append(_LOOP.substitute(name=name, arguments=self._bind(name, program, csr, planes, pools)))
+            loops.append(_LOOP.substitute(name=name, arguments=self._bind(name, program, csr, planes)))
         self.source = self._text(program, "\n".join(functions), "".join(loops))
-        self._struct = np.array(self._values, dtype=np.int64)
         label = f"{program.dtype}_{program.tile[0]}x{program.tile[1]}_decode_{instruction_set()}"
         self._function = load(self.source, label, instruction_set()).stoicc_decode
         self._function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int)
@@ -83,29 +125,41 @@ class CompiledDecoder:
 
     def __call__(self, begin: int, end: int, panel: Tensor) -> None:
         """Write tile rows begin .. end to the start of `panel`, in the weight's dtype."""
-        self._function(self._struct.ctypes.data, begin, end, panel.data_ptr(), torch.get_num_threads())
+        struct = np.array(self._values, dtype=np.int64)
+        read = [planes.point(struct, self._pools, begin, end) for planes in self._planes]
+        self._function(struct.ctypes.data, begin, end, panel.data_ptr(), torch.get_num_threads())
+        del read  # what the struct points to is alive until here
 
-    def _bind(self, name: str, program: TileProgram, csr: TileCsr, planes: tuple[Plane, ...], pools: Pools) -> str:
+    def unpacked_bytes(self, begin: int, end: int) -> int:
+        """Bytes of canonical planes that tile rows begin .. end read."""
+        return sum(planes.nbytes(begin, end) for planes in self._planes)
+
+    def _bind(self, name: str, program: TileProgram, csr: TileCsr, planes: tuple[Plane, ...]) -> str:
         """Add a format's members to the struct; its arguments as C text."""
         self._add("const int32_t *", f"{name}_tile_row", np.asarray(csr.row_ptr, dtype=np.int32))
         self._add("const int32_t *", f"{name}_tile_column", np.asarray(csr.col_idx, dtype=np.int32))
-        arguments = []
+        arguments, members = [], []
+        coordinates = tile_coordinates(program, csr.segment)
         for plane in planes:
-            values, entry = member(name, plane.name), "t"
-            self._add(f"const {C_TYPES[plane.dtype]} *", values, pools[pool_name(csr.segment, plane.name)].contiguous())
+            values, entry, slots = member(name, plane.name), "t", plane_slots(plane, *coordinates)
+            members.append((len(self._values), plane, slots))
+            self._declare(f"const {C_TYPES[plane.dtype]} *", values, 0)
             if plane.kind is PlaneKind.GROUP:
                 own = member(name, plane.name, "entry")
                 entry = f"w->{own}[t]"
-                slots = plane_slots(plane, *tile_coordinates(program, csr.segment)).astype(np.int32)
-                self._add("const int32_t *", own, slots)
+                self._add("const int32_t *", own, slots.astype(np.int32))
             offset = f" + (int64_t){entry} * {plane.entry_elements}" if plane.kind is not PlaneKind.MATRIX else ""
             arguments.append(f"w->{values}{offset}")
+        self._planes.append(_StoredPlanes(csr, tuple(members)))
         return ", ".join(arguments)
 
-    def _add(self, declaration: str, name: str, array: "Tensor | np.ndarray[Any, Any]") -> None:
+    def _add(self, declaration: str, name: str, array: "np.ndarray[Any, Any]") -> None:
         self._arrays.append(array)
+        self._declare(declaration, name, int(array.ctypes.data))
+
+    def _declare(self, declaration: str, name: str, value: int) -> None:
         self._fields += f"    {declaration}{name};\n"
-        self._values.append(array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data))
+        self._values.append(value)
 
     def _text(self, program: TileProgram, functions: str, loops: str) -> str:
         isa, type_ = instruction_set(), C_TYPES[program.dtype]

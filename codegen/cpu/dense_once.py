@@ -13,14 +13,21 @@ from stoicc.codegen.executor import Executor, Pools
 from stoicc.codegen.reference import ACTIVATION_FUNCTIONS, PanelDecoder, scaled_input
 from stoicc.ir.dtypes import TORCH_DTYPES, itemsize, output_dtype
 from stoicc.ir.errors import CodegenError
+from stoicc.ir.planes import PlaneSource
 from stoicc.ir.types import Beside, Module
 
 PANEL_BYTES = 8 << 20
 """Scratch for one panel; a tile row that is larger makes a panel by itself."""
 
+UNPACK_COPIES = 5
+"""Copies of a panel's planes that unpacking takes at most, itself included."""
+
 
 class DenseOnceExecutor(Executor):
-    """Panels through torch's linear; scales, factors, bias and activation in fp32 after it."""
+    """Panels through torch's linear; scales, factors, bias and activation in fp32 after it.
+
+    Of a `PlaneSource` it reads the planes of one panel at a time.
+    """
 
     def __init__(self, module: Module, pools: Pools) -> None:
         self._program, self._pools = module.tiles, pools
@@ -54,6 +61,14 @@ class DenseOnceExecutor(Executor):
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         return self._panel_rows * self._tile_row_bytes
+
+    @property
+    def transient_bytes(self) -> int:
+        if not isinstance(self._pools, PlaneSource) or self._compiled is None:
+            return 0
+        rows, height = self._program.grid[0], self._panel_rows
+        panels = ((begin, min(begin + height, rows)) for begin in range(0, rows, height))
+        return UNPACK_COPIES * max(self._compiled.unpacked_bytes(*panel) for panel in panels)
 
     @property
     def _scales_x(self) -> bool:

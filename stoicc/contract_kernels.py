@@ -9,6 +9,7 @@ from stoicc.codegen.cpu.decode import CompiledDecoder, can_decode
 from stoicc.compiler import compile
 from stoicc.contract import TILES, Contract, NotTried, Problems
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
+from stoicc.ir.format import PlaneKind
 from stoicc.kernel import Kernel
 from stoicc.targets import backend_named
 
@@ -49,6 +50,31 @@ def c_panels(c: Contract) -> Problems:
         CompiledDecoder(kernel.ir, kernel.pools)(0, len(kinds), panel.view(-1))
         for kind in _wrong_rows(c, bits(panel) != bits(weight), kinds):
             yield f"{kind} tiles are written with other bits"
+
+
+def c_unpack(c: Contract) -> Problems:
+    code = c.fmt.tile_mac(c.tile, c.dtype)
+    if code is None or code.unpack is None or c.of_kind(PlaneKind.RAGGED):
+        raise NotTried("the format has no unpack, or planes of which both copies are kept")
+    for kind, tiles in c.accepted().items():
+        planes = {name: plane.contiguous() for name, plane in c.fmt.encode(tiles.clone()).items()}
+        packed = code.pack({name: plane.clone() for name, plane in planes.items()})
+        for run in ("all entries", "a run of entries"):
+            kept = {p.name: slice(None) if run == "all entries" else _RUNS[p.kind] for p in c.planes}
+            back = code.unpack({name: plane[kept[name]] for name, plane in packed.items()}, c.tile)
+            if back.keys() != planes.keys():
+                yield f"unpack returns {sorted(back)}, not the planes {sorted(planes)}"
+                return
+            for name, plane in planes.items():
+                want, found = plane[kept[name]], back[name]
+                if found.shape != want.shape or found.dtype != want.dtype:
+                    yield f"{name} of {kind} tiles is unpacked as {found.dtype} {tuple(found.shape)}, not as it was"
+                elif not torch.equal(bits(found), bits(want)):
+                    yield f"{name} of {kind} tiles is packed and unpacked to other bits ({run})"
+
+
+_RUNS = {PlaneKind.TILE: slice(1, None), PlaneKind.GROUP: slice(0, 1), PlaneKind.MATRIX: slice(None)}
+"""Entries of which fewer are unpacked: planes are read by runs of their own."""
 
 
 def triton_decode(c: Contract) -> Problems:

@@ -40,6 +40,7 @@ CHECKS: dict[str, Callable[[Contract], Problems]] = {
     "codes are held as they are": contract_storage.codes,
     "C multiply equals decode": contract_kernels.c_multiply,
     "C panel decode equals decode": contract_kernels.c_panels,
+    "packed planes unpack to themselves": contract_kernels.c_unpack,
     "Triton decode_block equals decode": contract_kernels.triton_decode,
 }
 

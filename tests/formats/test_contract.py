@@ -28,7 +28,8 @@ FORMATS = [
 
 def untried(text: str) -> set[str]:
     """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not."""
-    c_code = set() if text != "empty" else {"C multiply equals decode", "C panel decode equals decode"}
+    c_code = {"C multiply equals decode", "C panel decode equals decode", "packed planes unpack to themselves"}
+    c_code = set() if text != "empty" else c_code
     on_gpu = torch.cuda.is_available() and text != "empty"
     return c_code | (set() if on_gpu else {"Triton decode_block equals decode"})
 

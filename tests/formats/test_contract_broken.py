@@ -1,7 +1,7 @@
 """Each promise of the contract: a format that breaks it, and the sentence that says so."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -89,7 +89,12 @@ def register() -> Iterator[Callable[[type[TileFormat]], TileFormat]]:
         REGISTRY.unregister(name)
 
 
-DEVICE_CODE = {"C multiply equals decode", "C panel decode equals decode", "Triton decode_block equals decode"}
+DEVICE_CODE = {
+    "C multiply equals decode",
+    "C panel decode equals decode",
+    "packed planes unpack to themselves",
+    "Triton decode_block equals decode",
+}
 """Promises that a format without device code has not made."""
 
 
@@ -326,6 +331,45 @@ class SignlessPanel(Dense):
         return TileMac(code.source, code.pack, decode)
 
 
+class HalfUnpacked(Dense):
+    """Gives the planes back in the order of rows that they were packed in."""
+
+    name: ClassVar[str] = "half_unpacked"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        return replace(code, unpack=lambda packed, tile: {"values": packed["values"].view(-1, *tile)})
+
+
+class SignlessUnpack(Dense):
+    """Loses the sign of zero on the way back."""
+
+    name: ClassVar[str] = "signless_unpack"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        assert code.unpack is not None
+        inverse = code.unpack
+        return replace(code, unpack=lambda packed, tile: {"values": inverse(packed, tile)["values"] + 0.0})
+
+
+class UnpacksFromTheStart(Dense):
+    """Right for all entries and wrong for some: it counts on the first."""
+
+    name: ClassVar[str] = "unpacks_from_the_start"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        assert code.unpack is not None
+        inverse = code.unpack
+
+        def unpack(packed: Planes, tile: Tile) -> Planes:
+            values = inverse(packed, tile)["values"]
+            return {"values": values.roll(1, 0) if len(values) == 2 else values}
+
+        return replace(code, unpack=unpack)
+
+
 BROKEN = [
     (Dotted, r"planes are well declared \(f32\): expected plane names that are identifiers .*found 'my.values'"),
     (OddDtype, r"planes are well declared \(f32\): plane 'values': expected a dtype of f64, .*found 'fp8'"),
@@ -363,6 +407,12 @@ BROKEN = [
     ),
     (WrongColumn, r"C multiply equals decode \(f32\): random tiles times the identity differ from decode"),
     (WrongPanel, r"C panel decode equals decode \(f32\): random tiles times the identity differ from decode"),
+    (
+        HalfUnpacked,
+        r"packed planes unpack to themselves \(f32\): values of random tiles is packed and unpacked to other",
+    ),
+    (SignlessUnpack, r"packed planes unpack to themselves \(f32\): values of negative zero tiles .*other bits \(all"),
+    (UnpacksFromTheStart, r"packed planes unpack to themselves \(f32\): values of random tiles .*\(a run of entries\)"),
     (SignlessPanel, r"C panel decode equals decode \(f32\): negative zero tiles are written with other bits"),
 ]
 

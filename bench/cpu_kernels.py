@@ -81,7 +81,7 @@ def measured(
     for x in xs * REPEATS:
         kernel(x)
     last = resident_bytes()
-    stats = kernel.stats()
+    stats = kernel.stats()  # before anything asks for a buffer, which would bring all of them back
     kinds = {batch: kernel.schedule.regime(batch) for batch in batches}
     scratch = max(kernel.executor(kinds[len(x)]).workspace_bytes(len(x), x.dtype) for x in xs)
     held = kernel.to_dense()
@@ -92,7 +92,7 @@ def measured(
     same = all(_same_bits(kernel, x, threads) for x in xs if kinds[len(x)] == "tiles")
     facts = Facts(
         payload=stats.payload_bytes,
-        packed=stats.packed_bytes,
+        packed=stats.resident_bytes - stats.payload_bytes,
         scratch=scratch,
         grown=last - before,
         creep=last - first,

@@ -147,7 +147,7 @@ def memory(record: Record) -> str:
         for dtype, facts in record.facts.items()
         for name, fact in facts.items()
     ]
-    columns = ("MB", "payload", "packed beside it", "scratch of a call", "the process grew by", "and over later calls")
+    columns = ("MB", "payload", "held beyond it", "scratch of a call", "the process grew by", "and over later calls")
     return _table(columns, rows)
 
 

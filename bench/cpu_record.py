@@ -19,7 +19,7 @@ class Facts:
 
     Attributes:
         payload: bytes of the canonical planes.
-        packed: bytes that executors keep beside them.
+        packed: bytes that the kernel holds beyond them after calls, by its own count.
         scratch: most workspace of a call at any batch measured, in bytes.
         grown: by how much the process grew from before compiling to after calls at every batch.
         creep: by how much it grew between the first round of calls at every batch and the last.

@@ -110,8 +110,9 @@ class Kernel(nn.Module):
     def to_dense(self) -> Tensor:
         """The matrix `[M, K]` that the kernel holds; see `TiledWeight.to_dense`.
 
-        Codes are rounded once to the weight's dtype here. The C tiles multiply codes unrounded, so a
-        product may differ from one with this matrix by that rounding (2**-9 of a bf16 weight).
+        Codes are rounded once to the weight's dtype here. The C tiles multiply codes unrounded (but for a
+        large batch on matrix units), so a product may differ from one with this matrix by that
+        rounding (2**-9 of a bf16 weight).
         """
         return effective_matrix(self.program, self.source_of_pools)
 

@@ -36,7 +36,7 @@ class TilesExecutor(Executor):
         self._classes: dict[torch.dtype, KernelClass] = {}
         self._functions: dict[torch.dtype, Any] = {}
         floats = self._scratch(replace(own, x_dtype="f32"), own.chunk)
-        self._piece = max(1, WORKSPACE_BYTES // floats) * own.chunk  # whole chunks, whatever the dtype of x
+        self._piece = max(1, WORKSPACE_BYTES // floats) * own.chunk  # in whole chunks, whatever the dtype of x
         self.source = emit(own)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:

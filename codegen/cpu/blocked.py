@@ -9,7 +9,7 @@ level of the cache, x and sums in the second; tiles that are not there cost noth
 
 from string import Template
 
-from stoicc.codegen.cpu.plan import C_TYPES, BLOCKED_ENTRIES, FormatPart, KernelClass
+from stoicc.codegen.cpu.plan import BLOCKED_ENTRIES, C_TYPES, FormatPart, KernelClass
 
 CONSTANTS = Template("""\
     LEAST_BLOCKED = $least, /* entries from which rows are multiplied several at a time */
@@ -117,9 +117,10 @@ $unpacks                multiply_panels(pairs, present, tiles, x, width, acc[i -
 """)
 
 _UNPACKS = Template("""\
-                for (; at[$index] < item->${name}_end && w->${name}_tile_column[at[$index]] < column + DEEP; at[$index]++) {
-                    unpack_${name}_tile(w, at[$index], pairs + tiles * BK * LANES);
-                    present[tiles++] = w->${name}_tile_column[at[$index]];
+                for (int t = at[$index]; t < item->${name}_end && w->${name}_tile_column[t] < column + DEEP; t++) {
+                    unpack_${name}_tile(w, t, pairs + tiles * BK * LANES);
+                    present[tiles++] = w->${name}_tile_column[t];
+                    at[$index] = t + 1;
                 }
 """)
 
@@ -141,17 +142,21 @@ PREPARE = (
 
 def constants(kernel: KernelClass) -> str:
     """Enumerators of the blocked loop nest."""
-    return CONSTANTS.substitute(
-        least=kernel.least_blocked, many=BLOCKED_ENTRIES, tall=kernel.tall, deep=kernel.deep
-    ) + f"    BLOCKED_BYTES = {kernel.blocked_bytes}, /* scratch of a thread */\n"
+    return (
+        CONSTANTS.substitute(least=kernel.least_blocked, many=BLOCKED_ENTRIES, tall=kernel.tall, deep=kernel.deep)
+        + f"    BLOCKED_BYTES = {kernel.blocked_bytes}, /* scratch of a thread */\n"
+    )
 
 
 def functions(kernel: KernelClass) -> str:
     """C of the blocked loop nest."""
-    tiles = "\n".join(_UNPACK_TILE.substitute(name=p.name, columns=_columns(p), unpack=_unpack(p)) for p in kernel.parts)
+    tiles = "\n".join(
+        _UNPACK_TILE.substitute(name=p.name, columns=_columns(p), unpack=_unpack(p)) for p in kernel.parts
+    )
     partial, condition = "sums + (i - begin) * MANY * SUMS", ""
     if kernel.split:
-        partial = f"item->partial < 0 ? {partial} : call->partials + (item->partial * whole_blocks(call->batch) + first) * SUMS"
+        own = "call->partials + (item->partial * whole_blocks(call->batch) + first) * SUMS"
+        partial = f"item->partial < 0 ? {partial} : {own}"
         condition = "if (w->items[i].partial < 0)\n                "
     starts = "".join(
         f"            next[i - begin][{index}] = item->{part.name}_begin;\n" for index, part in enumerate(kernel.parts)

@@ -221,9 +221,7 @@ def _finish(kernel: KernelClass) -> str:
     store = driver.STORE if kernel.has("row_permutation") is None else driver.SCATTER
     names = {"out": C_TYPES[kernel.out_dtype], "out_name": kernel.out_dtype}
     wide = "call->pairs ? 16 : WIDE" if kernel.pairs else "WIDE"
-    return driver.FINISH.substitute(
-        names, wide=wide, width=_width(kernel), steps=steps, store=store.substitute(names)
-    )
+    return driver.FINISH.substitute(names, wide=wide, width=_width(kernel), steps=steps, store=store.substitute(names))
 
 
 def _width(kernel: KernelClass, entries: str = "count") -> str:

@@ -18,7 +18,7 @@ from stoicc.ir.format import PlaneKind
 _INDEX_AHEAD = 64
 """Tiles ahead that indices are asked for: four cache lines of them."""
 _LEAST_FETCH, _MOST_FETCH = 64, 1024
-"""Bytes of a plane's entry that are asked for tile by tile: larger ones are streams that the format's code runs ahead of."""
+"""Bytes of a plane's entry that are asked for tile by tile; of larger ones the format's code asks for its own."""
 
 
 def pack(kernel: KernelClass) -> str:
@@ -98,7 +98,9 @@ def _planes(part: FormatPart) -> tuple[list[str], list[str]]:
             fetches.append(f"            fetch({local} + {tiles * plane.elements}, {plane.bytes});")
         if plane.kind is PlaneKind.GROUP:
             fetches.append(f"            fetch(w->{member(part.name, plane.name, 'entry')} + t + {_INDEX_AHEAD}, 4);")
-    pointers.append("        if (w->streamed) { /* what tiles to come need: a miss here would hold up all that follows */")
+    pointers.append(
+        "        if (w->streamed) { /* what tiles to come need: a miss here would hold up all that follows */"
+    )
     pointers += [*fetches, "        }"]
     return pointers, arguments
 

@@ -125,7 +125,7 @@ class KernelClass:
 
     @property
     def deep(self) -> int:
-        """Tile columns that are unpacked at a time: about 256 columns, two strips of which fit the first-level cache."""
+        """Tile columns that are unpacked at a time: about 256 columns, of which two strips fit the L1 cache."""
         return max(1, 256 // self.tile[1])
 
     @property

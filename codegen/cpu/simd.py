@@ -20,7 +20,8 @@ _HEADERS = {
     "portable": ("portable", "common"),
 }
 _NAME = re.compile(
-    r"(?:typedef .*?|^\} |^(?:static inline|static|INLINE) (?:const )?\w+ \*?)(\w+)(?=;$|\(| __attribute__)", re.MULTILINE
+    r"(?:typedef .*?|^\} |^(?:static inline|static|INLINE) (?:const )?\w+ \*?)(\w+)(?=;$|\(| __attribute__)",
+    re.MULTILINE,
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)

@@ -19,7 +19,7 @@ from stoicc.ir.format import Planes, TileMac, TilePairs
 
 _BYTE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 _INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Columns of an int4 word by nibble: both 16-bit words of a pair read one nibble, and bytes are in the order of digits."""
+"""Columns of an int4 word by nibble: a pair is one nibble of both 16-bit words, bytes are in the order of digits."""
 Unpack = Callable[[Tensor], Tensor]
 """Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
 
@@ -318,9 +318,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
         return None
     grid = _Groups(dtype, groups, size, zeros)
     weight = _less_zero("vf_nibble(eight, j % 2 * 4 + j / 2)", zeros)
-    source = grid.fill(
-        _TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8)
-    )
+    source = grid.fill(_TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8))
     digits = grid.fill(_DIGITS, _INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
     pair, start = _pair("vp_step(eight, j)", zeros)
     pairs = grid.pairs(_INT4_PAIRS, 8, 8, start=start, pair=pair)

@@ -16,7 +16,17 @@ from stoicc.formats import _lane_order, _nm
 from stoicc.formats._device import spread_values
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.dtypes import bits
-from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode, squared_error
+from stoicc.ir.format import (
+    Approximation,
+    Plane,
+    Planes,
+    Tile,
+    TileFormat,
+    TileMac,
+    TilePairs,
+    TritonDecode,
+    squared_error,
+)
 from stoicc.ir.registry import register_format
 
 

@@ -142,8 +142,7 @@ def _header(kernel: KernelClass, stoicc_version: str) -> str:
 
 
 def _preamble(kernel: KernelClass) -> str:
-    maths = ("#include <math.h>",) if kernel.has("activation") else ()
-    maths += ("#include <omp.h>",) * kernel.pairs
+    maths = ("#include <math.h>",) * (kernel.has("activation") is not None) + ("#include <omp.h>",) * kernel.pairs
     lines = (*simd.includes(kernel.isa), *maths, "#include <stdint.h>", "#include <string.h>")
     inline = "/* nb and column are constants at every call: the compiler makes one version for each. */\n"
     return "\n".join(lines) + f"\n\n{inline}#define INLINE static inline __attribute__((always_inline))\n"

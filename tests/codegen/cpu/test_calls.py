@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from stoicc.codegen.cpu.backend import TilesExecutor
 from stoicc.codegen.cpu.build import load
 from stoicc.codegen.cpu.plan import classify
 from stoicc.formats.dense import Dense
@@ -200,6 +201,7 @@ def test_tiles_of_a_thread_are_put_back():
     library = load(_TILE_STATE, "tile_state", "amx")
     case = coded((64, 64), ("dense",), "bf16", (64, 64))
     executor, x = build(case), torch.randn(20, 64).bfloat16()
+    assert isinstance(executor, TilesExecutor)
     kernel = executor._function(torch.bfloat16)  # the bare call
     out, workspace = torch.empty(20, 64).bfloat16(), torch.empty(executor.workspace_bytes(20, x.dtype) + 64).byte()
     own = bytearray(64)

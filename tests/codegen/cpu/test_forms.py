@@ -31,7 +31,7 @@ def variant(index: int, turn: int, groups: tuple[int, ...]) -> str:
 
 def float_cases() -> list[Case]:
     """Of floats and digits: every tile meets every group size; every name, group size and zero points on VNNI."""
-    cases = []
+    cases: list[Case] = []
     for number, isa in enumerate(("vnni", "avx512", "avx2", "portable")):
         for turn, tile in enumerate(TILES):
             for half in range(2) if isa == "vnni" else ((turn + number) % 2,):

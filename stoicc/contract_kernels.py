@@ -1,6 +1,7 @@
 """What a format's device code promises: the C multiply, the C panel decode and the Triton decode equal `decode`."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from stoicc.codegen.cpu.decode import CompiledDecoder, can_decode
 from stoicc.compiler import compile
 from stoicc.contract import TILES, Contract, NotTried, Problems
-from stoicc.ir.dtypes import TORCH_DTYPES, bits
+from stoicc.ir.dtypes import TORCH_DTYPES, bits, output_dtype
 from stoicc.ir.format import PlaneKind
 from stoicc.kernel import Kernel
 from stoicc.targets import backend_named
@@ -29,8 +30,9 @@ def c_multiply(c: Contract) -> Problems:
     for kind in _wrong_rows(c, got != weight, kinds):
         yield f"{kind} tiles times the identity differ from decode"
     generator = torch.Generator().manual_seed(2)
-    for batch in BATCHES:
-        x = torch.randn(batch, weight.shape[1], generator=generator)
+    x_dtypes = (torch.float32, torch.bfloat16) if c.dtype == "bf16" else (torch.float32,)  # matrix units take bf16
+    for batch, x_dtype in product(BATCHES, x_dtypes):
+        x = torch.randn(batch, weight.shape[1], generator=generator).to(x_dtype)
         want, scale = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
         far = ~((_run(kernel, "tiles", x).double() - want).abs() <= TOLERANCE[c.dtype] * scale + 1e-9)
         for kind in _wrong_rows(c, far.T, kinds):
@@ -106,7 +108,8 @@ def _compile(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]]:
 def _run(kernel: Kernel, kind: str, x: Tensor) -> Tensor:
     """One executor on an output and a workspace that hold what would show."""
     executor, x = kernel.executor(kind), x.to(kernel.device)
-    out = torch.full((x.shape[0], kernel.out_features), torch.nan, device=x.device)
+    dtype = output_dtype(kernel.program.dtype, x.dtype)
+    out = torch.full((x.shape[0], kernel.out_features), torch.nan, dtype=dtype, device=x.device)
     workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8, device=x.device)
     executor.run(x, out, workspace)
     return out.cpu()

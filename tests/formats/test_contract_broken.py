@@ -14,6 +14,7 @@ from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import Approximation, Plane, PlaneKind, Planes, Tile, TileFormat, TileMac
 from stoicc.ir.registry import REGISTRY, find_format
 from stoicc.testing import CHECKS, check_format
+from tests.codegen.cpu.mosaics import need
 
 TILE = (16, 16)
 
@@ -300,6 +301,28 @@ class WrongMultiply(Dense):
         return TileMac(source, code.pack, code.decode)
 
 
+class NoDigits(Dense):
+    """Right with x in floats; with x in digits nothing is multiplied."""
+
+    name: ClassVar[str] = "no_digits"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        digits = f"INLINE void {{name}}(const {dtype} *values, const int8_t *x, float *acc, const int nb)\n{{\n}}\n"
+        return TileMac(code.source, code.pack, code.decode, digits)
+
+
+class NoPairs(Dense):
+    """Right but on matrix units, where nothing is multiplied."""
+
+    name: ClassVar[str] = "no_pairs"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        signature, body, _ = code.pairs.partition("\n{\n")
+        return replace(code, pairs=f"{signature}\n{{\n}}\n" if body else "")
+
+
 class WrongColumn(Dense):
     name: ClassVar[str] = "wrong_column"
 
@@ -424,6 +447,13 @@ def test_a_broken_promise_is_named(register, cls, sentence):
     assert str(raised.value).startswith(
         f"format {cls.name}: expected the contract of TileFormat, found broken promises"
     )
+
+
+@pytest.mark.parametrize(("cls", "isa", "dtype"), [(NoDigits, "vnni", "f32"), (NoPairs, "amx", "bf16")])
+def test_every_form_of_a_multiply_is_under_contract(register, monkeypatch, cls, isa, dtype):
+    need(isa, monkeypatch)
+    with pytest.raises(stoicc.FormatError, match=rf"C multiply equals decode \({dtype}\): random tiles times"):
+        check_format(register(cls), (32, 32), (dtype,))
 
 
 def test_a_promise_is_listed_once_with_its_dtypes(register):

@@ -319,8 +319,11 @@ class NoPairs(Dense):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         code = super().tile_mac(tile, dtype)
-        signature, body, _ = code.pairs.partition("\n{\n")
-        return replace(code, pairs=f"{signature}\n{{\n}}\n" if body else "")
+        if code.pairs is None:
+            return code
+        signature, _, _ = code.pairs.source.partition("\n{\n")
+        nothing = "    memset(pairs, 0, BK * LANES * sizeof *pairs);\n"
+        return replace(code, pairs=replace(code.pairs, source=f"{signature}\n{{\n{nothing}}}\n"))
 
 
 class WrongColumn(Dense):

@@ -37,6 +37,7 @@ INLINE void multiply_panel(
     const int blocks)
 {
     const int step = 16 * SUMS;
+    tiles_fence();
     _tile_loadd(0, acc, 64);
     if (strips > 1)
         _tile_loadd(1, acc + 256, 64);
@@ -69,6 +70,7 @@ INLINE void multiply_panel(
         _tile_stored(2, acc + step, 64);
     if (strips > 1 && blocks > 1)
         _tile_stored(3, acc + step + 256, 64);
+    tiles_fence();
 }
 
 static void multiply_panels(

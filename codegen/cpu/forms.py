@@ -133,10 +133,12 @@ static void pack_floats(const struct weight *w, const $x *x, int64_t batch, int 
 """)
 
 _PACK_DIGITS = Template("""\
-/* One tile column of x as numbers of 24 bits, in units of a power of two for each entry: whatever lies within
- * 2**-22 of the largest is exact. Returns 1 where x is not finite, and has no such form. */
+/* One tile column of x as whole numbers of 22 bits and a sign, in units of a power of two for each entry: each is off
+ * by at most 2**-22 of the largest, as a sum in fp32 is. Returns 1 where x has no such form: where it is not
+ * finite, or so small that units would be no normal numbers. */
 static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int tile_column, int8_t *packed)
 {
+    enum { SMALLEST = 37 }; /* exponent of 2**-90 */
     const int nb = (int)padded(batch);
     int64_t column = (int64_t)tile_column * BK;
     int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
@@ -153,9 +155,9 @@ static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int t
             value[k] = both.value;
             largest = (both.word & 0x7fffffff) > largest ? both.word & 0x7fffffff : largest;
         }
-        if (largest >= 0x7f800000)
+        if (largest >= 0x7f800000 || (largest > 0 && largest >> 23 < SMALLEST))
             return 1;
-        uint32_t exponent = largest >> 23 > 23 ? largest >> 23 : 23; /* as a float has it: 127 more */
+        uint32_t exponent = largest ? largest >> 23 : 127; /* as a float has it: 127 more */
         union { uint32_t word; float value; } up = {(275 - exponent) << 23}, down = {(exponent - 21) << 23};
         unit[n] = down.value;
         for (int k = 0; k < BK; k++) {

@@ -53,9 +53,9 @@ class Buffers(dict[str, Tensor | None]):
 
     def alone(self, names: frozenset[str]) -> bool:
         """Whether nobody but this dictionary has any of these tensors, or anything that shares their memory."""
-        return all(_plain(super(Buffers, self).__getitem__(name)) for name in names) and all(
-            _references(self, name) == _of_one_owner() for name in names
-        )
+        if any(_references(self, name) != _of_one_owner() for name in names):  # first, as it is quickly said
+            return False
+        return all(_plain(super(Buffers, self).__getitem__(name)) for name in names)
 
     def let_go(self, packed: PackedPlanes) -> None:
         """Free the tensors that were packed just now; `alone` must have said that one may."""

@@ -262,8 +262,11 @@ def kernel_hash() -> str:
 
 
 def _stored_model() -> tuple[CostModel, int] | None:
-    """What passes ask for: a model with stored constants, which measures nothing."""
-    from stoicc.codegen.cpu.build import missing_compiler
+    """What passes ask for: a model with stored constants, which measures nothing.
+
+    Where none are stored, machines with matrix units have the built-in constants, which come from such a one.
+    """
+    from stoicc.codegen.cpu.build import instruction_set, missing_compiler
 
     if not _may_measure() or missing_compiler() is not None:
         return None
@@ -271,6 +274,8 @@ def _stored_model() -> tuple[CostModel, int] | None:
         stored = load_constants()
     except CodegenError:  # no cache folder, so nothing is stored
         return None
+    if stored is None and instruction_set() == "amx":
+        stored = BUILT_IN
     return None if stored is None else (CpuCostModel(stored), torch.get_num_threads())
 
 

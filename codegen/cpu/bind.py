@@ -1,5 +1,6 @@
 """From pools to the arrays that a CPU kernel reads: packed planes, work items, vectors in lane order."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,6 +30,7 @@ class Binding:
     Attributes:
         address: of the struct.
         bytes: of everything it holds.
+        even: whether bins cost about the same, so that a thread may take several at a time.
         own_bytes: the same without what it shares with the pools.
         packed: the planes, for those who need them in canonical order again.
         partials: partial sums of split rows, in tile rows.
@@ -39,11 +41,13 @@ class Binding:
         program, schedule = module.tiles, module.schedule
         assert schedule is not None
         self._arrays: dict[str, Array] = {}
+        self.even = _even(kernel, schedule)
         numbers = {
             "rows": program.shape[0],
             "columns": program.shape[1],
             "tile_columns": program.grid[1],
             "bins": len(_bins(schedule)) - 1,
+            "even": int(self.even),
         }
         items, splits = _items(kernel, schedule)
         self._arrays |= {"items": items, "splits": splits, "bin_ptr": np.asarray(_bins(schedule), dtype=np.int32)}
@@ -79,6 +83,21 @@ class Binding:
 
 def _address(array: Array) -> int:
     return array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data)
+
+
+def _even(kernel: KernelClass, schedule: Schedule) -> bool:
+    """Whether no bin has a quarter more bytes than the mean."""
+    tile = [sum(plane.bytes for plane in part.planes) for part in kernel.parts]
+    items = [
+        sum(
+            (item.ranges[part.csr][1] - item.ranges[part.csr][0]) * each
+            for part, each in zip(kernel.parts, tile, strict=True)
+        )
+        for item in schedule.items
+    ]
+    bounds = _bins(schedule)
+    bins = [sum(items[begin:end]) for begin, end in itertools.pairwise(bounds)]
+    return bool(bins) and max(bins) * len(bins) <= 1.25 * sum(bins)
 
 
 def _bins(schedule: Schedule) -> tuple[int, ...]:

@@ -195,14 +195,15 @@ static void join_parts(const struct weight *w, const struct call *call, const st
 
 RUN = Template("""\
 /* y [batch][rows] from x [batch][columns]. The same bits for any number of threads: threads take whole
- * bins, and nothing is added up across threads but in the order of parts. Bins cost about the same, and a thread
- * takes many neighbours at first (guided), so that it reads one long stream. */
+ * bins, and nothing is added up across threads but in the order of parts. Where bins cost about the same, a thread
+ * takes several neighbours at a time, so that it reads long streams. */
 void stoicc_run(const struct weight *w, const $x *x, $out *y, void *workspace, int64_t batch, int threads)
 {
     struct call call = {.batch = batch};
+    const int grain = w->even && w->bins > 16 * threads ? (int)w->bins / (16 * threads) : 1;
 $areas    #pragma omp parallel num_threads(threads)
     {
-$low_rank$pack$begin        #pragma omp for schedule(guided, 1)
+$low_rank$pack$begin        #pragma omp for schedule(dynamic, grain)
         for (int64_t bin = 0; bin < w->bins; bin++)
             for (int i = w->bin_ptr[bin]; i < w->bin_ptr[bin + 1]; i++)
                 run_item(w, &call, w->items + i, y);

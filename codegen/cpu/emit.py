@@ -62,6 +62,7 @@ def fields(kernel: KernelClass) -> tuple[Field, ...]:
         ("int64_t ", "tile_columns"),
         ("int64_t ", "streamed"),
         ("int64_t ", "bins"),
+        ("int64_t ", "even"),
         ("const int32_t *", "bin_ptr"),
         ("const struct item *", "items"),
     ]

@@ -249,3 +249,10 @@ def test_x_too_small_for_digits_is_multiplied_as_floats(isa, size, monkeypatch):
     y, expected = product(build(case), case, x).double(), x.double() @ case.weight.T
     # products that are subnormal in fp32 have fewer bits
     assert (y - expected).norm() <= 1e-5 * expected.norm() + 256 * 2**-149 * case.weight.abs().max()
+
+
+def test_threads_take_neighbours_only_where_bins_cost_the_same():
+    for formats, even in ((("dense",), 1), (("dense", "empty"), 0)):
+        executor = build(coded((256, 256), formats, "bf16", (32, 32)))
+        assert isinstance(executor, TilesExecutor)
+        assert executor._binding.even == even

@@ -185,7 +185,7 @@ class TileMac:
 
             INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
 
-            x is three 8-bit digits of a 24-bit number, in units of each tile column and entry:
+            x is three 8-bit digits of a number of 22 bits and a sign, in units of each tile column and entry:
             `[BK / 16][nb][digit][16]`, the columns of each eight in the order 0 4 1 5 2 6 3 7; what
             follows is read by `digit_sums` and `digit_units`.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.

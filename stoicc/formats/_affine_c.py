@@ -1,9 +1,10 @@
 """C code and lane order of the affine formats, for the CPU backend.
 
-Codes are multiplied and the sum of a group is scaled once in fp32; no weight is ever rounded to the
-weight's dtype. Codes are stored less half their range, in two's complement. A zero point is taken
-from each code: taken once from the sum of a group, as zero * sum(x), an infinite x would give
-infinity - infinity (x in digits is finite and its sums are exact, so there it is).
+Codes are multiplied and the sum of a group is scaled once in fp32; no weight is rounded to the
+weight's dtype, but by the backend for a large batch on matrix units. Codes are stored less half their
+range, in two's complement. A zero point is taken from each code: taken once from the sum of a
+group, as zero * sum(x), an infinite x would give infinity - infinity (x in digits is finite and its
+sums are exact, so there it is).
 """
 
 from collections.abc import Callable, Sequence

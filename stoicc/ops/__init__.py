@@ -4,5 +4,20 @@ from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.group_absmax import group_absmax
 from stoicc.ops.nm_magnitude import nm_magnitude
+from stoicc.ops.statistics import Statistics, collect, sequentially
+from stoicc.ops.statistics_file import load_statistics, save_statistics
 
-__all__ = ["CompressedWeight", "group_absmax", "low_rank", "nm_magnitude", "permute", "scale", "stack"]
+__all__ = [
+    "CompressedWeight",
+    "Statistics",
+    "collect",
+    "group_absmax",
+    "load_statistics",
+    "low_rank",
+    "nm_magnitude",
+    "permute",
+    "save_statistics",
+    "scale",
+    "sequentially",
+    "stack",
+]

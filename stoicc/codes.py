@@ -1,12 +1,49 @@
 """An operator's codes, cut in tiles: from `CodeSheet` (per matrix) to `TileCodes` (per tile)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from stoicc.formats._affine import GroupGrid
-from stoicc.ir.format import TileCodes
-from stoicc.ops.lowering import CodeSheet
+from stoicc.ir.errors import FormatError
+from stoicc.ir.format import TileCodes, TileFormat
+from stoicc.ops.lowering import CodeSheet, Lowered
 from stoicc.tiling import grid_of, to_tiles
+
+
+def held_codes(lowered: Lowered, formats: Sequence[TileFormat]) -> Lowered:
+    """Codes of widths that none of the formats has, as codes of the next width that one has: the same weights.
+
+    Raises:
+        FormatError: no format holds codes as wide.
+    """
+    sheets, steps = [], list(lowered.steps)
+    for sheet in lowered.sheets:
+        able = (
+            bits
+            for bits in range(sheet.bits, 9)
+            if any(fmt.for_codes(bits, sheet.group_size, sheet.zeros is not None) is not None for fmt in formats)
+        )
+        bits = next(able, None)
+        if bits is None:
+            raise FormatError(
+                f"formats: expected one that holds {sheet.bits}-bit codes, found none; quantize to 4 or 8 bits, "
+                "or register a format whose for_codes takes them"
+            )
+        if bits != sheet.bits:
+            steps.append(f"{sheet.bits}-bit codes: held as {bits}-bit codes, no format has {sheet.bits}")
+        sheets.append(_widened(sheet, bits))
+    return replace(lowered, sheets=tuple(sheets), steps=tuple(steps))
+
+
+def _widened(sheet: CodeSheet, bits: int) -> CodeSheet:
+    """The same weights in wider codes: symmetric codes move with their zero, others stay as they are."""
+    if bits == sheet.bits:
+        return sheet
+    shift = 0 if sheet.zeros is not None else (1 << (bits - 1)) - (1 << (sheet.bits - 1))
+    return replace(sheet, codes=sheet.codes + shift, bits=bits)
 
 
 def tile_codes(sheet: CodeSheet, lines: slice, tile: tuple[int, int]) -> tuple[TileCodes, Tensor]:

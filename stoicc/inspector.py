@@ -6,11 +6,13 @@ holds it bit for bit, or the format that the user's tile map names.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from stoicc.choosing import Chooser
+from stoicc.codes import held_codes
 from stoicc.formats import formats as registered
 from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import FormatError, InputError
@@ -105,6 +107,7 @@ def inspect_for(
     if approximate and tile_map is None:
         raise InputError("inspect: expected a tile_map with approximate=True, found none; without one it is lossless")
     lowered = lower(weight) if isinstance(weight, CompressedWeight) else Lowered(as_matrix(weight))
+    lowered = held_codes(lowered, as_formats(registered()))
     shape = (lowered.values.shape[0], lowered.values.shape[1])
     chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None, lowered)
     requested = None
@@ -125,7 +128,7 @@ def inspect_for(
     builder = PoolBuilder(name, shape, chosen_tile, DTYPE_NAMES[lowered.values.dtype], allowed)
     for chunk in chooser.chunks():
         builder.add(chunk.choice, {i: chooser.encode(chunk, i) for i in chunk.choice.unique().tolist()})
-    tiled = builder.finish(beside)
+    tiled = replace(builder.finish(beside), lowering=lowered.steps)
     verify(Module(tiled.program))
     return tiled
 
@@ -154,11 +157,6 @@ def _candidates(
         for sheet in lowered.sheets:
             variants = [fmt.for_codes(sheet.bits, sheet.group_size, sheet.zeros is not None) for fmt in chosen]
             fitting = [fmt for fmt in variants if fmt is not None]
-            if not fitting:
-                raise FormatError(
-                    f"formats: expected one that holds {sheet.bits}-bit codes, found none; quantize to 4 or 8 bits, "
-                    "or pass formats=['dense'] to keep the values"
-                )
             for fmt in fitting:
                 fmt.planes(tile, dtype)  # refuses groups that do not meet the tile
             chosen = tuple(dict.fromkeys((*chosen, *fitting)))

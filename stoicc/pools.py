@@ -23,10 +23,15 @@ Pools = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TiledWeight:
-    """What the inspector gives: a tile program and the tensors that its pools name."""
+    """What the inspector gives: a tile program and the tensors that its pools name.
+
+    Attributes:
+        lowering: what each operator of the weight's expression became, in order.
+    """
 
     program: TileProgram
     pools: dict[str, Tensor]
+    lowering: tuple[str, ...] = ()
 
     def to_dense(self) -> Tensor:
         """The matrix `[M, K]` that the tiles and what stands beside them hold.

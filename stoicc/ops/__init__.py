@@ -1,15 +1,18 @@
 """Compression algorithms as operators: a weight in, a `CompressedWeight` out. One file each."""
 
+from stoicc.ops.absmax import absmax
 from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.group_absmax import group_absmax
 from stoicc.ops.nm_magnitude import nm_magnitude
+from stoicc.ops.slim_quant import slim_quant
 from stoicc.ops.statistics import Statistics, collect, sequentially
 from stoicc.ops.statistics_file import load_statistics, save_statistics
 
 __all__ = [
     "CompressedWeight",
     "Statistics",
+    "absmax",
     "collect",
     "group_absmax",
     "load_statistics",
@@ -19,5 +22,6 @@ __all__ = [
     "save_statistics",
     "scale",
     "sequentially",
+    "slim_quant",
     "stack",
 ]

@@ -4,10 +4,14 @@ from stoicc.ops.absmax import absmax
 from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.group_absmax import group_absmax
+from stoicc.ops.magnitude import magnitude
 from stoicc.ops.nm_magnitude import nm_magnitude
+from stoicc.ops.obd import obd, obd_prune
+from stoicc.ops.obs import obs, obs_prune
 from stoicc.ops.slim_quant import slim_quant
 from stoicc.ops.statistics import Statistics, collect, sequentially
 from stoicc.ops.statistics_file import load_statistics, save_statistics
+from stoicc.ops.wanda import wanda
 
 __all__ = [
     "CompressedWeight",
@@ -17,11 +21,17 @@ __all__ = [
     "group_absmax",
     "load_statistics",
     "low_rank",
+    "magnitude",
     "nm_magnitude",
+    "obd",
+    "obd_prune",
+    "obs",
+    "obs_prune",
     "permute",
     "save_statistics",
     "scale",
     "sequentially",
     "slim_quant",
     "stack",
+    "wanda",
 ]

@@ -41,6 +41,14 @@ class Prune:
 
 
 @dataclass(frozen=True, eq=False)
+class Update:
+    """Weights that moved: `values` `[M, K]` in the weight's dtype; pruned ones stay +0.0."""
+
+    values: Tensor
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
 class Quantize:
     """Weights as `(code - zero) * scale`, rounded once to the weight's dtype.
 
@@ -95,7 +103,7 @@ class Stack:
     """The inputs below each other: `[M1 + M2 + ..., K]`, one launch for several layers."""
 
 
-Node: TypeAlias = Source | Prune | Quantize | LowRank | Permute | Scale | Stack
+Node: TypeAlias = Source | Prune | Update | Quantize | LowRank | Permute | Scale | Stack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,10 +146,26 @@ class CompressedWeight:
                 f"operator: expected a bool mask {list(self.shape)} to prune with, found {node.kept.dtype} "
                 f"{list(node.kept.shape)}"
             )
+        if isinstance(node, Update):
+            self._check_update(node)
         graph = self.graph.copy()
         graph.add_node(len(graph), node=node)
         graph.add_edge(self.output, len(graph) - 1, position=0)
         return CompressedWeight(graph, len(graph) - 1, tile or self.tile)
+
+    def _check_update(self, node: Update) -> None:
+        """New values fit the old ones, are finite, and take no codes' place."""
+        from stoicc.ops.lowering import lower
+
+        state = lower(self)
+        if state.sheets:
+            raise InputError("operator: expected a weight that is not quantized yet, found codes; quantize afterwards")
+        old, new = state.values, node.values
+        if new.shape != old.shape or new.dtype != old.dtype or not bool(new.isfinite().all()):
+            raise InputError(
+                f"operator: expected finite values {list(old.shape)} in {old.dtype} to go on with, found "
+                f"{list(new.shape)} in {new.dtype}{'' if new.shape != old.shape else ' or infinities'}"
+            )
 
     @staticmethod
     def stack(parts: "list[CompressedWeight]") -> "CompressedWeight":
@@ -202,6 +226,8 @@ def _details(node: Node) -> str:
             return f" {DTYPE_NAMES[weight.dtype]}{list(weight.shape)}"
         case Prune(kept, what):
             return f" {what}, keeps {kept.float().mean().item():.1%}"
+        case Update(what=what):
+            return f" {what}"
         case Quantize(what=what, where=where):
             return f" {what}, on {where.float().mean().item():.1%}"
         case LowRank(left):

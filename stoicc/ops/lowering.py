@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stoicc.ir.errors import InputError
-from stoicc.ops.graph import CompressedWeight, LowRank, Node, Permute, Prune, Quantize, Scale, Source, Stack
+from stoicc.ops.graph import CompressedWeight, LowRank, Node, Permute, Prune, Quantize, Scale, Source, Stack, Update
 from stoicc.tiling import row_blocks
 from stoicc.weights import version_of
 
@@ -52,7 +52,11 @@ class CodeSheet:
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """A matrix in tile order and what stands beside it; `steps` says what each node became."""
+    """A matrix in tile order and what stands beside it; `steps` says what each node became.
+
+    `kept` is False where an operator pruned a weight; None where none did. A weight that happens
+    to be 0.0 is kept.
+    """
 
     values: Tensor
     sheets: tuple[CodeSheet, ...] = ()
@@ -61,6 +65,7 @@ class Lowered:
     column_permutation: Tensor | None = None
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
+    kept: Tensor | None = None
     steps: tuple[str, ...] = field(default=())
 
     def dense(self) -> Tensor:
@@ -93,6 +98,8 @@ def _apply(node: Node, inputs: list[Lowered]) -> Lowered:
             return Lowered(values)
         case Prune():
             return _prune(inputs[0], node)
+        case Update():
+            return _update(inputs[0], node)
         case Quantize():
             return _quantize(inputs[0], node)
         case LowRank():
@@ -110,9 +117,17 @@ def _prune(state: Lowered, node: Prune) -> Lowered:
         replace(sheet, codes=torch.where(node.kept, sheet.codes, sheet.zero_codes())) for sheet in state.sheets
     )
     values = torch.where(node.kept, state.values, torch.zeros((), dtype=state.values.dtype))
-    return replace(
-        state, values=values, sheets=sheets, steps=(*state.steps, f"prune ({node.what}): zeros in the tiles")
-    )
+    kept = node.kept if state.kept is None else state.kept & node.kept
+    step = f"prune ({node.what}): zeros in the tiles"
+    return replace(state, values=values, sheets=sheets, kept=kept, steps=(*state.steps, step))
+
+
+def _update(state: Lowered, node: Update) -> Lowered:
+    assert not state.sheets, "CompressedWeight.then refuses quantized weights"
+    values = node.values
+    if state.kept is not None:
+        values = torch.where(state.kept, values, torch.zeros((), dtype=values.dtype))
+    return replace(state, values=values, steps=(*state.steps, f"update ({node.what}): new values in the tiles"))
 
 
 def _quantize(state: Lowered, node: Quantize) -> Lowered:
@@ -138,7 +153,8 @@ def permuted_rows(state: Lowered, rows: Tensor) -> Lowered:
         for sheet in state.sheets
     )
     order = _compose(state.row_permutation, rows)
-    return replace(state, values=state.values[rows], sheets=sheets, row_permutation=order)
+    kept = None if state.kept is None else state.kept[rows]
+    return replace(state, values=state.values[rows], sheets=sheets, kept=kept, row_permutation=order)
 
 
 def _low_rank(state: Lowered, node: LowRank) -> Lowered:
@@ -155,6 +171,7 @@ def _permute(state: Lowered, node: Permute) -> Lowered:
     return replace(
         state,
         values=state.values if node.columns is None else state.values[:, node.columns],
+        kept=state.kept if node.columns is None or state.kept is None else state.kept[:, node.columns],
         column_permutation=_compose(state.column_permutation, node.columns),
         steps=(*state.steps, "permute: gathers x (prologue) and scatters y (epilogue)"),
     )
@@ -198,6 +215,7 @@ def _stack(inputs: list[Lowered]) -> Lowered:
             _lift(sheet, start, sum(rows)) for part, start in zip(inputs, starts, strict=True) for sheet in part.sheets
         ),
         low_rank=_stack_low_rank(inputs, rows),
+        kept=_stack_kept(inputs),
         row_permutation=_stack_rows(inputs, rows, starts),
         output_scale=_stack_scales(inputs, rows),
         steps=(*(step for part in inputs for step in part.steps), f"stack: {len(inputs)} weights in one launch"),
@@ -217,6 +235,14 @@ def _lift(sheet: CodeSheet, start: int, total: int) -> CodeSheet:
     codes, scales, where = place(sheet.codes), place(sheet.scales), place(sheet.where)
     assert codes is not None and scales is not None and where is not None
     return CodeSheet(codes, scales, place(sheet.zeros), sheet.bits, sheet.group_size, where)
+
+
+def _stack_kept(inputs: list[Lowered]) -> Tensor | None:
+    if all(part.kept is None for part in inputs):
+        return None
+    return torch.cat(
+        [part.kept if part.kept is not None else torch.ones_like(part.values, dtype=torch.bool) for part in inputs]
+    )
 
 
 def _stack_low_rank(inputs: list[Lowered], rows: list[int]) -> tuple[Tensor, Tensor] | None:

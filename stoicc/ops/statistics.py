@@ -43,6 +43,11 @@ class Statistics:
             raise InputError(f"statistics: expected sums [K] and a gram matrix [K, K], found shapes {found}")
         if self.samples < 1:
             raise InputError(f"statistics: expected at least one sample, found {self.samples}; run a batch first")
+        for name, sums in self._held().items():
+            if sums.numel() and not all(bool(end.isfinite()) for end in sums.aminmax()):
+                raise InputError(
+                    f"statistics: expected finite sums, found NaN or infinity in {name}; collect them again"
+                )
 
     @staticmethod
     def of(x: Tensor, gram: bool = True, dtype: torch.dtype = torch.float32) -> "Statistics":

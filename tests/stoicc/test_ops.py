@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import stoicc
+from stoicc.ops import CompressedWeight
+from stoicc.ops.graph import Prune, Update
 from stoicc.ops.lowering import lower
 
 
@@ -103,9 +105,28 @@ def test_operators_leave_their_input_alone():
     assert str(first) == before
 
 
+def test_weights_that_move_keep_to_the_mask():
+    weight, kept = torch.randn(8, 8), torch.rand(8, 8) < 0.5
+    pruned = CompressedWeight.of(weight).then(Prune(kept, "some"))
+    moved = pruned.then(Update(weight + 1, "one more"))
+    assert torch.equal(moved.dense(), (weight + 1) * kept)
+    rows, columns = torch.randperm(8), torch.randperm(8)
+    both = stoicc.ops.stack(stoicc.ops.permute(weight, None, columns), stoicc.ops.permute(moved, rows, columns))
+    assert torch.equal(both.dense(), torch.cat((weight, moved.dense())))
+    left = lower(both).kept
+    assert left is not None
+    assert torch.equal(left, torch.cat((torch.ones(8, 8), kept[rows][:, columns])).bool())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda w: CompressedWeight.of(w).then(Update(w / 0, "up")),
+            r"operator: expected finite values \[8, 8\] in torch.float32 to go on with, found .* or infinities",
+        ),
+        (lambda w: CompressedWeight.of(w).then(Update(w[1:], "up")), r"to go on with, found \[7, 8\] in torch.float32"),
+        (lambda w: stoicc.ops.group_absmax(w).then(Update(w, "up")), r"found codes; quantize afterwards"),
         (lambda w: stoicc.ops.nm_magnitude(w, 5, 4), r"ops.nm_magnitude: expected 0 <= n <= m with m >= 1, found 5:4"),
         (lambda w: stoicc.ops.group_absmax(w, 9), r"expected 2 to 8 bits and group_size >= 0, found bits=9"),
         (lambda w: stoicc.ops.nm_magnitude(w.long()), r"weight: expected dtype f32, f16, bf16"),

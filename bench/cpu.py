@@ -1,6 +1,6 @@
 """Products on the CPU against the bounds of the host and against peers, on cold weights.
 
-    python -m bench.cpu [--quick]
+    python -m bench.cpu [--quick] [--weights NAME...]
 
 Kernels, peers and what the host can do at best (a plain read of 1 GiB, multiply-adds in registers,
 a bf16 product in the cache) are timed in turn, in one process; figures are ratios of medians from
@@ -85,7 +85,7 @@ QUICK = Plan(
     (4, 9),
     0.15,
     (512, 32768),
-    {"bf16": CODED, "f32": ("dense", "nv24", "half empty")},
+    {"bf16": (*CODED, "bitmap 50%"), "f32": ("dense", "nv24", "half empty")},
 )
 
 
@@ -254,11 +254,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller weight, fewer batches and rounds; under 50 s")
     parser.add_argument("--json", type=Path, help="default: bench/results/cpu.json, with --quick cpu-quick.json")
+    parser.add_argument("--weights", nargs="+", choices=KEPT, help="only these, in both dtypes; nothing is written")
     arguments = parser.parse_args()
     console = Console(width=160)
-    record = run(QUICK if arguments.quick else FULL, arguments.quick, console)
+    plan = QUICK if arguments.quick else FULL
+    if arguments.weights:
+        plan = replace(plan, mixes=dict.fromkeys(plan.mixes, tuple(arguments.weights)))
+    record = run(plan, arguments.quick, console)
     for table in (weights_table(record), peers_table(record), claims_table(record)):
         console.print(table)
+    if arguments.weights and not arguments.json:
+        return
     path = arguments.json or RESULTS / ("cpu-quick.json" if arguments.quick else "cpu.json")
     write(record, path)
     console.print(f"{record.elapsed:.0f} s; written to {path}")

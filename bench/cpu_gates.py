@@ -61,6 +61,13 @@ def _decode(record: Record) -> Iterator[Gate]:
                     ((record.byte_fraction(group, name), _place(group, name)) for group in groups),
                     0.85,
                 )
+            pair = [group for group in groups if {"nv24", "bitmap 50%"} <= group.seconds.keys()]
+            if pair:
+                yield _gate(
+                    f"batch 1, {dtype}, {_threads_text(threads)}: bitmap at 50%, over nv24",
+                    ((group.speedup("bitmap 50%", "nv24"), _place(group, "bitmap 50%")) for group in pair),
+                    0.85,
+                )
 
 
 def _middle(record: Record) -> Iterator[Gate]:

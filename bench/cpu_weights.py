@@ -11,6 +11,7 @@ TILE = 64
 KEPT = {
     "dense": 1.0,
     "nv24": 0.5,
+    "bitmap 50%": 0.5,
     "int8 g=128": 1.0,
     "int4 g=128": 1.0,
     "int4_nv24 g=128": 0.5,
@@ -33,6 +34,7 @@ def mixes(weight: Tensor, names: Sequence[str] = tuple(KEPT)) -> dict[str, Weigh
     makers: dict[str, Callable[[], Weight]] = {
         "dense": lambda: weight,
         "nv24": lambda: prune(weight),
+        "bitmap 50%": lambda: _unstructured(weight),
         "int8 g=128": lambda: quantize(weight, 8, 128),
         "int4 g=128": lambda: quantize(weight, 4, 128),
         "int4_nv24 g=128": lambda: quantize(prune(weight), 4, 128),
@@ -40,6 +42,12 @@ def mixes(weight: Tensor, names: Sequence[str] = tuple(KEPT)) -> dict[str, Weigh
         "half empty": lambda: prune(weight, 0, 4, where=half_of(grid)),
     }
     return {name: makers[name]() for name in names}
+
+
+def _unstructured(weight: Tensor) -> Weight:
+    """A random half of the weights, wherever they stand."""
+    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.5
+    return weight.where(kept, 0)
 
 
 def _mosaic(weight: Tensor, grid: tuple[int, int]) -> Weight:

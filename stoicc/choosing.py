@@ -26,13 +26,18 @@ Result = TypeVar("Result")
 
 @dataclass
 class Chunk:
-    """A run of whole tile rows: tiles `[T, BM, BK]`, their grid coordinates, codes, and the choice."""
+    """A run of whole tile rows: tiles `[T, BM, BK]`, their grid coordinates, codes, and the choice.
+
+    Attributes:
+        real: share of each tile `[T]` that is no padding, float64.
+    """
 
     tiles: Tensor
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     codes: list[tuple[TileCodes, Tensor]]
     choice: Tensor
+    real: Tensor
 
     def pick(self, chosen: Tensor) -> Tensor:
         """The chosen tiles, without a copy where they are all."""
@@ -83,7 +88,9 @@ class Chooser:
             tiles = to_tiles(values, self.tile)
             index = np.arange(tiles.shape[0])
             codes = [tile_codes(sheet, lines, self.tile) for sheet in self.lowered.sheets]
-            chunk = Chunk(tiles, first + index // self.grid[1], index % self.grid[1], codes, torch.empty(0))
+            chunk = Chunk(
+                tiles, first + index // self.grid[1], index % self.grid[1], codes, torch.empty(0), self._real(values)
+            )
             chunk.choice = self._choose(chunk) if self.requested is None else self._requested(chunk, first, count)
             yield chunk
 
@@ -119,7 +126,7 @@ class Chooser:
         least = torch.full((chunk.tiles.shape[0],), torch.inf, dtype=torch.float64)
 
         def offer(index: int, tiles: Tensor) -> None:
-            cost = self._bytes(chunk, index, tiles)
+            cost = self._bytes_if_whole(chunk, index, tiles)
             better = cost < least[tiles]
             choice[tiles[better]] = index
             least[tiles[better]] = cost[better]
@@ -138,6 +145,19 @@ class Chooser:
         if left.numel():
             self._refuse(chunk, len(self.formats) - 1, int(left[0]))
         return choice
+
+    def _real(self, values: Tensor) -> Tensor:
+        """Of tiles of the rows `values`, the share that is no padding."""
+        within = [
+            (extent - torch.arange(0, extent, side)).clamp_max(side).double() / side
+            for extent, side in zip(values.shape, self.tile, strict=True)
+        ]
+        return torch.outer(*within).flatten()
+
+    def _bytes_if_whole(self, chunk: Chunk, index: int, tiles: Tensor) -> Tensor:
+        """Bytes `[tiles]` as if no tile were padded: tails go to the formats that the rest of a weight goes to."""
+        fixed = self.formats[index].cost(self.tile, self.dtype).bytes
+        return fixed + (self._bytes(chunk, index, tiles) - fixed) / chunk.real[tiles]
 
     def _bytes(self, chunk: Chunk, index: int, tiles: Tensor) -> Tensor:
         """Bytes that each of the tiles would take, `[tiles]` float64."""

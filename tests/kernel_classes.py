@@ -40,13 +40,16 @@ MIXES: dict[str, tuple[str, ...]] = {
 }
 """Formats that occur together, by name."""
 
+FURTHER: dict[str, tuple[str, ...]] = {"bitmap": ("bitmap",)}
+"""Formats that are compiled and run in a few classes only: a decode does not depend on what follows it."""
+
 
 @dataclass(frozen=True)
 class KernelClass:
     """One class of kernel.
 
     Attributes:
-        formats: a key of MIXES.
+        formats: a key of MIXES or FURTHER.
         tile: (BM, BK).
         weight: weight dtype; `x` is "same" or "f32".
         beside: a key of EPILOGUES.
@@ -115,7 +118,7 @@ def make_case(
 
     generator = torch.Generator().manual_seed(seed)
     weight = (torch.randn(*shape, generator=generator) * 0.5).to(TORCH_DTYPES[kernel.weight])
-    formats = MIXES[kernel.formats]
+    formats = {**MIXES, **FURTHER}[kernel.formats]
     grid = (-(-shape[0] // kernel.tile[0]), -(-shape[1] // kernel.tile[1]))
     count = grid[0] * grid[1]
     order = torch.randperm(count, generator=generator).tolist()
@@ -246,3 +249,13 @@ KERNEL_CLASSES: tuple[KernelClass, ...] = (
     KernelClass("mosaic", (128, 64), "f32", "f32", "permuted", False, 16),
 )
 """The pairwise cover."""
+
+FURTHER_CLASSES = tuple(
+    replace(kernel, formats=formats)
+    for formats in FURTHER
+    for kernel in (
+        KernelClass("", (64, 64), "bf16", "same", "plain", False, 16),
+        KernelClass("", (32, 32), "f16", "f32", "bias", True, 32),
+        KernelClass("", (128, 64), "f32", "same", "plain", False, 16),
+    )
+)

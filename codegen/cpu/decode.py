@@ -15,7 +15,7 @@ from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.plan import C_TYPES, c_name, member
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
-from stoicc.ir.planes import plane_slots, stored_entries, stored_range, tile_coordinates
+from stoicc.ir.planes import plane_slots, pool_name, stored_entries, stored_range, tile_coordinates
 from stoicc.ir.schedule import TileCsr
 from stoicc.ir.types import Module, TileProgram
 
@@ -62,7 +62,8 @@ class _StoredPlanes:
     """Planes of one format as the C function reads them.
 
     Attributes:
-        members: place in the struct, plane, and the entry of each tile `[tiles]`.
+        members: place in the struct, plane, and the entry of each tile `[tiles]`, or the offsets
+            `[tiles + 1]` of a RAGGED plane.
     """
 
     csr: TileCsr
@@ -93,7 +94,14 @@ class _StoredPlanes:
         first, last = self.csr.row_ptr[begin], self.csr.row_ptr[end]
         if first == last:
             return {}
-        return {plane.name: stored_range(plane, slots, first, last) for _, plane, slots in self.members}
+        return {plane.name: _stored(plane, slots, first, last) for _, plane, slots in self.members}
+
+
+def _stored(plane: Plane, slots: NDArray[np.int64], first: int, last: int) -> tuple[int, int]:
+    """The entries (of a RAGGED plane: elements) that tiles [first, last) read."""
+    if plane.kind is PlaneKind.RAGGED:
+        return int(slots[first]), int(slots[last])
+    return stored_range(plane, slots, first, last)
 
 
 class CompiledDecoder:
@@ -142,8 +150,15 @@ class CompiledDecoder:
         coordinates = tile_coordinates(program, csr.segment)
         for plane in planes:
             values, entry, slots = member(name, plane.name), "t", plane_slots(plane, *coordinates)
+            if plane.kind is PlaneKind.RAGGED:
+                slots = self._pools[pool_name(csr.segment, f"{plane.name}_ptr")].numpy()
             members.append((len(self._values), plane, slots))
             self._declare(f"const {C_TYPES[plane.dtype]} *", values, 0)
+            if plane.kind is PlaneKind.RAGGED:
+                ptr = member(name, plane.name, "ptr")
+                self._add("const int64_t *", ptr, slots)
+                arguments += [f"w->{values} + w->{ptr}[t] * {plane.entry_elements}", f"w->{ptr}[t + 1] - w->{ptr}[t]"]
+                continue
             if plane.kind is PlaneKind.GROUP:
                 own = member(name, plane.name, "entry")
                 entry = f"w->{own}[t]"
@@ -187,5 +202,4 @@ def can_decode(module: Module) -> bool:
 def _has_code(fmt: TileFormat, program: TileProgram) -> bool:
     planes = fmt.planes(program.tile, program.dtype)
     code = fmt.tile_mac(program.tile, program.dtype)
-    ragged = any(plane.kind is PlaneKind.RAGGED for plane in planes)
-    return not planes or (code is not None and bool(code.decode) and not ragged)
+    return not planes or (code is not None and bool(code.decode))

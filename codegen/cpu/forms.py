@@ -89,6 +89,7 @@ def _planes(part: FormatPart) -> tuple[list[str], list[str]]:
             ptr = f"w->{member(part.name, plane.name, 'ptr')}"
             pointers.append(f"{declaration}{base} + {ptr}[t]{f' * {plane.elements}' * (plane.elements > 1)};")
             arguments.append(f"{ptr}[t + 1] - {ptr}[t]")
+            fetches.append(f"            fetch({ptr} + t + {_INDEX_AHEAD}, 8);")
             continue
         shared = f"w->{member(part.name, plane.name, 'entry')}[t]"
         entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: shared, PlaneKind.MATRIX: ""}[plane.kind]

@@ -2,7 +2,7 @@
 
 `simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
 scalars, and what builds on those names. `simd_vnni.h` and `simd_amx.h` add products of their own to
-AVX-512. An emitted file holds only the definitions it needs.
+AVX-512, and may have a better form of a name of its own. An emitted file holds only the definitions it needs.
 """
 
 import re

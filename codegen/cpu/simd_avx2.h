@@ -156,6 +156,84 @@ static inline vfloat vf_nibble(vint word, const int j)
     return (vfloat){_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi)};
 }
 
+/* Where each of eight 16-bit words comes from among those kept, by the mask of which are: for `pshufb`. */
+static inline __m128i expand_control(const int mask)
+{
+#define WORD(m, i) ((m) >> (i) & 1 ? 0x0100 + 0x0202 * __builtin_popcount((m) & ((1 << (i)) - 1)) : 0x8080)
+#define EIGHT(m) {WORD(m, 0), WORD(m, 1), WORD(m, 2), WORD(m, 3), WORD(m, 4), WORD(m, 5), WORD(m, 6), WORD(m, 7)}
+#define MASKS4(m) EIGHT(m), EIGHT((m) + 1), EIGHT((m) + 2), EIGHT((m) + 3)
+#define MASKS16(m) MASKS4(m), MASKS4((m) + 4), MASKS4((m) + 8), MASKS4((m) + 12)
+#define MASKS64(m) MASKS16(m), MASKS16((m) + 16), MASKS16((m) + 32), MASKS16((m) + 48)
+    static const uint16_t control[256][8] __attribute__((aligned(16))) = {
+        MASKS64(0), MASKS64(64), MASKS64(128), MASKS64(192)};
+#undef WORD
+#undef EIGHT
+#undef MASKS4
+#undef MASKS16
+#undef MASKS64
+    return _mm_load_si128((const __m128i *)control[mask]);
+}
+
+/* Eight 16-bit words of which only those in the mask are stored; zeros between. Reads 16 bytes at p. */
+static inline __m128i expand_words(const uint16_t *p, const int mask)
+{
+    return _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), expand_control(mask));
+}
+
+/* The same with 32-bit floats. Reads 32 bytes at p. */
+static inline __m256 expand_floats(const float *p, const int mask)
+{
+    __m256i control = _mm256_cvtepu16_epi32(expand_control(mask)); /* bits 1-3: the place; bit 15: not kept */
+    __m256 kept = _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), _mm256_srli_epi32(control, 1));
+    __m256i dropped = _mm256_srai_epi32(_mm256_slli_epi32(control, 16), 31);
+    return _mm256_andnot_ps(_mm256_castsi256_ps(dropped), kept);
+}
+
+/* Two columns of sixteen rows of which only some are stored, from p to before end; zeros in the other lanes. Bits
+ * 0-15 of the mask say which rows the first column keeps, bits 16-31 the second, whose values follow. */
+static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    float last[32];
+    if (end - p < 32)
+        p = memcpy(last, p, (end - p) * sizeof *p);
+    first->lo = expand_floats(p, mask & 255);
+    p += __builtin_popcount(mask & 255);
+    first->hi = expand_floats(p, mask >> 8 & 255);
+    p += __builtin_popcount(mask >> 8 & 255);
+    second->lo = expand_floats(p, mask >> 16 & 255);
+    p += __builtin_popcount(mask >> 16 & 255);
+    second->hi = expand_floats(p, mask >> 24);
+}
+
+/* The words of both columns, eight by eight. */
+static inline void expand_pair(const uint16_t *p, const uint16_t *end, uint32_t mask, __m128i *eights)
+{
+    uint16_t last[32];
+    if (end - p < 32)
+        p = memcpy(last, p, (end - p) * sizeof *p);
+    for (int i = 0; i < 4; i++) {
+        eights[i] = expand_words(p, mask >> 8 * i & 255);
+        p += __builtin_popcount(mask >> 8 * i & 255);
+    }
+}
+
+/* The same with halves. */
+static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    __m128i eights[4];
+    expand_pair(p, end, mask, eights);
+    *first = (vfloat){_mm256_cvtph_ps(eights[0]), _mm256_cvtph_ps(eights[1])};
+    *second = (vfloat){_mm256_cvtph_ps(eights[2]), _mm256_cvtph_ps(eights[3])};
+}
+
+/* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
+static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    __m128i eights[4];
+    expand_pair(p, end, mask, eights);
+    vf_pair_bf16((const bf16 *)eights, first, second);
+}
+
 static inline float f16_to_float(f16 value)
 {
     return _cvtsh_ss(value);

@@ -144,6 +144,38 @@ static inline vfloat vf_nibble(vint word, const int j)
     return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), value);
 }
 
+/* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
+ * say which rows the first column keeps, bits 16-31 the second, whose values follow. */
+static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    *first = _mm512_maskz_expandloadu_ps((__mmask16)mask, p);
+    *second = _mm512_maskz_expandloadu_ps((__mmask16)(mask >> 16), p + __builtin_popcount(mask & 0xffff));
+}
+
+/* The same with halves. No byte is read after the last that is stored. */
+static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    const int before = __builtin_popcount(mask & 0xffff), then = __builtin_popcount(mask >> 16);
+    __m256i low = _mm256_maskz_loadu_epi16((__mmask16)((1u << before) - 1), p);
+    __m256i high = _mm256_maskz_loadu_epi16((__mmask16)((1u << then) - 1), p + before);
+    *first = _mm512_maskz_expand_ps((__mmask16)mask, _mm512_cvtph_ps(low));
+    *second = _mm512_maskz_expand_ps((__mmask16)(mask >> 16), _mm512_cvtph_ps(high));
+}
+
+/* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
+static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const int before = __builtin_popcount(mask & 0xffff), then = __builtin_popcount(mask >> 16);
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << before) - 1), p));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << then) - 1), p + before));
+    low = _mm512_maskz_expand_epi32((__mmask16)mask, low);
+    high = _mm512_maskz_expand_epi32((__mmask16)(mask >> 16), high);
+    *first = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_permutex2var_epi32(low, even, high), 16));
+    *second = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_permutex2var_epi32(low, odd, high), 16));
+}
+
 static inline float f16_to_float(f16 value)
 {
     return _cvtsh_ss(value);

@@ -74,16 +74,6 @@ class LowRank:
 
     left: Tensor
     right: Tensor
-    what: str
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizeLowRank:
-    """The low-rank factors so far as codes: `left [M, r]` and `right [r, K]`, groups along r and along K."""
-
-    left: Quantize
-    right: Quantize
-    what: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +103,7 @@ class Stack:
     """The inputs below each other: `[M1 + M2 + ..., K]`, one launch for several layers."""
 
 
-Node: TypeAlias = Source | Prune | Update | Quantize | LowRank | QuantizeLowRank | Permute | Scale | Stack
+Node: TypeAlias = Source | Prune | Update | Quantize | LowRank | Permute | Scale | Stack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -240,7 +230,7 @@ def _details(node: Node) -> str:
             return f" {what}"
         case Quantize(what=what, where=where):
             return f" {what}, on {where.float().mean().item():.1%}"
-        case LowRank(what=what) | QuantizeLowRank(what=what):
-            return f" {what}"
+        case LowRank(left):
+            return f" rank {left.shape[1]}"
         case _:
             return ""

@@ -16,6 +16,7 @@ from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.registry import REGISTRY, find_format
 from stoicc.ir.types import Module
 from stoicc.ir.verify import verify, verify_pools
+from stoicc.ops.graph import Prune
 from stoicc.ops.lowering import lower
 
 
@@ -205,8 +206,22 @@ def test_scales_of_two_operators_cannot_share_a_group():
     compressed = stoicc.ops.group_absmax(weight, 4, 0, where=left)
     compressed = stoicc.ops.group_absmax(compressed, 4, 0, where=~left)
     tiled = stoicc.inspect(compressed)
-    assert formats_of(tiled) == {"int4<group_size=0>": 1, "dense": 1}
+    assert formats_of(tiled) == {"int4<group_size=0>": 1, "bitmap": 1}  # codes of 8 are zeros
     assert torch.equal(tiled.to_dense(), compressed.dense())
+
+
+def test_unstructured_zeros_are_a_bitmap_where_that_is_smaller_and_padding_counts_as_weights():
+    weight = torch.randn(150, 200, generator=torch.Generator().manual_seed(5)).bfloat16()
+    assert formats_of(stoicc.inspect(weight)) == {"dense": 12}
+    zero = torch.rand(150, 200, generator=torch.Generator().manual_seed(6))
+    pruned = weight.where(zero > 0.5, 0)
+    tiled = stoicc.inspect(stoicc.ops.CompressedWeight.of(weight).then(Prune(zero > 0.5, "by hand")))
+    assert formats_of(tiled) == {"bitmap": 12}
+    assert torch.equal(bits(tiled.to_dense()), bits(pruned))
+    (segment,) = tiled.program.segments
+    assert sum(segment.tile_bytes) == 12 * (4096 // 8 + 4 * 4) + 2 * int((pruned != 0).sum())
+    assert formats_of(stoicc.inspect(weight.where(zero > 0.03, 0))) == {"dense": 12}
+    assert formats_of(stoicc.inspect(stoicc.ops.nm_magnitude(weight))) == {"nv24": 12}
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])

@@ -6,14 +6,14 @@ import torch
 from stoicc.codegen.triton.compile_check import Machine, check_class, parse_target
 from stoicc.codegen.triton.launch import LaunchConfig
 from stoicc.ir.errors import CodegenError
-from tests.kernel_classes import KERNEL_CLASSES, KernelClass, make_case
+from tests.kernel_classes import FURTHER_CLASSES, KERNEL_CLASSES, KernelClass, make_case
 
 SOME = KERNEL_CLASSES[::10]
 """Classes that are compiled for the further targets too."""
 
 CASES = [
-    *[(kernel, target) for kernel in KERNEL_CLASSES for target in ("sm_80", "sm_90")],
-    *[(kernel, target) for kernel in SOME for target in ("sm_100", "gfx942")],
+    *[(kernel, target) for kernel in KERNEL_CLASSES + FURTHER_CLASSES for target in ("sm_80", "sm_90")],
+    *[(kernel, target) for kernel in SOME + FURTHER_CLASSES[::3] for target in ("sm_100", "gfx942")],
 ]
 
 
@@ -38,7 +38,7 @@ def test_class_compiles_without_spills_in_loops(kernel: KernelClass, target: str
             assert machine.spills_in_loops == 0, f"{machine.kernel}: {machine}"
 
 
-LIMITS = {"dense": 480, "nv24": 1200, "int8": 1200, "int4": 1200, "int4_nv24": 1600}
+LIMITS = {"dense": 480, "nv24": 1200, "bitmap": 2100, "int8": 1200, "int4": 1200, "int4_nv24": 1600}
 """Warp instructions a 64x64 bf16 tile at batch 16, with a little room: a decode that grows fails."""
 
 

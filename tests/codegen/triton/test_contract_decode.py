@@ -28,6 +28,7 @@ BUILT_IN = [
     "empty",
     "dense",
     "nv24",
+    "bitmap",
     *(f"{name}<{options}>" for name in ("int8", "int4", "int4_nv24") for options in ("group_size=16", "group_size=0")),
     *(f"{name}<group_size=32, zero_points=true>" for name in ("int8", "int4", "int4_nv24")),
 ]

@@ -24,7 +24,17 @@ from stoicc.ir.planes import pool_name
 from stoicc.ir.registry import REGISTRY, find_format, register_format
 from stoicc.ir.types import Beside, Module, Pool
 from stoicc.passes import Pipeline
-from tests.kernel_classes import EPILOGUES, KERNEL_CLASSES, MIXES, Case, KernelClass, make_case, reference
+from tests.kernel_classes import (
+    EPILOGUES,
+    FURTHER,
+    FURTHER_CLASSES,
+    KERNEL_CLASSES,
+    MIXES,
+    Case,
+    KernelClass,
+    make_case,
+    reference,
+)
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -65,14 +75,14 @@ def small(kernel: KernelClass) -> KernelClass:
     return replace(kernel, tile=(kernel.tile[0] // 4, max(kernel.tile[1] // 4, 16)), block_n=16)
 
 
-@pytest.mark.parametrize("kernel", KERNEL_CLASSES, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", KERNEL_CLASSES + FURTHER_CLASSES, ids=lambda kernel: kernel.name)
 def test_every_class_multiplies(kernel: KernelClass) -> None:
     kernel = small(kernel) if kernel.tile != (32, 32) else kernel
     kernel = replace(kernel, tile=(max(kernel.tile[0], 16), kernel.tile[1]))
     check(make_case(kernel, (37, 90)), 5, kernel.x_dtype)
 
 
-@pytest.mark.parametrize("formats", MIXES)
+@pytest.mark.parametrize("formats", [*MIXES, *FURTHER])
 def test_a_tile_of_64(formats: str) -> None:
     check(make_case(replace(PLAIN, formats=formats, tile=(64, 64), weight="bf16"), (65, 200)), 3, torch.bfloat16)
 

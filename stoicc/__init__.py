@@ -25,6 +25,9 @@ from stoicc.ir.errors import (
 from stoicc.ir.format import Plane, PlaneKind, TileFormat, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 from stoicc.kernel import Kernel
+from stoicc.model.compress import compress
+from stoicc.model.recipe import Recipe, Rule, Step
+from stoicc.model.reporting import report
 from stoicc.passes import Pipeline
 from stoicc.pools import TiledWeight
 from stoicc.retile import retile
@@ -43,7 +46,10 @@ __all__ = [
     "Pipeline",
     "Plane",
     "PlaneKind",
+    "Recipe",
+    "Rule",
     "Space",
+    "Step",
     "StoiccError",
     "TileFormat",
     "TileMac",
@@ -53,11 +59,13 @@ __all__ = [
     "VerifyError",
     "autotune",
     "compile",
+    "compress",
     "cost_model",
     "formats",
     "inspect",
     "load",
     "ops",
     "register_format",
+    "report",
     "retile",
 ]

@@ -31,7 +31,7 @@ class Step:
     """One operator with its options; checked against its signature.
 
     Raises:
-        InputError: an unknown operator or option.
+        InputError: an unknown operator or option, or a required option that is missing.
     """
 
     operator: str
@@ -39,7 +39,7 @@ class Step:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", {name: _plain(value) for name, value in self.options.items()})
-        find_operator(self.operator)
+        find_operator(self.operator).check(self.options)
 
     @staticmethod
     def of(given: object) -> "Step":
@@ -58,8 +58,10 @@ class Step:
     @property
     def data(self) -> str | dict[str, Any]:
         """As `of` takes it."""
-        return {self.operator: {name: _listed(value) for name, value in self.options.items()}} if self.options else (
-            self.operator
+        return (
+            {self.operator: {name: _listed(value) for name, value in self.options.items()}}
+            if self.options
+            else (self.operator)
         )
 
     def __str__(self) -> str:
@@ -74,7 +76,8 @@ class Rule:
     Attributes:
         layers: patterns on module names: shell globs, whose `*` also matches dots, or regular
             expressions behind "re:"; a name must match as a whole.
-        steps: operators in order, as `Step` or in any form that `Step.of` takes. With none, the layer is compiled as it is.
+        steps: operators in order, as `Step` or in any form that `Step.of` takes; with none, the layer is
+            compiled as it is.
         exclude: patterns of layers that the rule leaves to later rules.
         compile: options of `stoicc.compile`: formats, tile, pipeline, target, on_missing.
     """
@@ -97,7 +100,8 @@ class Rule:
         for name in options:
             if name not in COMPILE_OPTIONS:
                 raise InputError(
-                    f"compile: expected options {', '.join(COMPILE_OPTIONS)}, found {name!r}{near(name, COMPILE_OPTIONS)}"
+                    f"compile: expected options {', '.join(COMPILE_OPTIONS)}, found "
+                    f"{name!r}{near(name, COMPILE_OPTIONS)}"
                 )
         object.__setattr__(self, "layers", _patterns("layers", layers))
         object.__setattr__(self, "steps", tuple(_placed(f"step {i + 1}", Step.of, s) for i, s in enumerate(steps)))
@@ -107,6 +111,11 @@ class Rule:
     def names(self, layer: str) -> bool:
         """Whether the rule is for a layer of this name."""
         return matches(layer, self.layers) and not matches(layer, self.exclude)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The part of the compile options that `stoicc.load` takes too."""
+        return {name: value for name, value in self.compile.items() if name in ("target", "on_missing")}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -223,7 +232,9 @@ def _patterns(what: str, given: object) -> tuple[str, ...]:
         try:
             re.compile(_regex(pattern))
         except re.error as error:
-            raise InputError(f"{what}: expected a regular expression behind 're:', found {pattern!r} ({error})") from None
+            raise InputError(
+                f"{what}: expected a regular expression behind 're:', found {pattern!r} ({error})"
+            ) from None
     return tuple(patterns)
 
 
@@ -234,7 +245,8 @@ def _rule(given: object) -> Rule:
         _known("rule", given, ("layers", "steps", "exclude", "compile"))
         if "layers" not in given:
             raise InputError("rule: expected layers, found none; write layers: '*' for all")
-        rule = Rule(**{name: () if value is None else value for name, value in given.items()})
+        steps, exclude = given.get("steps") or (), given.get("exclude") or ()
+        rule = Rule(given["layers"], steps, exclude, given.get("compile"))
     else:
         raise InputError(f"rule: expected {{layers: ..., steps: [...]}}, found {given!r}")
     if not rule.layers:

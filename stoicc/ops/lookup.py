@@ -56,7 +56,7 @@ class Operator:
 
 
 def near(name: object, known: tuple[str, ...]) -> str:
-    """"; did you mean ...?" where a known name is close."""
+    """ "; did you mean ...?" where a known name is close."""
     found = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 

@@ -1,0 +1,170 @@
+"""`stoicc.compress`: every linear layer that a recipe names becomes a kernel, layer by layer."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import nn
+
+from stoicc.ir.errors import InputError
+from stoicc.kernel import Kernel
+from stoicc.model.calibration import (
+    Calibration,
+    CalibrationLike,
+    Stage,
+    Survey,
+    collect_stage,
+    hash_tensor,
+    survey,
+    try_out,
+)
+from stoicc.model.folder import Made, ResumeFolder
+from stoicc.model.layers import Layer, Surgery, find_layers
+from stoicc.model.one_layer import compress_layer
+from stoicc.model.progress import Show, layer_bar
+from stoicc.model.recipe import Recipe, RecipeLike
+from stoicc.ops.statistics import Statistics
+
+
+def compress(
+    model: nn.Module,
+    recipe: RecipeLike,
+    calibration: CalibrationLike | None = None,
+    *,
+    sequential: bool = True,
+    resume: str | PathLike[str] | None = None,
+    in_place: bool = True,
+    dtype: torch.dtype = torch.float32,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Compress the linear layers of a model: apply a recipe's operators to each, and compile the results.
+
+    Layers are taken in the order in which the model calls them. Those that see the very same tensor
+    (q, k and v) form a stage; its statistics are collected in a run of the calibration batches of
+    its own, so one gram matrix is alive at a time. `stoicc.report(model)` then prints a table.
+
+    Args:
+        model: any module; each `nn.Linear` that the recipe names becomes a `stoicc.Kernel`. Layers of
+            one weight stay one.
+        recipe: a `stoicc.Recipe`, or what `Recipe.of` reads: rules or steps as plain data, YAML, a `Path`.
+        calibration: batches (a tensor, a tuple of arguments, or a mapping of keyword arguments
+            each), or a function that runs the model. They are run once per stage and must be the
+            same each time. None will do for operators that take no statistics.
+        sequential: a layer is calibrated on what the compressed layers before it produce; False: on
+            what the dense ones do.
+        resume: a folder that keeps finished layers; the same call takes up a run that was stopped.
+        in_place: replace layers of this model; False: of a copy, with this one left as it is.
+        dtype: of the sums of statistics: torch.float32 or torch.float64.
+        progress: a progress bar on stderr; default: where that is a terminal.
+
+    Returns:
+        The model (or its copy). The dense weights are let go when nobody else holds them.
+
+    Raises:
+        StoiccError: a recipe, batches or a layer that cannot be used; the model is then as it was,
+            as it is after any other error and an interrupt. Finished layers stay in `resume`.
+    """
+    chosen = Recipe.of(recipe)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"compress: expected a torch.nn.Module, found {type(model).__name__}")
+    if not in_place:
+        model = _copied(model, find_layers(model, chosen))
+    layers = find_layers(model, chosen)
+    batches = None if calibration is None else Calibration(calibration)
+    found = Survey((), tuple(layers), "none") if batches is None else survey(model, layers, batches)
+    options = f"sequential={sequential}, dtype={dtype}"
+    folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, chosen, found, options))
+    surgery = Surgery(model)
+    try:
+        with layer_bar(len(layers), progress) as show:
+            work = _Work(model, batches, folder, dtype, show)
+            later: dict[str, Kernel] = {}
+            for stage in (*found.stages, *(Stage((layer,), 0) for layer in found.unseen)):
+                made = work.stage(stage)
+                if sequential:
+                    surgery.replace(made)
+                else:
+                    later.update(made)
+            surgery.replace(later)
+        if batches is not None:
+            try_out(model, batches)
+    except BaseException:
+        surgery.undo()
+        raise
+    return model
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What every stage needs.
+
+    Attributes:
+        batches: None without calibration.
+        folder: None where nothing is kept.
+    """
+
+    model: nn.Module
+    batches: Calibration | None
+    folder: ResumeFolder | None
+    dtype: torch.dtype
+    show: Show
+
+    def stage(self, stage: Stage) -> dict[str, Kernel]:
+        """Kernels for the layers of a stage, by every name at which they are to stand."""
+        statistics: Statistics | None = None
+        kernels: dict[str, Kernel] = {}
+        for layer in stage.layers:
+            self.show(layer.name)
+            made = self._finished(layer)
+            if made is None:
+                if statistics is None and self.batches is not None and stage.calls != 0:
+                    statistics = collect_stage(self.model, stage, self.batches, self.dtype)
+                made = _compressed(layer, statistics)
+                if self.folder is not None:
+                    self.folder.write(layer.name, *made)
+            for module, kernel in made[0].items():
+                kernels.update(dict.fromkeys(layer.places[module], kernel))
+        return kernels
+
+    def _finished(self, layer: Layer) -> Made | None:
+        """What an earlier run left of a layer, on its device."""
+        made = None if self.folder is None else self.folder.read(layer.name, layer.rule.loading)
+        return made if made is None else ({name: k.to(layer.weight.device) for name, k in made[0].items()}, made[1])
+
+
+def _compressed(layer: Layer, statistics: Statistics | None) -> Made:
+    """One kernel for each bias: modules of one weight and one bias share theirs."""
+    biases = {id(module.bias): module.bias for module in layer.modules.values()}
+    made, record = compress_layer(
+        layer.name,
+        layer.weight,
+        [None if bias is None else bias.detach() for bias in biases.values()],
+        layer.rule,
+        statistics,
+    )
+    of_bias = dict(zip(biases, made, strict=True))
+    return {name: of_bias[id(module.bias)] for name, module in layer.modules.items()}, record
+
+
+def _copied(model: nn.Module, layers: list[Layer]) -> nn.Module:
+    """A copy that shares the weights of the layers that are to be replaced, and nothing else."""
+    shared = {id(module.weight): module.weight for layer in layers for module in layer.modules.values()}
+    return copy.deepcopy(model, shared)
+
+
+def _fingerprint(model: nn.Module, recipe: Recipe, found: Survey, options: str) -> Mapping[str, str]:
+    """What the result depends on, as a hash for each kind of thing."""
+    weights = hashlib.blake2b(digest_size=16)
+    for name, value in model.state_dict().items():
+        weights.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            hash_tensor(weights, value)
+    return {
+        "recipe": hashlib.blake2b(str(recipe).encode(), digest_size=16).hexdigest(),
+        "weights": weights.hexdigest(),
+        "calibration": found.digest,
+        "options": options,
+    }

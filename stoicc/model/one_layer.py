@@ -1,0 +1,104 @@
+"""One layer: apply its rule's operators, measure what they cost, and compile."""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch._C import _LinAlgError as LinAlgError
+
+from stoicc.compiler import compile
+from stoicc.ir.errors import InputError, ParseError, StoiccError
+from stoicc.kernel import Kernel
+from stoicc.model.recipe import Rule, Step
+from stoicc.ops.graph import CompressedWeight
+from stoicc.ops.lookup import find_operator
+from stoicc.ops.statistics import Statistics
+from stoicc.record import LayerRecord
+from stoicc.tiling import row_blocks
+from stoicc.weights import on_cpu
+
+
+def compress_layer(
+    name: str, weight: Tensor, biases: Sequence[Tensor | None], rule: Rule, statistics: Statistics | None
+) -> tuple[list[Kernel], LayerRecord]:
+    """Apply a rule to a weight `[M, K]` and compile the result, once for each bias.
+
+    Args:
+        biases: `[M]` or None, one for each kernel wanted.
+        statistics: of the layer's inputs, for operators that take them and for the error.
+
+    Raises:
+        StoiccError: of the operator or of compiling, with the layer's name in front.
+    """
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compressed = apply_steps(name, weight, rule.steps, statistics)
+    kernels = [_compiled(name, compressed if rule.steps else weight, bias, rule.compile) for bias in biases]
+    error = None if statistics is None else output_error(weight, compressed, statistics)
+    notes = (*_dead(statistics), *dict.fromkeys(str(warning.message) for warning in caught))
+    record = LayerRecord(tuple(map(str, rule.steps)), error, time.perf_counter() - start, notes)
+    return [_noted(kernel.to(weight.device), record) for kernel in kernels], record
+
+
+def apply_steps(name: str, weight: Tensor, steps: Sequence[Step], statistics: Statistics | None) -> CompressedWeight:
+    """The operators of a rule, one after the other."""
+    where = f"layer {name}"
+    compressed = _in_place(where, CompressedWeight.of, weight)
+    for step in steps:
+        operator = find_operator(step.operator)
+        compressed = _in_place(where, operator, compressed, step.options, statistics)
+    return compressed
+
+
+@on_cpu
+def output_error(weight: Tensor, compressed: CompressedWeight, statistics: Statistics) -> float:
+    """||X E^T|| / ||X W^T||, E = W - W_c, from the gram matrix of X: sqrt(tr(E G E^T) / tr(W G W^T)).
+
+    0.0 where X W^T is zero. Without a gram matrix, its diagonal stands for it.
+    """
+    dense, own = compressed.dense(), weight.detach().cpu()
+    lost = whole = 0.0
+    for rows in row_blocks((own.shape[0], own.shape[1])):
+        part = own[rows].to(statistics.dtype)
+        lost += _energy(part - dense[rows].to(statistics.dtype), statistics)
+        whole += _energy(part, statistics)
+    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def _energy(part: Tensor, statistics: Statistics) -> float:
+    """tr(P G P^T)."""
+    if statistics.gram is None:
+        return (part.square() * statistics.square).sum(dtype=torch.float64).item()
+    return ((part @ statistics.gram) * part).sum(dtype=torch.float64).item()
+
+
+def _compiled(name: str, weight: Any, bias: Tensor | None, options: Mapping[str, Any]) -> Kernel:
+    return _in_place(f"layer {name}", compile, weight, bias=bias, name=name, **options)
+
+
+def _noted(kernel: Kernel, record: LayerRecord) -> Kernel:
+    kernel.record = record
+    return kernel
+
+
+def _dead(statistics: Statistics | None) -> list[str]:
+    """A channel that is 0 in every sample says nothing about its weights."""
+    dead = 0 if statistics is None else int(statistics.dead.sum())
+    return [f"{dead} of {statistics.columns} input channels are 0 in every sample"] if statistics and dead else []
+
+
+def _in_place(where: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """function(...), whose errors say which layer and operator they are about."""
+    try:
+        return function(*args, **kwargs)
+    except StoiccError as error:
+        kind = InputError if isinstance(error, ParseError) else type(error)
+        raise kind(f"{where}: {error}") from error
+    except LinAlgError as error:
+        raise InputError(
+            f"{where}: expected a positive definite Hessian, found {error}; raise the operator's damping, or "
+            "calibrate with more samples"
+        ) from error

@@ -74,11 +74,12 @@ def compress(
         model = _copied(model, find_layers(model, chosen))
     layers = find_layers(model, chosen)
     batches = None if calibration is None else Calibration(calibration)
-    found = Survey((), tuple(layers), "none") if batches is None else survey(model, layers, batches)
-    options = f"sequential={sequential}, dtype={dtype}"
-    folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, chosen, found, options))
     surgery = Surgery(model)
     try:
+        surgery.leave_fast_path(layers)
+        found = Survey((), tuple(layers), "none") if batches is None else survey(model, layers, batches)
+        options = f"sequential={sequential}, dtype={dtype}"
+        folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, chosen, found, options))
         with layer_bar(len(layers), progress) as show:
             work = _Work(model, batches, folder, dtype, show)
             later: dict[str, Kernel] = {}

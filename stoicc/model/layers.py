@@ -1,9 +1,10 @@
 """The linear layers of a model that a recipe names: found once per weight, replaced, and put back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from stoicc.ir.errors import InputError
 from stoicc.model.recipe import Recipe, Rule
@@ -39,7 +40,9 @@ class Layer:
 def find_layers(model: nn.Module, recipe: Recipe) -> list[Layer]:
     """The layers that the rules name, one for each weight, in the order of the model.
 
-    Layers that share a weight are one, under the first rule that names any of them.
+    Layers that share a weight are one, under the first rule that names any of them. A subclass of
+    `nn.Linear` with a forward of its own is none, nor is `out_proj` of `nn.MultiheadAttention`, which
+    reads its weight and never calls it.
 
     Raises:
         InputError: a rule that names no layer, a model without linear layers, or a weight that a
@@ -48,7 +51,7 @@ def find_layers(model: nn.Module, recipe: Recipe) -> list[Layer]:
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
-    linears = {module: names for module, names in places.items() if isinstance(module, nn.Linear)}
+    linears = {module: names for module, names in places.items() if is_linear(module)}
     if not linears or isinstance(model, nn.Linear):
         raise InputError(
             f"model {type(model).__name__}: expected linear layers inside, found "
@@ -69,6 +72,15 @@ def find_layers(model: nn.Module, recipe: Recipe) -> list[Layer]:
             layers.append(layer)
     _refuse_idle(recipe, [name for names in linears.values() for name in names])
     return layers
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether calling a module is F.linear with its weight and bias, so that a kernel can take its place."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+    )
 
 
 def _rule_of(recipe: Recipe, names: list[str]) -> Rule | None:
@@ -100,22 +112,36 @@ def _refuse_shared(layer: Layer, places: Mapping[nn.Module, list[str]], untie: b
 
 
 class Surgery:
-    """Replaces modules of a model and can put the old ones back."""
+    """Changes attributes of modules, submodules among them, and can change them back."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        self._changed: list[tuple[nn.Module, str, object]] = []
 
     def replace(self, modules: Mapping[str, nn.Module]) -> None:
         """Put modules in the places of these names."""
         for name, module in modules.items():
-            parent_name, _, child = name.rpartition(".")
-            parent = self._model.get_submodule(parent_name)
-            self._replaced.append((parent, child, getattr(parent, child)))
-            setattr(parent, child, module)
+            parent, _, child = name.rpartition(".")
+            self.set(self._model.get_submodule(parent), child, module)
+
+    def set(self, module: nn.Module, attribute: str, value: object) -> None:
+        """setattr, remembered."""
+        self._changed.append((module, attribute, getattr(module, attribute)))
+        setattr(module, attribute, value)
+
+    def leave_fast_path(self, layers: Iterable[Layer]) -> None:
+        """Have torch's own transformer encoders call these layers, whose weights their fused kernels would read."""
+        chosen = {module for layer in layers for module in layer.modules.values()}
+        for module in self._model.modules():
+            if chosen.isdisjoint(module.modules()):
+                continue
+            if isinstance(module, nn.TransformerEncoderLayer):
+                self.set(module, "activation_relu_or_gelu", 0)  # what its forward asks first; `activation` is used
+            elif isinstance(module, nn.TransformerEncoder):
+                self.set(module, "use_nested_tensor", False)
 
     def undo(self) -> None:
         """The model as it was."""
-        while self._replaced:
-            parent, child, module = self._replaced.pop()
-            setattr(parent, child, module)
+        while self._changed:
+            module, attribute, value = self._changed.pop()
+            setattr(module, attribute, value)

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError
 
 from stoicc.compiler import compile
 from stoicc.ir.errors import InputError, ParseError, StoiccError
@@ -97,7 +97,7 @@ def _in_place(where: str, function: Any, *args: Any, **kwargs: Any) -> Any:
     except StoiccError as error:
         kind = InputError if isinstance(error, ParseError) else type(error)
         raise kind(f"{where}: {error}") from error
-    except LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is public, but not exported
         raise InputError(
             f"{where}: expected a positive definite Hessian, found {error}; raise the operator's damping, or "
             "calibrate with more samples"

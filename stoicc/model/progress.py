@@ -10,7 +10,10 @@ Show = Callable[[str], None]
 
 @contextmanager
 def layer_bar(total: int, wanted: bool | None) -> Iterator[Show]:
-    """A bar of so many layers; wanted None: only where stderr is a terminal."""
+    """A bar of so many layers; wanted None: only where stderr is a terminal.
+
+    It vanishes at the end, except from a log, which gets its last state alone.
+    """
     if not (sys.stderr.isatty() if wanted is None else wanted):
         yield lambda name: None
         return
@@ -18,7 +21,8 @@ def layer_bar(total: int, wanted: bool | None) -> Iterator[Show]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=console.is_terminal) as progress:
         task = progress.add_task("compressing", total=total)
         begun = 0
 
@@ -28,3 +32,4 @@ def layer_bar(total: int, wanted: bool | None) -> Iterator[Show]:
             begun += 1
 
         yield show
+        progress.update(task, description="compressed", completed=begun)

@@ -5,9 +5,12 @@ from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.group_absmax import group_absmax
 from stoicc.ops.magnitude import magnitude
+from stoicc.ops.naive_lora import naive_lora
 from stoicc.ops.nm_magnitude import nm_magnitude
 from stoicc.ops.obd import obd, obd_prune
 from stoicc.ops.obs import obs, obs_prune
+from stoicc.ops.quantize_adapter import quantize_adapter
+from stoicc.ops.slim_lora import slim_lora
 from stoicc.ops.slim_quant import slim_quant
 from stoicc.ops.statistics import Statistics, collect, sequentially
 from stoicc.ops.statistics_file import load_statistics, save_statistics
@@ -22,15 +25,18 @@ __all__ = [
     "load_statistics",
     "low_rank",
     "magnitude",
+    "naive_lora",
     "nm_magnitude",
     "obd",
     "obd_prune",
     "obs",
     "obs_prune",
     "permute",
+    "quantize_adapter",
     "save_statistics",
     "scale",
     "sequentially",
+    "slim_lora",
     "slim_quant",
     "stack",
     "wanda",

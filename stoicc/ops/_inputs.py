@@ -10,6 +10,17 @@ from stoicc.ops.statistics import Statistics
 def seen_by_tiles(who: str, state: Lowered, statistics: object, gram: bool = False) -> Statistics:
     """Statistics of the inputs that reach the tiles: scaled and permuted as the executor does.
 
+    Args and errors are those of `checked_statistics`.
+    """
+    seen = checked_statistics(who, statistics, state.values.shape[1], gram)
+    if state.input_scale is not None:
+        seen = seen.scaled(state.input_scale)
+    return seen if state.column_permutation is None else seen.select(state.column_permutation)
+
+
+def checked_statistics(who: str, statistics: object, columns: int, gram: bool = False) -> Statistics:
+    """Statistics of a layer with so many input channels.
+
     Args:
         who: the operator, for messages.
         gram: keep (and require) X^T X; without it the result has none.
@@ -18,7 +29,6 @@ def seen_by_tiles(who: str, state: Lowered, statistics: object, gram: bool = Fal
         InputError: no statistics, those of another layer, sums that are not finite, or no gram
             matrix where one is needed.
     """
-    columns = state.values.shape[1]
     if not isinstance(statistics, Statistics):
         raise InputError(f"{who}: expected Statistics, found {type(statistics).__name__}; Statistics.of(x) makes them")
     if statistics.columns != columns:
@@ -34,7 +44,4 @@ def seen_by_tiles(who: str, state: Lowered, statistics: object, gram: bool = Fal
             f"{who}: expected finite statistics, found sums of {statistics.square[bad[0]].item()} at input channel "
             f"{int(bad[0])}; leave out the batches with NaN or infinity"
         )
-    seen = statistics if gram else replace(statistics, gram=None)
-    if state.input_scale is not None:
-        seen = seen.scaled(state.input_scale)
-    return seen if state.column_permutation is None else seen.select(state.column_permutation)
+    return statistics if gram else replace(statistics, gram=None)

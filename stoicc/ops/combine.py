@@ -33,7 +33,7 @@ def low_rank(weight: Tensor | CompressedWeight, left: Tensor, right: Tensor) -> 
     for what, factor in zip(("left", "right"), factors, strict=True):
         if not bool(factor.isfinite().all()):
             raise InputError(f"ops.low_rank: expected finite {what}, found {factor[~factor.isfinite()][0].item()}")
-    return compressed.then(LowRank(left.detach().cpu().clone(), right.detach().cpu().clone()))
+    return compressed.then(LowRank(left.detach().cpu().clone(), right.detach().cpu().clone(), f"rank {left.shape[1]}"))
 
 
 @on_cpu

@@ -74,6 +74,16 @@ class LowRank:
 
     left: Tensor
     right: Tensor
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizeLowRank:
+    """The low-rank factors so far as codes: `left [M, r]` and `right [r, K]`, groups along r and along K."""
+
+    left: Quantize
+    right: Quantize
+    what: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +113,7 @@ class Stack:
     """The inputs below each other: `[M1 + M2 + ..., K]`, one launch for several layers."""
 
 
-Node: TypeAlias = Source | Prune | Update | Quantize | LowRank | Permute | Scale | Stack
+Node: TypeAlias = Source | Prune | Update | Quantize | LowRank | QuantizeLowRank | Permute | Scale | Stack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,7 +240,7 @@ def _details(node: Node) -> str:
             return f" {what}"
         case Quantize(what=what, where=where):
             return f" {what}, on {where.float().mean().item():.1%}"
-        case LowRank(left):
-            return f" rank {left.shape[1]}"
+        case LowRank(what=what) | QuantizeLowRank(what=what):
+            return f" {what}"
         case _:
             return ""

@@ -47,11 +47,7 @@ def group_absmax(
     Raises:
         InputError: bits, a group size or a mask that cannot be used.
     """
-    whole = isinstance(bits, int) and isinstance(group_size, int)
-    if not whole or not 2 <= bits <= 8 or group_size < 0:
-        raise InputError(
-            f"ops.group_absmax: expected 2 to 8 bits and group_size >= 0, found bits={bits}, group_size={group_size}"
-        )
+    check_groups("ops.group_absmax", bits, group_size)
     compressed = CompressedWeight.of(weight)
     values = compressed.values()
     shape = (values.shape[0], values.shape[1])
@@ -62,11 +58,18 @@ def group_absmax(
     if where is not None:
         mask = as_bool_map(where, grid_of(shape, check_tile(tile)), "ops.group_absmax, where")
         touched = spread_tile_mask(mask, shape, tile)
-    node = _quantize(values, touched, config)
+    node = group_codes(values, touched, config)
     return compressed.then(node, tile if where is not None else None)
 
 
-def _quantize(values: Tensor, touched: Tensor, config: GroupAbsMax) -> Quantize:
+def check_groups(who: str, bits: object, group_size: object) -> None:
+    """InputError where codes of so many bits in such groups are none."""
+    whole = isinstance(bits, int) and isinstance(group_size, int)
+    if not whole or not 2 <= bits <= 8 or group_size < 0:  # type: ignore[operator]
+        raise InputError(f"{who}: expected 2 to 8 bits and group_size >= 0, found bits={bits}, group_size={group_size}")
+
+
+def group_codes(values: Tensor, touched: Tensor, config: GroupAbsMax) -> Quantize:
     """Codes and scales of the touched weights; a block of rows is one wide tile of whole groups."""
     shape = (values.shape[0], values.shape[1])
     size = config.group_size or shape[1]

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from stoicc.ir.errors import InputError
-from stoicc.ops.graph import CompressedWeight, LowRank, Node, Permute, Prune, Quantize, Scale, Source, Stack, Update
+from stoicc.ops.graph import (
+    CompressedWeight,
+    LowRank,
+    Node,
+    Permute,
+    Prune,
+    Quantize,
+    QuantizeLowRank,
+    Scale,
+    Source,
+    Stack,
+    Update,
+)
 from stoicc.tiling import row_blocks
 from stoicc.weights import version_of
 
@@ -25,6 +37,11 @@ class CodeSheet:
     bits: int
     group_size: int
     where: Tensor
+
+    @staticmethod
+    def of(node: Quantize) -> "CodeSheet":
+        """The codes of a node."""
+        return CodeSheet(node.codes, node.scales, node.zeros, node.bits, node.group_size, node.where)
 
     def zero_codes(self, rows: slice = slice(None)) -> Tensor:
         """The code that means 0.0, as a tensor that broadcasts to `codes[rows]`."""
@@ -55,12 +72,13 @@ class Lowered:
     """A matrix in tile order and what stands beside it; `steps` says what each node became.
 
     `kept` is False where an operator pruned a weight; None where none did. A weight that happens
-    to be 0.0 is kept.
+    to be 0.0 is kept. `low_rank_codes` are the codes that the factors of `low_rank` are the values of, or None.
     """
 
     values: Tensor
     sheets: tuple[CodeSheet, ...] = ()
     low_rank: tuple[Tensor, Tensor] | None = None
+    low_rank_codes: tuple[CodeSheet, CodeSheet] | None = None
     row_permutation: Tensor | None = None
     column_permutation: Tensor | None = None
     input_scale: Tensor | None = None
@@ -104,6 +122,8 @@ def _apply(node: Node, inputs: list[Lowered]) -> Lowered:
             return _quantize(inputs[0], node)
         case LowRank():
             return _low_rank(inputs[0], node)
+        case QuantizeLowRank():
+            return _quantize_low_rank(inputs[0], node)
         case Permute():
             return _permute(inputs[0], node)
         case Scale():
@@ -132,7 +152,7 @@ def _update(state: Lowered, node: Update) -> Lowered:
 
 def _quantize(state: Lowered, node: Quantize) -> Lowered:
     older = tuple(replace(sheet, where=sheet.where & ~node.where) for sheet in state.sheets)
-    sheet = CodeSheet(node.codes, node.scales, node.zeros, node.bits, node.group_size, node.where)
+    sheet = CodeSheet.of(node)
     step = f"quantize ({node.what}): codes and scales of the tiles, as they are"
     return replace(state, values=sheet.values_into(state.values), sheets=(*older, sheet), steps=(*state.steps, step))
 
@@ -161,7 +181,16 @@ def _low_rank(state: Lowered, node: LowRank) -> Lowered:
     left, right = node.left, node.right
     if state.low_rank is not None:
         left, right = torch.cat((state.low_rank[0], left), 1), torch.cat((state.low_rank[1], right), 0)
-    return replace(state, low_rank=(left, right), steps=(*state.steps, "low rank: the executor's epilogue"))
+    step = f"low rank ({node.what}): the executor's epilogue"
+    return replace(state, low_rank=(left, right), low_rank_codes=None, steps=(*state.steps, step))
+
+
+def _quantize_low_rank(state: Lowered, node: QuantizeLowRank) -> Lowered:
+    assert state.low_rank is not None, "ops.quantize_adapter refuses weights without factors"
+    left, right = CodeSheet.of(node.left), CodeSheet.of(node.right)
+    factors = left.values_into(state.low_rank[0]), right.values_into(state.low_rank[1])
+    step = f"quantize the factors ({node.what}): the values of their codes in the epilogue"
+    return replace(state, low_rank=factors, low_rank_codes=(left, right), steps=(*state.steps, step))
 
 
 def _permute(state: Lowered, node: Permute) -> Lowered:
@@ -215,6 +244,7 @@ def _stack(inputs: list[Lowered]) -> Lowered:
             _lift(sheet, start, sum(rows)) for part, start in zip(inputs, starts, strict=True) for sheet in part.sheets
         ),
         low_rank=_stack_low_rank(inputs, rows),
+        low_rank_codes=None,
         kept=_stack_kept(inputs),
         row_permutation=_stack_rows(inputs, rows, starts),
         output_scale=_stack_scales(inputs, rows),

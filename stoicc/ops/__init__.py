@@ -10,6 +10,7 @@ from stoicc.ops.nm_magnitude import nm_magnitude
 from stoicc.ops.obd import obd, obd_prune
 from stoicc.ops.obs import obs, obs_prune
 from stoicc.ops.quantize_adapter import quantize_adapter
+from stoicc.ops.slim import slim
 from stoicc.ops.slim_lora import slim_lora
 from stoicc.ops.slim_quant import slim_quant
 from stoicc.ops.statistics import Statistics, collect, sequentially
@@ -36,6 +37,7 @@ __all__ = [
     "save_statistics",
     "scale",
     "sequentially",
+    "slim",
     "slim_lora",
     "slim_quant",
     "stack",

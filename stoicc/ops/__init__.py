@@ -1,5 +1,6 @@
 """Compression algorithms as operators: a weight in, a `CompressedWeight` out. One file each."""
 
+from stoicc.ops import budgets
 from stoicc.ops.absmax import absmax
 from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
@@ -21,6 +22,7 @@ __all__ = [
     "CompressedWeight",
     "Statistics",
     "absmax",
+    "budgets",
     "collect",
     "group_absmax",
     "load_statistics",

@@ -1,7 +1,7 @@
 """A small byte-level GPT: the model that `bench.accuracy` compresses and `bench.training` trains.
 
 Pre-norm blocks with rotary positions (Su et al. 2021, arXiv 2104.09864); the four linear layers of a block are plain
-`nn.Linear` without bias, their dimensions multiples of 64. Bytes are the vocabulary, so bits per byte need no tokenizer.
+`nn.Linear` without bias, their dimensions multiples of 64. Bytes are the vocabulary, so there is no tokenizer.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -127,7 +126,7 @@ def train(
         batch = windows(text, plan.batch, context + 1, seed=plan.seed * 1_000_003 + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
             loss = next_byte_bits(model, batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         optimizer.step()
         optimizer.zero_grad()

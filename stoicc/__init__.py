@@ -28,6 +28,7 @@ from stoicc.kernel import Kernel
 from stoicc.model.compress import compress
 from stoicc.model.recipe import Recipe, Rule, Step
 from stoicc.model.reporting import report
+from stoicc.model.saving import load_model, save_model
 from stoicc.passes import Pipeline
 from stoicc.pools import TiledWeight
 from stoicc.retile import retile
@@ -64,8 +65,10 @@ __all__ = [
     "formats",
     "inspect",
     "load",
+    "load_model",
     "ops",
     "register_format",
     "report",
     "retile",
+    "save_model",
 ]

@@ -1,10 +1,11 @@
-"""The command line: `stoicc inspect | compile | tune | opt`.
+"""The command line: `stoicc inspect | compile | tune | opt | compress | report`.
 
 stoicc inspect weight.npy
 stoicc compile model.safetensors --tensor fc.weight --prune 2:4 --quantize 4 -o fc.stoicc.safetensors
 stoicc compile fc.stoicc.safetensors --emit cpu > fc.c
 stoicc tune fc.stoicc.safetensors --batch 1,16 -o tuned.safetensors
 stoicc opt program.tile --pipeline "drop-empty,build-csr,split-k{parts=4}"
+stoicc compress model.py:load --recipe recipe.yaml --calibration model.py:batches -o compressed
 """
 
 import os
@@ -22,6 +23,7 @@ from stoicc.ir.errors import InputError, StoiccError, brief
 from stoicc.ir.printer import print_module
 from stoicc.ir.registry import find_format
 from stoicc.ir.types import Module
+from stoicc.model.command import compress_command, report_command
 from stoicc.passes.pipeline import run_text
 from stoicc.targets import backend_named
 
@@ -121,6 +123,10 @@ def compile(
     if output is not None:
         kernel.save(output)
         typer.echo(f"wrote {output} ({output.stat().st_size:,d} bytes)", err=beside)
+
+
+app.command("compress")(compress_command)
+app.command("report")(report_command)
 
 
 @app.command()

@@ -76,7 +76,7 @@ def compress(
     batches = None if calibration is None else Calibration(calibration)
     surgery = Surgery(model)
     try:
-        surgery.leave_fast_path(layers)
+        surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
         found = Survey((), tuple(layers), "none") if batches is None else survey(model, layers, batches)
         options = f"sequential={sequential}, dtype={dtype}"
         folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, chosen, found, options))

@@ -129,9 +129,9 @@ class Surgery:
         self._changed.append((module, attribute, getattr(module, attribute)))
         setattr(module, attribute, value)
 
-    def leave_fast_path(self, layers: Iterable[Layer]) -> None:
+    def leave_fast_path(self, layers: Iterable[nn.Module]) -> None:
         """Have torch's own transformer encoders call these layers, whose weights their fused kernels would read."""
-        chosen = {module for layer in layers for module in layer.modules.values()}
+        chosen = set(layers)
         for module in self._model.modules():
             if chosen.isdisjoint(module.modules()):
                 continue

@@ -1,11 +1,14 @@
 """A model's kernels as a table: what each layer became, and what that cost."""
 
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
 from torch import nn
 
 from stoicc.ir.errors import InputError
 from stoicc.kernel import Kernel
+from stoicc.model.saving import read_kernels
 from stoicc.record import LayerRecord
 
 
@@ -88,6 +91,16 @@ def report(model: nn.Module) -> Report:
             f"report: expected a model with compiled layers, found none in {type(model).__name__}; see stoicc.compress"
         )
     return Report(tuple(rows))
+
+
+def report_folder(folder: str | PathLike[str]) -> Report:
+    """The table of a model that `save_model` wrote.
+
+    Raises:
+        InputError: no such folder, or a damaged one.
+    """
+    kernels = {kernel: name for name, kernel in reversed(read_kernels(Path(folder), on_missing="dense").items())}
+    return Report(tuple(row_of(name, kernel) for kernel, name in reversed(kernels.items())))
 
 
 def row_of(name: str, kernel: Kernel) -> LayerRow:

@@ -23,6 +23,7 @@ class Operator:
         options: names of its keyword options, in order; those that take a tensor are left out.
         required: options without a default.
         statistics: "needed" where it has no default for them, "taken" where it has, "none" otherwise.
+        argument: the parameter that statistics go to.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Operator:
     options: tuple[str, ...]
     required: tuple[str, ...]
     statistics: str
+    argument: str = "statistics"
 
     def check(self, options: Mapping[str, Any]) -> None:
         """InputError where an option is unknown, or a required one is missing."""
@@ -51,7 +53,7 @@ class Operator:
                 f"operator {self.name}: expected statistics of the layer's inputs, found none; give calibration "
                 "batches on which the model calls this layer"
             )
-        extra = {} if self.statistics == "none" or statistics is None else {"statistics": statistics}
+        extra = {} if self.statistics == "none" or statistics is None else {self.argument: statistics}
         return self.function(weight, **options, **extra)
 
 
@@ -85,11 +87,11 @@ def _operator(name: str, function: object) -> Operator | None:
     first, *others = inspect.signature(function).parameters.values()
     if first.name != "weight" or any(other.kind is other.VAR_POSITIONAL for other in (first, *others)):
         return None
-    statistics = "none"
+    statistics, argument = "none", "statistics"
     options, required = [], []
     for parameter in others:
-        if parameter.name == "statistics":
-            statistics = "needed" if parameter.default is parameter.empty else "taken"
+        if parameter.name == "statistics" or "Statistics" in str(parameter.annotation):
+            statistics, argument = "needed" if parameter.default is parameter.empty else "taken", parameter.name
         elif "Tensor" not in str(parameter.annotation):
             options.append(parameter.name)
             required += [parameter.name] * (parameter.default is parameter.empty)
@@ -97,4 +99,4 @@ def _operator(name: str, function: object) -> Operator | None:
             return None
     if not options and statistics == "none":
         return None
-    return Operator(name, function, tuple(options), tuple(required), statistics)
+    return Operator(name, function, tuple(options), tuple(required), statistics, argument)

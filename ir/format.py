@@ -147,6 +147,26 @@ class TilePairs:
 
 
 @dataclass(frozen=True)
+class TileOctets:
+    """How a tile of codes is unpacked for integer matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
+
+    As `TilePairs`, but x is multiplied as three 8-bit digits (`TileMac.digits`) and codes are not rounded:
+    they are signed bytes. The text of the function is
+
+        INLINE vfloat {name}(<one pointer per plane>, const int unit, int8_t *octets)
+
+    It writes `[columns / 4][16][4]` to octets, four neighbouring columns of a row to a 32-bit lane, and returns
+    what each row's sums are multiplied by in fp32.
+
+    Attributes:
+        columns: of a unit; a multiple of 64 that divides BK.
+    """
+
+    source: str
+    columns: int
+
+
+@dataclass(frozen=True)
 class TileMac:
     """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
 
@@ -186,9 +206,9 @@ class TileMac:
             INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
 
             x is three 8-bit digits of a number of 22 bits and a sign, in units of each tile column and entry:
-            `[BK / 16][nb][digit][16]`, the columns of each eight in the order 0 4 1 5 2 6 3 7; what
-            follows is read by `digit_sums` and `digit_units`.
+            `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
+        octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are the
             canonical planes bit for bit. With it a kernel that has packed its planes lets the canonical
             ones go; without it, and with RAGGED planes, it keeps both.
@@ -199,6 +219,7 @@ class TileMac:
     decode: str = ""
     digits: str = ""
     pairs: TilePairs | None = None
+    octets: TileOctets | None = None
     unpack: Callable[[Planes, Tile], Planes] | None = None
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from stoicc.codegen.cpu.emit import fields
 from stoicc.codegen.cpu.lanes import to_lanes
 from stoicc.codegen.cpu.packed import PackedSegment, UnpackedOnDemand, address_of_storage, can_unpack
+from stoicc.codegen.cpu.pages import on_huge_pages
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind, Planes
 from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates, tile_planes
@@ -54,9 +55,7 @@ class Binding:
         packed: dict[int, PackedSegment] = {}
         for part in kernel.parts:
             segment = schedule.csrs[part.csr].segment
-            planes = {
-                n: plane.contiguous() for n, plane in part.code.pack(_entries(part, program, segment, pools)).items()
-            }
+            planes = _placed(part.code.pack(_entries(part, program, segment, pools)), pools)
             self._arrays |= _part_arrays(part, module, planes)
             if can_unpack(part):
                 assert part.code.unpack is not None
@@ -79,6 +78,15 @@ class Binding:
         values = [numbers[name] if name in numbers else _address(self._arrays[name]) for name in members]
         self._struct = np.array(values, dtype=np.int64)
         self.address = int(self._struct.ctypes.data)
+
+
+def _placed(packed: Planes, pools: Pools) -> Planes:
+    """Packed planes as kernels read them: contiguous, and on large pages where that is no second copy."""
+    placed, known = {}, {address_of_storage(pool) for pool in pools.values()}
+    for name in list(packed):
+        plane = packed.pop(name).contiguous()  # one plane at a time is there twice
+        placed[name] = plane if address_of_storage(plane) in known else on_huge_pages(plane)
+    return placed
 
 
 def _address(array: Array) -> int:

@@ -182,5 +182,5 @@ def _columns(part: FormatPart) -> int:
 
 def _unpack(part: FormatPart) -> str:
     assert part.code.pairs is not None
-    unpack = f"unpack_{part.name}(w, t, unit, to)"
+    unpack = f"unpack_{part.name}_pairs(w, t, unit, to)"
     return f"vp_scale(to, SIZE, {unpack});" if part.code.pairs.scaled else f"{unpack};"

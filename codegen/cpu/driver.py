@@ -22,6 +22,11 @@ DIGIT_CONSTANTS = Template("""\
     MOST_DIGITS = $most, /* entries that digits are faster for */
 """)
 
+OCTET_CONSTANTS = Template("""\
+    LEAST_OCTETS = $least, /* entries from which integer matrix units are faster, */
+    MOST_OCTETS = $most, /* and up to which */
+""")
+
 PAIR_CONSTANTS = Template("""\
     LEAST_PAIRS = $least, /* entries from which matrix units are faster */
 """)
@@ -217,11 +222,21 @@ PACK_FLOATS = """\
             pack_floats(w, x, batch, c, call.floats);
 """
 
-PACK_PAIRS = """\
-        if (call.pairs) {
+PACK_PAIRS = Template("""\
+        if (call.pairs$unless) {
             #pragma omp for schedule(static)
             for (int c = 0; c < (int)w->tile_columns; c++)
                 pack_pairs(w, x, batch, c, call.pairs);
+        }
+""")
+
+PACK_OCTETS = """\
+        if (call.octets) {
+            #pragma omp for schedule(static) reduction(|: not_finite)
+            for (int c = 0; c < (int)w->tile_columns; c++)
+                not_finite |= pack_octets(w, x, batch, c, call.octets);
+            #pragma omp single
+            call.octets = not_finite ? 0 : call.octets;
         }
 """
 
@@ -235,16 +250,16 @@ PACK_DIGITS = """\
         }
 """
 
-TILES_BEGIN = """\
+TILES_BEGIN = Template("""\
         tile_shapes before;
-        if (call.pairs)
+        if ($used)
             tiles_begin(&before);
-"""
+""")
 
-TILES_END = """\
-        if (call.pairs)
+TILES_END = Template("""\
+        if ($used)
             tiles_end(&before);
-"""
+""")
 
 RUN_LOW_RANK = """\
         #pragma omp for schedule(static) nowait

@@ -1,6 +1,7 @@
 """From a kernel class to one readable C file: the same text for the same class."""
 
 from importlib.metadata import PackageNotFoundError, version
+from string import Template
 
 from stoicc.codegen.cpu import blocked, driver, forms, simd
 from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, digit_bytes, member
@@ -168,6 +169,8 @@ def _form_constants(kernel: KernelClass) -> str:
     if kernel.digits:
         bytes_ = digit_bytes(kernel.tile[1])
         text += driver.DIGIT_CONSTANTS.substitute(bytes=bytes_, most=max(DIGIT_BATCHES))
+    if kernel.octets:
+        text += driver.OCTET_CONSTANTS.substitute(least=kernel.least_octets, most=kernel.most_octets)
     if kernel.pairs:
         text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs) + blocked.constants(kernel)
     return text
@@ -177,6 +180,7 @@ def _call(kernel: KernelClass) -> str:
     members = "    float *floats;\n"
     members += "    int8_t *digits;\n" * kernel.digits
     members += "    bf16 *pairs;\n" * kernel.pairs
+    members += "    int8_t *octets;\n" * kernel.octets
     if kernel.has("low_rank") is not None:
         members += "    float *inner; /* R x */\n"
     members += "    float *partials; /* sums of parts of rows */\n" * kernel.split
@@ -189,6 +193,8 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
         texts.append(part.code.digits.replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
         texts.append(part.code.pairs.source.replace("{name}", f"{part.name}_pairs"))
+    if kernel.octets and part.code.octets:
+        texts.append(part.code.octets.source.replace("{name}", f"{part.name}_octets"))
     return "\n".join(texts)
 
 
@@ -220,8 +226,14 @@ def _finish(kernel: KernelClass) -> str:
         steps += driver.ACTIVATE.substitute(activation=activation)
     store = driver.STORE if kernel.has("row_permutation") is None else driver.SCATTER
     names = {"out": C_TYPES[kernel.out_dtype], "out_name": kernel.out_dtype}
-    wide = "call->pairs ? 16 : WIDE" if kernel.pairs else "WIDE"
-    return driver.FINISH.substitute(names, wide=wide, width=_width(kernel), steps=steps, store=store.substitute(names))
+    return driver.FINISH.substitute(
+        names, wide=_wide(kernel), width=_width(kernel), steps=steps, store=store.substitute(names)
+    )
+
+
+def _wide(kernel: KernelClass) -> str:
+    """Batch entries of a block of sums, as a C expression."""
+    return "call->pairs ? 16 : WIDE" if kernel.pairs else "WIDE"
 
 
 def _width(kernel: KernelClass, entries: str = "count") -> str:
@@ -250,30 +262,22 @@ def _adds(kernel: KernelClass) -> str:
     """Calls that add each format's tiles to the sums, in the form of x that this call has."""
     lines = []
     for part in kernel.parts:
-        span = f"w, item->{part.name}_begin, item->{part.name}_end"
-        floats = f"add_{part.name}_tiles({span}, call->floats + first * w->tile_columns * COLUMNS, width, acc);"
-        if kernel.digits and part.code.digits:
-            lines += [
-                "if (call->digits)",
-                f"    add_{part.name}_digits({span}, call->digits, width, acc);",
-                "else",
-                f"    {floats}",
-            ]
-        else:
-            lines.append(floats)
-    if kernel.pairs:
-        pairs = [
-            f"add_{part.name}_pairs(w, item->{part.name}_begin, item->{part.name}_end, x, count, acc);"
-            for part in kernel.parts
-        ]
-        lines = [
-            "if (call->pairs) {",
-            "    const bf16 *x = call->pairs + first * w->tile_columns * BK;",
-            *(f"    {line}" for line in pairs),
-            "} else {",
-            *(f"    {line}" for line in lines),
-            "}",
-        ]
+        code, span = part.code, f"w, item->{part.name}_begin, item->{part.name}_end"
+        ways = []
+        if kernel.octets and code.octets:
+            octets = "call->octets + first / CHUNK * w->tile_columns * octet_bytes(CHUNK)"
+            ways.append(("octets", f"add_{part.name}_octets({span}, {octets}, count, $wide, width, acc);"))
+        if kernel.pairs:
+            pairs = "call->pairs + first * w->tile_columns * BK"
+            ways.append(("pairs", f"add_{part.name}_pairs({span}, {pairs}, count, acc);"))
+        if kernel.digits and code.digits:
+            ways.append(("digits", f"add_{part.name}_digits({span}, call->digits, width, acc);"))
+        floats = "call->floats + first * w->tile_columns * COLUMNS"
+        ways.append(("", f"add_{part.name}_tiles({span}, {floats}, width, acc);"))
+        for i, (form, line) in enumerate(ways):
+            condition = f"if (call->{form})" if form else ""
+            lines += [" ".join(["else"] * (i > 0) + [condition] * bool(form))] * (i > 0 or bool(form))
+            lines.append("    " * (len(ways) > 1) + line.replace("$wide", _wide(kernel)))
     return "".join(f"        {line}\n" for line in lines)
 
 
@@ -292,29 +296,40 @@ def _run(kernel: KernelClass) -> str:
         areas="".join(f"    {line}\n" for line in _areas(kernel)),
         low_rank=driver.RUN_LOW_RANK if kernel.has("low_rank") is not None else "",
         pack=_packs(kernel),
-        begin=(driver.TILES_BEGIN + blocked.LOOP) * kernel.pairs,
-        end=driver.TILES_END * kernel.pairs,
+        begin=_tiles(driver.TILES_BEGIN, kernel) + blocked.LOOP * kernel.pairs,
+        end=_tiles(driver.TILES_END, kernel),
         join=driver.RUN_JOIN * kernel.split,
     )
 
 
+def _tiles(text: Template, kernel: KernelClass) -> str:
+    """What takes or gives back the matrix units, in calls that use them."""
+    forms = ["call.octets"] * kernel.octets + ["call.pairs"] * kernel.pairs
+    return text.substitute(used=" || ".join(forms)) if forms else ""
+
+
 def _areas(kernel: KernelClass) -> list[str]:
     """Lines that cut the workspace in areas, as `scratch_bytes` of the plan counts them."""
-    lines = ["char *area = workspace;"]
+    lines = ["char *area = workspace;"] + ["int not_finite = 0;"] * (kernel.digits or kernel.octets)
+    if kernel.octets:
+        lines += [
+            "if (batch >= LEAST_OCTETS && batch <= MOST_OCTETS) {",
+            "    call.octets = (int8_t *)area;",
+            "    area += (batch / CHUNK * octet_bytes(CHUNK) + octet_bytes(batch % CHUNK)) * w->tile_columns;",
+            "}",
+        ]
     floats = [
         "call.floats = (float *)area;",
         "area += padded(batch) * w->tile_columns * COLUMNS * sizeof(float);",
     ]
     if kernel.digits:
         floats += [
-            "int not_finite = 0;" * (not kernel.pairs),
             "if (batch <= MOST_DIGITS) {",
             "    call.digits = (int8_t *)area;",
             "    area += (padded(batch) * w->tile_columns * DIGIT_BYTES + 63) / 64 * 64;",
             "}",
         ]
     if kernel.pairs:
-        lines += ["int not_finite = 0;"] * kernel.digits
         lines += [
             "if (batch >= LEAST_PAIRS) {",
             "    call.pairs = (bf16 *)area;",
@@ -337,11 +352,12 @@ def _areas(kernel: KernelClass) -> list[str]:
 
 def _packs(kernel: KernelClass) -> str:
     """Loops that pack x in the forms that this call takes."""
-    unless = ["call.pairs"] * kernel.pairs
-    if kernel.digits and all(part.code.digits for part in kernel.parts):
-        unless.append("call.digits")
+    octets = kernel.octets and all(part.code.octets for part in kernel.parts)
+    digits = kernel.digits and all(part.code.digits for part in kernel.parts)
+    unless = ["!call.pairs"] * kernel.pairs + ["!call.digits"] * digits + ["!call.octets"] * octets
     floats = driver.PACK_FLOATS
     if unless:
         indented = "".join(f"    {line}\n" for line in floats.splitlines())
-        floats = f"        if ({' && '.join(f'!{form}' for form in unless)}) {{\n{indented}        }}\n"
-    return driver.PACK_PAIRS * kernel.pairs + driver.PACK_DIGITS * kernel.digits + floats
+        floats = f"        if ({' && '.join(unless)}) {{\n{indented}        }}\n"
+    pairs = driver.PACK_PAIRS.substitute(unless=" && !call.octets" * octets) if kernel.pairs else ""
+    return driver.PACK_OCTETS * kernel.octets + pairs + driver.PACK_DIGITS * kernel.digits + floats

@@ -114,6 +114,22 @@ class KernelClass:
         return 2
 
     @property
+    def octets(self) -> bool:
+        """Whether some format multiplies x as digits on integer matrix units."""
+        able = self.isa == "amx" and self.tile[1] % 64 == 0
+        return able and any(part.code.octets for part in self.parts)
+
+    @property
+    def least_octets(self) -> int:
+        """Batch entries from which integer matrix units are faster than vectors."""
+        return 2
+
+    @property
+    def most_octets(self) -> int:
+        """Batch entries up to which they are faster than what else there is: pairs, or floats."""
+        return 16 if self.pairs else 1 << 30
+
+    @property
     def least_blocked(self) -> int:
         """Batch entries from which several tile rows are multiplied at a time (`blocked.py`)."""
         return 96
@@ -145,6 +161,8 @@ class KernelClass:
             packed = entries * tile_columns * self.columns * 4
             if self.digits and batch <= max(DIGIT_BATCHES):
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
+        if self.octets and self.least_octets <= batch <= self.most_octets:
+            packed += octet_bytes(batch, self.tile[1], self.chunk) * tile_columns
         inner = -(-batch * rank * 4 // 64) * 64
         return packed + inner + partials * entries * self.strips * LANES * 4 + blocked
 
@@ -180,6 +198,17 @@ def whole_blocks(batch: int) -> int:
 def digit_bytes(columns: int) -> int:
     """Bytes of one batch entry of a tile column as digits: three a column, sums of each 16, the unit."""
     return 3 * columns + 12 * columns // 16 + 4
+
+
+def octet_bytes(batch: int, columns: int, chunk: int) -> int:
+    """Bytes of one tile column of x as octets: rows of digits in whole tiles of 16, then the units."""
+    full, last = divmod(batch, chunk)
+
+    def panel(entries: int) -> int:
+        rows = entries // 16 * 48 + -(-(entries % 16 * 3) // 16) * 16
+        return rows * columns + -(-entries * 4 // 64) * 64
+
+    return full * panel(chunk) + panel(last)
 
 
 BLOCKED_ENTRIES = 512

@@ -23,8 +23,8 @@ static inline vint vi_unsigned_bytes(vint word)
  * columns: first and second kept of groups 0 to 3, then of groups 4 to 7. */
 static inline vint vi_places(vint positions, const int j)
 {
-    const __m512i mask = _mm512_set1_epi8(6), base = _mm512_set1_epi32(0x09080100);
-    __m512i shifted = j ? _mm512_srli_epi32(positions, 2 * j - 1) : _mm512_slli_epi32(positions, 1);
+    const __m512i mask = _mm512_set1_epi8(3), base = _mm512_set1_epi32(0x0c080400);
+    __m512i shifted = j ? _mm512_srli_epi32(positions, 2 * j) : positions;
     return _mm512_ternarylogic_epi32(shifted, mask, base, 0xea); /* shifted & mask | base */
 }
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import to_lanes
+from stoicc.formats import _affine_units as _units
 from stoicc.formats._nm_c import position_words
-from stoicc.ir.format import Planes, TileMac, TilePairs
+from stoicc.ir.format import Planes, TileMac, TileOctets, TilePairs
 
-_BYTE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
-_INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Columns of an int4 word by nibble: a pair is one nibble of both 16-bit words, bytes are in the order of digits."""
+_INT4_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Columns of an int4 word by nibble: its low nibbles are four neighbours, its high nibbles the next four."""
 Unpack = Callable[[Tensor], Tensor]
 """Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
 
@@ -151,44 +151,6 @@ INLINE void {name}(
 }
 """)
 
-_PAIRS = Template("""\
-INLINE vfloat {name}(
-    const int32_t *codes,$positions const bf16 *scales,$zeros const int unit, bf16 *pairs)
-{
-    codes += unit * $words * LANES;
-$start    for (int k = 0; k < $size; k += $step) {
-$body
-    }
-    return vf_load_bf16(scales + unit * LANES);
-}
-""")
-
-_INT8_PAIRS = Template("""\
-        vint half[2] = {vi_load(codes), vi_load(codes + LANES)};
-        ahead(codes, 2 * LANES * sizeof *codes);
-        codes += 2 * LANES;
-        #pragma GCC unroll 4
-        for (int j = 0; j < 8; j += 2)
-            vp_store(pairs + (k + j) * LANES, vp_join($even, $odd));""")
-
-_INT4_PAIRS = Template("""\
-        vint eight = vi_load(codes);
-        ahead(codes, LANES * sizeof *codes);
-        codes += LANES;
-        #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            vp_store(pairs + (k + 2 * j) * LANES, $pair);""")
-
-_INT4_NV24_PAIRS = Template("""\
-        vint place = vi_load(positions), word[2] = {vi_load(codes), vi_load(codes + LANES)};
-        ahead(positions, LANES * sizeof *positions);
-        ahead(codes, 2 * LANES * sizeof *codes);
-        positions += LANES;
-        codes += 2 * LANES;
-        #pragma GCC unroll 8
-        for (int g = 0; g < 8; g++)
-            vp_spread(pairs + (k + 4 * g) * LANES, $pair, vp_place(place, g));""")
-
 _LOAD_ZEROS = """\
             vfloat zero = vf_load_i8(zeros);
             zeros += LANES;
@@ -279,8 +241,20 @@ class _Groups:
         """The code for matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
         if self.size % 32 or self.dtype != "bf16":
             return None
-        text = self.fill(_PAIRS, body, words=str(self.size // per_word), step=str(step), **names)
+        text = self.fill(_units.PAIRS, body, words=str(self.size // per_word), step=str(step), **names)
         return TilePairs(text, self.size, scaled=True)
+
+    def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
+        """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
+        if self.size % 64 or (bits == 8 and self.zeros):  # a code less its zero point would need nine bits
+            return None
+        start = ""
+        if bits == 4:
+            zero = "vi_zero_bytes(zeros + unit * LANES)" if self.zeros else "vi_set_bytes(8)"
+            start = f"    const vint zero = {zero};\n"
+        start += names.pop("start", "")
+        text = self.fill(_units.OCTETS, body, words=str(self.size // per_word), step=str(step), start=start, **names)
+        return TileOctets(text, self.size)
 
 
 def _less_zero(code: str, zeros: bool) -> str:
@@ -300,17 +274,19 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     grid, start = _Groups(dtype, groups, size, zeros), _LOAD_ZEROS if zeros else ""
 
     def code(j: str) -> str:
-        return _less_zero(f"vf_byte(half[({j}) / 2 % 2], ({j}) % 2 * 2 + ({j}) / 4)", zeros)
+        return _less_zero(f"vf_byte(half[({j}) / 4], ({j}) % 4)", zeros)
 
     source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
     digits = grid.fill(_DIGITS, _INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
     zero = "    vfloat zero = vf_load_i8(zeros + unit * LANES);\n" * zeros
-    pairs = grid.pairs(_INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
+    pairs = grid.pairs(_units.INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
+    octets = grid.octets(_units.INT8_OCTETS, 4, 8, 8)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": byte_lanes(signed(planes["codes"], 8), groups), **_scales(planes, 8)}
 
-    return TileMac(source, pack, _decode(_INT8_DECODE, dtype, groups, size, zeros, 8), digits, pairs)
+    decode = _decode(_INT8_DECODE, dtype, groups, size, zeros, 8)
+    return TileMac(source, pack, decode, digits, pairs, octets)
 
 
 def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -318,16 +294,18 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     if size % 4:
         return None
     grid = _Groups(dtype, groups, size, zeros)
-    weight = _less_zero("vf_nibble(eight, j % 2 * 4 + j / 2)", zeros)
+    weight = _less_zero("vf_nibble(eight, j % 4 * 2 + j / 4)", zeros)
     source = grid.fill(_TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8))
     digits = grid.fill(_DIGITS, _INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
     pair, start = _pair("vp_step(eight, j)", zeros)
-    pairs = grid.pairs(_INT4_PAIRS, 8, 8, start=start, pair=pair)
+    pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
+    octets = grid.octets(_units.INT4_OCTETS, 8, 8, 4)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **_scales(planes, 4)}
 
-    return TileMac(source, pack, _decode(_INT4_DECODE, dtype, groups, size, zeros, 4), digits, pairs)
+    decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
+    return TileMac(source, pack, decode, digits, pairs, octets)
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -343,8 +321,10 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     zero = "vi_zero_bytes(zeros)" if zeros else "vi_set_bytes(8)"
     digits = grid.fill(_INT4_NV24_DIGITS, "", zero=zero, halves=halves) if grid.on_integers else ""
     pair, start = _pair("vp_twins(word[g / 4], g % 4)", zeros)
-    start += f"    positions += unit * {size // 32} * LANES;\n"
-    pairs = grid.pairs(_INT4_NV24_PAIRS, 16, 32, start=start, pair=pair, positions=arguments["positions"])
+    at = f"    positions += unit * {size // 32} * LANES;\n"
+    planes = arguments["positions"]
+    pairs = grid.pairs(_units.INT4_NV24_PAIRS, 16, 32, start=start + at, pair=pair, positions=planes)
+    octets = grid.octets(_units.INT4_NV24_OCTETS, 16, 32, 4, start=at, positions=planes)
 
     def pack(planes: Planes) -> Planes:
         codes = nibble_lanes(unpack(planes["codes"]), groups, range(8))
@@ -352,7 +332,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
 
     positions = " const uint8_t *positions,"
     decode = _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions)
-    return TileMac(source, pack, decode, digits, pairs)
+    return TileMac(source, pack, decode, digits, pairs, octets)
 
 
 def _pair(codes: str, zeros: bool) -> tuple[str, str]:
@@ -369,11 +349,8 @@ def signed(codes: Tensor, bits: int) -> Tensor:
 
 
 def byte_lanes(codes: Tensor, groups: int) -> Tensor:
-    """8-bit codes int8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, four codes a word.
-
-    Of each eight columns the first word holds 0 4 1 5, the second 2 6 3 7: the order of x in digits.
-    """
-    return to_lanes(_grouped(codes, groups)[..., _BYTE_ORDER].contiguous().view(torch.int32).flatten(2))
+    """8-bit codes int8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, four codes a word."""
+    return to_lanes(_grouped(codes, groups).contiguous().view(torch.int32).flatten(2))
 
 
 def nibble_lanes(codes: Tensor, groups: int, order: Sequence[int]) -> Tensor:

@@ -34,13 +34,12 @@ def with_unpack(code: TileMac | None, codes: Codes, groups: int, bits: int) -> T
 
 def byte_codes(packed: Planes, tile: Tile, groups: int) -> Planes:
     """8-bit codes u8 `[entries, BM, BK]`."""
-    words = _unshuffled(from_lanes(packed["codes"], tile[0]).view(torch.int64), 8)
-    return {"codes": _present(words, groups, tile[1]) ^ 128}
+    return {"codes": _present(from_lanes(packed["codes"], tile[0]), groups, tile[1]) ^ 128}
 
 
 def nibble_codes(packed: Planes, tile: Tile, groups: int) -> Planes:
     """4-bit codes u8 `[entries, BM, BK / 2]`."""
-    words = _shuffled(from_lanes(packed["codes"], tile[0])) ^ _EACH_NIBBLE_8
+    words = _unshuffled(from_lanes(packed["codes"], tile[0]), 4) ^ _EACH_NIBBLE_8
     return {"codes": _present(words, groups, tile[1] // 2)}
 
 
@@ -83,15 +82,3 @@ def _unshuffled(words: Tensor, width: int) -> Tensor:
             half &= _fields(2 * step, word)
         halves.append(half)
     return halves[0].bitwise_or_(halves[1] << word // 2)
-
-
-def _shuffled(words: Tensor) -> Tensor:
-    """Of int32, the nibbles of the lower half to even places and those of the upper half to odd ones."""
-    halves = []
-    for half in (words, words >> 16):
-        half = half & 0xFFFF
-        for step in (8, 4):
-            half |= half << step
-            half &= _fields(step, 32)
-        halves.append(half)
-    return halves[0].bitwise_or_(halves[1] << 4)

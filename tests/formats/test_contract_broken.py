@@ -11,7 +11,7 @@ from torch import Tensor
 import stoicc
 from stoicc.formats.dense import Dense
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
-from stoicc.ir.format import Approximation, Plane, PlaneKind, Planes, Tile, TileFormat, TileMac
+from stoicc.ir.format import Approximation, Plane, PlaneKind, Planes, Tile, TileFormat, TileMac, TileOctets
 from stoicc.ir.registry import REGISTRY, find_format
 from stoicc.testing import CHECKS, check_format
 from tests.codegen.cpu.mosaics import need
@@ -326,6 +326,20 @@ class NoPairs(Dense):
         return replace(code, pairs=replace(code.pairs, source=f"{signature}\n{{\n{nothing}}}\n"))
 
 
+class NoOctets(Dense):
+    """Right but on integer matrix units, where nothing is multiplied."""
+
+    name: ClassVar[str] = "no_octets"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        if tile[1] % 64:
+            return code
+        source = f"INLINE vfloat {{name}}(const {dtype} *values, const int unit, int8_t *octets)\n{{\n"
+        source += "    memset(octets, 0, BK * LANES);\n    return vf_set1(1);\n}\n"
+        return replace(code, octets=TileOctets(source, tile[1]))
+
+
 class WrongColumn(Dense):
     name: ClassVar[str] = "wrong_column"
 
@@ -452,11 +466,13 @@ def test_a_broken_promise_is_named(register, cls, sentence):
     )
 
 
-@pytest.mark.parametrize(("cls", "isa", "dtype"), [(NoDigits, "vnni", "f32"), (NoPairs, "amx", "bf16")])
+@pytest.mark.parametrize(
+    ("cls", "isa", "dtype"), [(NoDigits, "vnni", "f32"), (NoPairs, "amx", "bf16"), (NoOctets, "amx", "f32")]
+)
 def test_every_form_of_a_multiply_is_under_contract(register, monkeypatch, cls, isa, dtype):
     need(isa, monkeypatch)
     with pytest.raises(stoicc.FormatError, match=rf"C multiply equals decode \({dtype}\): random tiles times"):
-        check_format(register(cls), (32, 32), (dtype,))
+        check_format(register(cls), (64, 64), (dtype,))
 
 
 def test_a_promise_is_listed_once_with_its_dtypes(register):

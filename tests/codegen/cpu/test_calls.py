@@ -2,7 +2,7 @@
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -14,14 +14,15 @@ from stoicc.codegen.cpu.build import load
 from stoicc.codegen.cpu.plan import classify
 from stoicc.formats.dense import Dense
 from stoicc.ir.dtypes import TORCH_DTYPES, output_dtype
-from stoicc.ir.format import Tile, TileMac
+from stoicc.ir.format import Tile, TileMac, TileOctets
 from stoicc.ir.registry import REGISTRY, register_format
 from tests.codegen.cpu.mosaics import need
 from tests.codegen.cpu.unrounded import assert_close, build, coded, hard_inputs, product
 
-FORMS = [("avx512", "bf16"), ("vnni", "f32"), ("vnni", "bf16"), ("amx", "bf16")]
-"""Instruction set and dtype of a bf16 weight's x: floats, digits (of both), pairs."""
-CODES = ("int8<group_size=32, zero_points=true>", "int4<group_size=32>", "int4_nv24<group_size=32, zero_points=true>")
+FORMS = [("avx512", "bf16"), ("vnni", "f32"), ("vnni", "bf16"), ("amx", "f32"), ("amx", "bf16")]
+"""Instruction set and dtype of a bf16 weight's x: floats, digits (of both), octets, octets or pairs."""
+CODES = ("int8<zero_points=true>", "int8", "int4<group_size=32>", "int4", "int4_nv24<zero_points=true>")
+"""Of which octets take the last two and plain int8, in tiles of 64 columns."""
 FORMATS = (*CODES, "nv24", "empty")
 BESIDE = ("bias", "low_rank", "row_permutation", "column_permutation", "output_scale")
 
@@ -54,7 +55,7 @@ def test_thin_matrices_and_tails(x_dtype):
 @pytest.mark.parametrize("beside", [BESIDE, (*BESIDE, "input_scale")], ids=["pairs", "input_scale"])
 def test_all_that_is_fused_on_split_rows(x_dtype, beside):
     options = {"beside": beside, "activation": "gelu", "parts": 3, "bins": 4}
-    case = coded((130, 390), FORMATS, "bf16", (32, 32), **options)
+    case = coded((130, 390), FORMATS, "bf16", (64, 64), **options)
     assert classify(case.module, torch.bfloat16, "amx").pairs == ("input_scale" not in beside)
     executor = build(case)
     for batch in (1, 2, 4, 5, 17, 70):
@@ -185,6 +186,46 @@ def test_a_format_without_pairs_keeps_all_from_them(amx):
     for batch in (5, 20, 70):
         x = hard_inputs(batch, 200, torch.bfloat16)
         assert_close(product(executor, case, x), x, case)
+
+
+@dataclass(frozen=True)
+class MarkedOctets(Dense):
+    """Dense tiles that are ones as octets, and nothing in any other form."""
+
+    name: ClassVar[str] = "marked_octets"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        octets = f"INLINE vfloat {{name}}(const {dtype} *values, const int unit, int8_t *octets)\n{{\n"
+        octets += "    memset(octets, 1, BK * LANES);\n    return vf_set1(1);\n}\n"
+        return replace(code, octets=TileOctets(octets, tile[1]))
+
+
+@pytest.fixture
+def marked_octets():
+    register_format(MarkedOctets())
+    yield
+    REGISTRY.unregister("marked_octets")
+
+
+@pytest.mark.usefixtures("marked_octets")
+@pytest.mark.parametrize(
+    ("isa", "name", "served"), [("amx", "bf16", range(2, 17)), ("amx", "f32", range(2, 200)), ("vnni", "f32", range(0))]
+)
+def test_octets_serve_finite_x_where_they_are_faster(isa, name, served, monkeypatch):
+    need(isa, monkeypatch)
+    case = coded((64, 100), ("marked_octets",), "bf16", (64, 64))
+    case.pools["p0_values"].zero_()
+    executor = build(case)
+    for batch in (1, 2, 3, 15, 16, 17, 70, 130):
+        x = torch.randint(-1, 2, (batch, 100)).to(TORCH_DTYPES[name])
+        sums = x.float().sum(1, keepdim=True) if batch in served else torch.zeros(batch, 1)
+        assert torch.equal(product(executor, case, x).float(), sums.expand(-1, 64)), batch
+        if batch > 1:
+            x[1, 5] = torch.nan
+            y = product(executor, case, x)
+            assert (y[torch.arange(batch) != 1] == 0).all()
+            assert y[1].isnan().all()
 
 
 # ---- matrix units are shared with the BLAS -----------------------------------------------------

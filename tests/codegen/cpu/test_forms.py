@@ -50,6 +50,16 @@ def pair_cases() -> list[Case]:
     return cases
 
 
+def octet_cases() -> list[Case]:
+    """Of octets, which groups of 64 and more have: with every dtype, other formats beside them or none."""
+    cases: list[Case] = []
+    for turn, tile in enumerate(((64, 64), (64, 128), (16, 64), (64, 256), (128, 192))):
+        groups = (64, 128, 0) if tile[1] % 128 == 0 else (64, tile[1], 0)
+        three = tuple(variant(index, turn, groups) for index in range(3))
+        cases.append(("amx", tile, DTYPES[turn % 5], (*three, "dense") if turn % 2 else three))
+    return cases
+
+
 MIXED: list[Case] = [
     ("vnni", (64, 64), ("bf16", "bf16"), ("dense", "int4", "nv24", "empty", "int8<zero_points=true>")),
     ("amx", (64, 64), ("bf16", "bf16"), ("int4_nv24<group_size=16>", "dense", "empty")),
@@ -62,7 +72,7 @@ MIXED: list[Case] = [
     ("portable", (32, 32), ("bf16", "f32"), ("dense", "nv24")),
 ]
 """Formats with and without digits or pairs together, formats alone, and those that have no codes."""
-CASES = [*float_cases(), *pair_cases(), *MIXED]
+CASES = [*float_cases(), *pair_cases(), *octet_cases(), *MIXED]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +109,7 @@ def test_the_cases_are_what_they_say():
         kernel = classify(case.module, torch.bfloat16, isa)
         assert kernel.pairs, formats
         assert kernel.digits == any("int" in text for text in formats)
+    assert {dtypes for _, _, dtypes, _ in octet_cases()} == set(DTYPES)
+    for isa, tile, dtypes, formats in octet_cases():
+        kernel = classify(coded((3, 3), formats, dtypes[0], tile).module, TORCH_DTYPES[dtypes[1]], isa)
+        assert kernel.octets, formats

@@ -1,0 +1,81 @@
+"""The C of affine formats for matrix units: a strip of one group is unpacked, and scaled when it was multiplied."""
+
+from string import Template
+
+PAIRS = Template("""\
+INLINE vfloat {name}(
+    const int32_t *codes,$positions const bf16 *scales,$zeros const int unit, bf16 *pairs)
+{
+    codes += unit * $words * LANES;
+$start    for (int k = 0; k < $size; k += $step) {
+$body
+    }
+    return vf_load_bf16(scales + unit * LANES);
+}
+""")
+
+INT8_PAIRS = Template("""\
+        vint half[2] = {vi_load(codes), vi_load(codes + LANES)};
+        ahead(codes, 2 * LANES * sizeof *codes);
+        codes += 2 * LANES;
+        #pragma GCC unroll 4
+        for (int j = 0; j < 8; j += 2)
+            vp_store(pairs + (k + j) * LANES, vp_join($even, $odd));""")
+
+INT4_PAIRS = Template("""\
+        vint eight = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        codes += LANES;
+        #pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            vp_store(pairs + (k + 2 * j) * LANES, $pair);""")
+
+INT4_NV24_PAIRS = Template("""\
+        vint place = vi_load(positions), word[2] = {vi_load(codes), vi_load(codes + LANES)};
+        ahead(positions, LANES * sizeof *positions);
+        ahead(codes, 2 * LANES * sizeof *codes);
+        positions += LANES;
+        codes += 2 * LANES;
+        #pragma GCC unroll 8
+        for (int g = 0; g < 8; g++)
+            vp_spread(pairs + (k + 4 * g) * LANES, $pair, vp_place(place, g));""")
+
+OCTETS = Template("""\
+INLINE vfloat {name}(
+    const int32_t *codes,$positions const $T *scales,$zeros const int unit, int8_t *octets)
+{
+    codes += unit * $words * LANES;
+$start    #pragma GCC unroll 2
+    for (int k = 0; k < $size; k += $step) {
+$body
+    }
+    return vf_load_$T(scales + unit * LANES);
+}
+""")
+
+INT8_OCTETS = """\
+        ahead(codes, 2 * LANES * sizeof *codes);
+        vo_store(octets + k * LANES, vi_load(codes));
+        vo_store(octets + (k + 4) * LANES, vi_load(codes + LANES));
+        codes += 2 * LANES;"""
+
+INT4_OCTETS = """\
+        vint eight = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        codes += LANES;
+        vo_store(octets + k * LANES, vi_sub_bytes(vi_low_nibbles(eight), zero));
+        vo_store(octets + (k + 4) * LANES, vi_sub_bytes(vi_high_nibbles(eight), zero));"""
+
+INT4_NV24_OCTETS = """\
+        vint place = vi_load(positions);
+        ahead(positions, LANES * sizeof *positions);
+        ahead(codes, 2 * LANES * sizeof *codes);
+        positions += LANES;
+        #pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) { /* two groups of each word of codes */
+            vint kept = vi_sub_bytes(vo_twins(vi_load(codes + i / 2 * LANES), i % 2), zero);
+            const int g = i / 2 * 4 + i % 2;
+            vo_spread(octets + (k + 4 * g) * LANES, kept, 0, vp_place(place, g));
+            vo_spread(octets + (k + 4 * g + 8) * LANES, kept, 1, vp_place(place, g + 2));
+        }
+        codes += 2 * LANES;"""

@@ -1,0 +1,58 @@
+"""Planes on large pages: the same values, in no more memory, where the system gives such pages."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from stoicc.codegen.cpu import pages
+from stoicc.codegen.cpu.pages import HUGE_PAGE, on_huge_pages
+
+
+def huge_bytes(address: int) -> int:
+    """Bytes on large pages of the mapping that an address is in, as Linux says."""
+    inside, found = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            found += int(line.split()[1]) << 10
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize("elements", [2 * HUGE_PAGE, 2 * HUGE_PAGE + 24, 5 * HUGE_PAGE - 8])
+def test_a_plane_of_some_size_is_copied(dtype, elements):
+    plane = torch.randint(0, 100, (2, elements // 2)).to(dtype)
+    copy = on_huge_pages(plane)
+    assert torch.equal(copy, plane)
+    assert copy.dtype == dtype
+    assert copy.is_contiguous()
+    assert copy.data_ptr() != plane.data_ptr()
+    assert copy.data_ptr() % HUGE_PAGE == 0
+
+
+def test_a_small_plane_stays_where_it_is():
+    plane = torch.ones(2 * HUGE_PAGE - 1, dtype=torch.uint8)
+    assert on_huge_pages(plane) is plane
+
+
+def test_the_system_is_asked_for_whole_pages_only():
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not enabled.exists() or "[never]" in enabled.read_text():
+        pytest.skip("the system gives no large pages")
+    plane = torch.ones(9 * HUGE_PAGE + 4096, dtype=torch.uint8)
+    copy = on_huge_pages(plane)
+    if "[madvise]" in enabled.read_text():
+        assert huge_bytes(copy.data_ptr()) <= 9 * HUGE_PAGE
+    assert huge_bytes(copy.data_ptr()) >= 4 * HUGE_PAGE  # memory may be in pieces
+
+
+def test_a_system_without_them_changes_nothing(monkeypatch):
+    plane = torch.ones(2 * HUGE_PAGE, dtype=torch.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "_MADVISE", None)
+        assert on_huge_pages(plane) is plane
+    monkeypatch.setattr(pages, "_MADVISE", 12345)  # EINVAL
+    assert on_huge_pages(plane) is plane

@@ -29,6 +29,7 @@ from stoicc.model.compress import compress
 from stoicc.model.recipe import Recipe, Rule, Step
 from stoicc.model.reporting import report
 from stoicc.model.saving import load_model, save_model
+from stoicc.model.width_rule import Width
 from stoicc.passes import Pipeline
 from stoicc.pools import TiledWeight
 from stoicc.retile import retile
@@ -58,6 +59,7 @@ __all__ = [
     "TritonDecode",
     "TuningResult",
     "VerifyError",
+    "Width",
     "autotune",
     "compile",
     "compress",

@@ -15,6 +15,7 @@ class LayerRecord:
         error: ||X (W - W_c)^T|| / ||X W^T|| over the calibration inputs X that the layer saw when it
             was compressed, in Frobenius norms, bias excluded; None without calibration.
         seconds: for operators and compiling, calibration runs excluded.
+        narrowed_from: the shape of the weight before width pruning took rows or columns out; None where none did.
         notes: what a reader should know: dead channels, warnings of operators, tied weights.
     """
 
@@ -22,6 +23,7 @@ class LayerRecord:
     error: float | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    narrowed_from: tuple[int, ...] | None = None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -33,6 +35,9 @@ class LayerRecord:
         """The inverse of `data`; InputError for anything else."""
         try:
             error = None if data["error"] is None else float(data["error"])
-            return LayerRecord(tuple(data["steps"]), error, float(data["seconds"]), tuple(data["notes"]))
+            shape = None if data["narrowed_from"] is None else tuple(map(int, data["narrowed_from"]))
+            return LayerRecord(tuple(data["steps"]), error, float(data["seconds"]), tuple(data["notes"]), shape)
         except (KeyError, TypeError, ValueError):
-            raise InputError("layer record: expected steps, error, seconds and notes, found something else") from None
+            raise InputError(
+                "layer record: expected steps, error, seconds, notes and a shape, found something else"
+            ) from None

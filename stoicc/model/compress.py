@@ -26,6 +26,7 @@ from stoicc.model.layers import Layer, Surgery, find_layers
 from stoicc.model.one_layer import compress_layer
 from stoicc.model.progress import Show, layer_bar
 from stoicc.model.recipe import Recipe, RecipeLike
+from stoicc.model.width import prune_width
 from stoicc.ops.statistics import Statistics
 
 
@@ -76,8 +77,11 @@ def compress(
     batches = None if calibration is None else Calibration(calibration)
     surgery = Surgery(model)
     try:
+        if chosen.width:
+            prune_width(model, chosen.width, batches, surgery)
+            layers = find_layers(model, chosen)
         surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
-        found = Survey((), tuple(layers), "none") if batches is None else survey(model, layers, batches)
+        found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none")
         options = f"sequential={sequential}, dtype={dtype}"
         folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, chosen, found, options))
         with layer_bar(len(layers), progress) as show:
@@ -145,6 +149,7 @@ def _compressed(layer: Layer, statistics: Statistics | None) -> Made:
         [None if bias is None else bias.detach() for bias in biases.values()],
         layer.rule,
         statistics,
+        layer.modules[layer.name].__dict__.get("narrowed_from"),
     )
     of_bias = dict(zip(biases, made, strict=True))
     return {name: of_bias[id(module.bias)] for name, module in layer.modules.items()}, record

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -74,7 +75,7 @@ def find_layers(model: nn.Module, recipe: Recipe) -> list[Layer]:
     return layers
 
 
-def is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling a module is F.linear with its weight and bias, so that a kernel can take its place."""
     return (
         isinstance(module, nn.Linear)
@@ -140,8 +141,12 @@ class Surgery:
             elif isinstance(module, nn.TransformerEncoder):
                 self.set(module, "use_nested_tensor", False)
 
-    def undo(self) -> None:
-        """The model as it was."""
-        while self._changed:
+    def undo(self, left: int = 0) -> None:
+        """The model as it was, or as it was after the first `left` changes."""
+        while len(self) > left:
             module, attribute, value = self._changed.pop()
             setattr(module, attribute, value)
+
+    def __len__(self) -> int:
+        """How many changes there are to undo."""
+        return len(self._changed)

@@ -21,13 +21,19 @@ from stoicc.weights import on_cpu
 
 
 def compress_layer(
-    name: str, weight: Tensor, biases: Sequence[Tensor | None], rule: Rule, statistics: Statistics | None
+    name: str,
+    weight: Tensor,
+    biases: Sequence[Tensor | None],
+    rule: Rule,
+    statistics: Statistics | None,
+    narrowed_from: tuple[int, ...] | None = None,
 ) -> tuple[list[Kernel], LayerRecord]:
     """Apply a rule to a weight `[M, K]` and compile the result, once for each bias.
 
     Args:
         biases: `[M]` or None, one for each kernel wanted.
         statistics: of the layer's inputs, for operators that take them and for the error.
+        narrowed_from: the weight's shape before width pruning, for the record.
 
     Raises:
         StoiccError: of the operator or of compiling, with the layer's name in front.
@@ -39,7 +45,7 @@ def compress_layer(
     kernels = [_compiled(name, compressed if rule.steps else weight, bias, rule.compile) for bias in biases]
     error = None if statistics is None else output_error(weight, compressed, statistics)
     notes = (*_dead(statistics), *dict.fromkeys(str(warning.message) for warning in caught))
-    record = LayerRecord(tuple(map(str, rule.steps)), error, time.perf_counter() - start, notes)
+    record = LayerRecord(tuple(map(str, rule.steps)), error, time.perf_counter() - start, notes, narrowed_from)
     return [_noted(kernel.to(weight.device), record) for kernel in kernels], record
 
 

@@ -7,6 +7,8 @@ rules:
   - nm_magnitude: {n: 2, m: 4}
   - group_absmax: {bits: 4, group_size: 128}
   compile: {tile: [64, 64]}                         # options of stoicc.compile
+width:                                              # first of all: channels that go from coupled layers
+- {producers: "encoder.{}.up", consumers: "encoder.{}.down", keep: 0.75}
 """
 
 import re
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from stoicc.ir.errors import InputError, brief
+from stoicc.model.width_rule import Width
 from stoicc.ops.lookup import find_operator, near
 
 COMPILE_OPTIONS = ("formats", "tile", "pipeline", "target", "on_missing")
@@ -139,19 +142,26 @@ class Recipe:
         rules: as `Rule` or as plain data.
         untie: compress a weight that it shares with a module that is not a linear layer (an
             embedding), which keeps the dense one; without it such a layer is refused.
+        width: channels that go from coupled layers before anything else.
     """
 
     rules: tuple[Rule, ...]
     untie: bool = False
+    width: tuple[Width, ...] = ()
 
-    def __init__(self, rules: Sequence[object], untie: bool = False) -> None:
-        if isinstance(rules, (str, Mapping)) or not isinstance(rules, Sequence) or not rules:
-            raise InputError(f"recipe: expected a list of rules, found {rules!r}; write [{{layers: ..., steps: ...}}]")
+    def __init__(self, rules: Sequence[object] = (), untie: bool = False, width: Sequence[object] = ()) -> None:
+        for what, given in (("rules", rules), ("width rules", width)):
+            if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+                raise InputError(f"recipe: expected a list of {what}, found {given!r}; write [...] around it")
+        if not rules and not width:
+            raise InputError("recipe: expected a list of rules, found none; write [{layers: ..., steps: ...}]")
         if not isinstance(untie, bool):
             raise InputError(f"recipe: expected untie to be true or false, found {untie!r}")
         made = tuple(_placed(f"recipe, rule {index + 1}", _rule, rule) for index, rule in enumerate(rules))
+        widths = tuple(_placed(f"recipe, width {index + 1}", Width.of, rule) for index, rule in enumerate(width))
         object.__setattr__(self, "rules", made)
         object.__setattr__(self, "untie", untie)
+        object.__setattr__(self, "width", widths)
 
     @staticmethod
     def of(given: "RecipeLike") -> "Recipe":
@@ -167,8 +177,8 @@ class Recipe:
         if isinstance(given, str):
             return Recipe.parse(given)
         if isinstance(given, Mapping):
-            _known("recipe", given, ("rules", "untie"))
-            return Recipe(given.get("rules", ()), given.get("untie", False))
+            _known("recipe", given, ("rules", "untie", "width"))
+            return Recipe(given.get("rules") or (), given.get("untie", False), given.get("width") or ())
         if isinstance(given, Sequence):
             return Recipe([Rule("*", given)])
         raise InputError(f"recipe: expected a Recipe, rules, steps, YAML text or a path, found {type(given).__name__}")
@@ -200,7 +210,8 @@ class Recipe:
     @property
     def data(self) -> dict[str, Any]:
         """Plain data, as `of` takes it."""
-        return {"rules": [rule.data for rule in self.rules], **({"untie": True} if self.untie else {})}
+        data: dict[str, Any] = {"width": [width.data for width in self.width]} if self.width else {}
+        return {**data, "rules": [rule.data for rule in self.rules], **({"untie": True} if self.untie else {})}
 
     def rule_of(self, layer: str) -> Rule | None:
         """The first rule that names a layer."""

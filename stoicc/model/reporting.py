@@ -1,6 +1,7 @@
 """A model's kernels as a table: what each layer became, and what that cost."""
 
 from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class LayerRow:
         shape: `(M, K)`.
         formats: tiles by format.
         bytes: of all planes and of what stands beside them.
-        dense_bytes: of the dense weight.
+        dense_bytes: of the dense weight, with the rows and columns that width pruning took out.
     """
 
     name: str
@@ -108,14 +109,17 @@ def row_of(name: str, kernel: Kernel) -> LayerRow:
     stats = kernel.stats()
     formats = tuple((entry.format, entry.tiles) for entry in stats.formats)
     stored = stats.payload_bytes + stats.beside_bytes
-    return LayerRow(name, kernel.program.shape, formats, stored, stats.dense_bytes, kernel.record)
+    shape, dense = kernel.program.shape, stats.dense_bytes
+    if kernel.record is not None and kernel.record.narrowed_from is not None:
+        dense = dense // prod(shape) * prod(kernel.record.narrowed_from)
+    return LayerRow(name, shape, formats, stored, dense, kernel.record)
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:
     record = row.record
     return (
         row.name,
-        f"{row.shape[0]} x {row.shape[1]}",
+        " of ".join(f"{shape[0]} x {shape[1]}" for shape in (row.shape, record and record.narrowed_from) if shape),
         " > ".join(record.steps) if record is not None else "",
         row.shares,
         f"{row.bits:.2f}",

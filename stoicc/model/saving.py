@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from stoicc.ir.errors import InputError, brief
+from stoicc.ir.errors import InputError, StoiccError, brief
 from stoicc.kernel import Kernel
+from stoicc.model.cutting import Cut, cut_module
 from stoicc.model.folder import LAYERS, make_folder, read_contents, read_layer, write_contents, write_layer
 from stoicc.model.layers import Surgery
 from stoicc.record import LayerRecord
@@ -40,7 +42,8 @@ def save_model(model: nn.Module, path: str | PathLike[str]) -> None:
     for kernel, names in places.items():
         write_layer(folder, names[0], dict.fromkeys(names, kernel), kernel.record or LayerRecord())
     save_file(rest, folder / REST)
-    write_contents(folder, {"model": {"layers": [names[0] for names in places.values()], "same": same}})
+    contents = {"layers": [names[0] for names in places.values()], "same": same, "narrowed": _narrowed(model)}
+    write_contents(folder, {"model": contents})
 
 
 def load_model(
@@ -65,9 +68,15 @@ def load_model(
         rest = load_file(folder / REST)
     except (SafetensorError, OSError) as error:
         raise InputError(f"folder {folder}: expected {REST}, found {brief(str(error))}") from None
-    rest |= {name: rest[other] for name, other in read_contents(folder)["model"]["same"].items()}
-    _refuse_other(model, folder, kernels, rest)
+    contents = read_contents(folder)["model"]
+    rest |= {name: rest[other] for name, other in contents["same"].items()}
     surgery = Surgery(model)
+    try:
+        surgery.replace(_as_narrow(model, contents["narrowed"], rest))
+        _refuse_other(model, folder, kernels, rest)
+    except StoiccError:
+        surgery.undo()
+        raise
     surgery.leave_fast_path([model.get_submodule(name) for name in kernels])
     surgery.replace(kernels)
     model.load_state_dict(rest, strict=False, assign=True)
@@ -111,6 +120,43 @@ def _rest(model: nn.Module, places: Mapping[Kernel, list[str]]) -> dict[str, Ten
         if not isinstance(value, Tensor):
             raise InputError(f"model, state {name}: expected a tensor to save, found {type(value).__name__}")
     return state
+
+
+def _narrowed(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """Modules from which width pruning took channels: the shapes of their weights, before and now."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        kernel = module if isinstance(module, Kernel) else None
+        before = (
+            module.__dict__.get("narrowed_from") if kernel is None else kernel.record and kernel.record.narrowed_from
+        )
+        if before:
+            now = module.get_parameter("weight").shape if kernel is None else kernel.program.shape
+            found[name] = {"before": list(before), "now": list(now)}
+    return found
+
+
+def _as_narrow(
+    model: nn.Module, narrowed: Mapping[str, Mapping[str, list[int]]], rest: Mapping[str, Tensor]
+) -> dict[str, nn.Module]:
+    """Modules of a model as large as they were when they were saved; values do not matter."""
+    made: dict[nn.Module, nn.Module] = {}
+    places: dict[str, nn.Module] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, shapes in narrowed.items():
+        module = modules.get(name)
+        weight = getattr(module, "weight", None)
+        if module is None or not isinstance(weight, Tensor) or list(weight.shape) != shapes["before"]:
+            continue  # refused with all other differences
+        if module not in made:
+            masks = [torch.arange(was) < now for was, now in zip(shapes["before"], shapes["now"], strict=True)]
+            rows = masks[1] if isinstance(module, nn.Embedding) else masks[0]
+            columns = masks[1] if len(masks) == 2 and not isinstance(module, nn.Embedding) else None
+            made[module] = cut_module(module, Cut(rows, columns, True, True))
+            if f"{name}.bias" in rest and getattr(module, "bias", None) is None:
+                made[module].bias = nn.Parameter(weight.new_empty(shapes["now"][0]))
+        places[name] = made[module]
+    return places
 
 
 def _beside(state: Mapping[str, Tensor], kernels: Iterable[str]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import stoicc
 from stoicc import Recipe, Rule, Step
 from stoicc.model.recipe import matches
+from stoicc.model.width_rule import Width
 from stoicc.ops.lookup import find_operator, operators
 
 TEXT = """
@@ -18,6 +19,8 @@ rules:
   - group_absmax
   compile: {tile: [32, 32], target: cpu}
 - layers: "*"
+width:
+- {producers: "encoder.{}.up", consumers: ["encoder.{}.down"], keep: 0.5, group: 8}
 """
 
 RECIPE = Recipe(
@@ -29,7 +32,8 @@ RECIPE = Recipe(
             compile={"tile": (32, 32), "target": "cpu"},
         ),
         Rule("*"),
-    ]
+    ],
+    width=[Width("encoder.{}.up", "encoder.{}.down", 0.5, group=8)],  # type: ignore[arg-type]
 )
 
 
@@ -98,8 +102,9 @@ def test_operators_are_read_off_their_signatures():
 BROKEN = [
     ("]", "recipe: expected YAML, found .*expected the node content"),
     ("5", "recipe: expected YAML with rules or a list of steps, found 5; give the path of a file as pathlib.Path"),
-    ({}, r"recipe: expected a list of rules, found \(\)"),
-    ({"rule": []}, "recipe: expected rules, untie, found 'rule'; did you mean rules?"),
+    ({}, r"recipe: expected a list of rules, found none; write"),
+    ({"rules": "all"}, r"recipe: expected a list of rules, found 'all'; write \[...\] around it"),
+    ({"rule": []}, "recipe: expected rules, untie, width, found 'rule'; did you mean rules?"),
     ({"rules": [{"steps": []}]}, r"recipe, rule 1, rule: expected layers, found none; write layers: '\*' for all"),
     ({"rules": [{"layers": [], "steps": []}]}, "rule 1, rule: expected at least one pattern in layers, found none"),
     ({"rules": [{"layers": 3}]}, "rule 1, layers: expected patterns on layer names, found 3"),

@@ -59,5 +59,5 @@ def test_records_travel_with_kernels(model):
 
 @pytest.mark.parametrize("data", [None, {}, {"steps": 3, "error": None, "seconds": 1, "notes": []}])
 def test_what_is_no_record_is_one_sentence(data):
-    with pytest.raises(stoicc.InputError, match="layer record: expected steps, error, seconds and notes"):
+    with pytest.raises(stoicc.InputError, match="layer record: expected steps, error, seconds, notes and a shape"):
         LayerRecord.of(data)

@@ -14,6 +14,7 @@ from stoicc.ops.quantize_adapter import quantize_adapter
 from stoicc.ops.slim import slim
 from stoicc.ops.slim_lora import slim_lora
 from stoicc.ops.slim_quant import slim_quant
+from stoicc.ops.sparsegpt import sparsegpt
 from stoicc.ops.statistics import Statistics, collect, sequentially
 from stoicc.ops.statistics_file import load_statistics, save_statistics
 from stoicc.ops.wanda import wanda
@@ -42,6 +43,7 @@ __all__ = [
     "slim",
     "slim_lora",
     "slim_quant",
+    "sparsegpt",
     "stack",
     "wanda",
 ]

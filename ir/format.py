@@ -20,10 +20,13 @@ from torch import Tensor
 
 from stoicc.ir.dtypes import DTYPE_NAMES, bits, itemsize
 from stoicc.ir.errors import FormatError
+from stoicc.ir.fragment import Fragment, Planes, Tile
 from stoicc.ir.options import print_options, read_options
 
-Planes = dict[str, Tensor]
-Tile = tuple[int, int]
+__all__ = [
+    "Approximation", "Fragment", "Plane", "PlaneKind", "Planes", "Tile", "TileCodes", "TileCost", "TileFormat",
+    "TileMac", "TilePairs", "TritonDecode", "nonzero_codes", "squared_error", "tile_shape",
+]  # fmt: skip
 
 
 class PlaneKind(Enum):
@@ -345,8 +348,8 @@ class TileFormat(ABC):
         """The C multiply, or None: then CPUs need `on_missing="dense"`."""
         return None
 
-    def fragment(self, tile: Tile, dtype: str) -> Any:
-        """Tensor-core fragment packer of the Gluon dialect, or None (no such dialect yet)."""
+    def fragment(self, tile: Tile, dtype: str) -> Fragment | None:
+        """Tensor-core operands for NVIDIA GPUs, or None: then kernels of this format are of the portable dialect."""
         return None
 
     def transposed(self, planes: Planes, tile: Tile, dtype: str) -> Planes | None:

@@ -11,6 +11,7 @@ from stoicc.compiler import compile
 from stoicc.contract import TILES, Contract, NotTried, Problems
 from stoicc.ir.dtypes import TORCH_DTYPES, bits, output_dtype
 from stoicc.ir.format import PlaneKind
+from stoicc.ir.fragment import Operands
 from stoicc.kernel import Kernel
 from stoicc.targets import backend_named
 
@@ -77,6 +78,51 @@ def c_unpack(c: Contract) -> Problems:
 
 _RUNS = {PlaneKind.TILE: slice(1, None), PlaneKind.GROUP: slice(0, 1), PlaneKind.MATRIX: slice(None)}
 """Entries of which fewer are unpacked: planes are read by runs of their own."""
+
+
+def fragments(c: Contract) -> Problems:
+    """Tensor-core operands, as far as a CPU can tell: what they mean, and that planes come back from them."""
+    fragment = c.fmt.fragment(c.tile, c.dtype)
+    if fragment is None:
+        raise NotTried("the format has no fragment")
+    for kind, tiles in c.accepted().items():
+        planes = {name: plane.contiguous() for name, plane in c.fmt.encode(tiles.clone()).items()}
+        planes = {name: plane.expand(len(tiles), *plane.shape[1:]).contiguous() for name, plane in planes.items()}
+        operands = fragment.operands({name: plane.clone() for name, plane in planes.items()}, c.tile)
+        back = fragment.planes(operands, c.tile)
+        if back.keys() != planes.keys():
+            yield f"fragment.planes returns {sorted(back)}, not the planes {sorted(planes)}"
+            return
+        for name, plane in planes.items():
+            found = back[name]
+            if found.dtype != plane.dtype or found.shape != plane.shape or not torch.equal(bits(found), bits(plane)):
+                yield f"{name} of {kind} tiles becomes operands and comes back with other bits"
+        if fragment.decode is None or fragment.groups:
+            want = c.fmt.decode(planes, c.tile, c.dtype)
+            if not torch.equal(_of_operands(operands, c, fragment.bits), want):  # -0.0 times x is no other product
+                yield f"operands of {kind} tiles are not what decode gives"
+
+
+def _of_operands(operands: Operands, c: Contract, width: int) -> Tensor:
+    """The tiles that operands mean."""
+    if width == 16:
+        values = operands.values.view(TORCH_DTYPES[c.dtype]).float()
+    else:
+        zeros = torch.tensor(1 << (width - 1)) if operands.zeros is None else _spread(operands.zeros, operands.values)
+        values = operands.values.float() - zeros.float()
+    if operands.scales is not None:
+        values = values * _spread(operands.scales, values).float()
+    if operands.positions is None:
+        return values.to(TORCH_DTYPES[c.dtype])
+    nibbles = torch.stack((operands.positions & 15, operands.positions >> 4), -1).flatten(-2)
+    places = torch.stack((nibbles & 3, nibbles >> 2), -1).long()
+    tiles = torch.zeros(*nibbles.shape, 4, dtype=values.dtype).scatter_(-1, places, values.unflatten(-1, (-1, 2)))
+    return tiles.flatten(-2).to(TORCH_DTYPES[c.dtype])
+
+
+def _spread(groups: Tensor, values: Tensor) -> Tensor:
+    """`[T, BM, G]` -> a value for each operand."""
+    return groups.repeat_interleave(values.shape[-1] // groups.shape[-1], -1)
 
 
 def triton_decode(c: Contract) -> Problems:

@@ -41,6 +41,7 @@ CHECKS: dict[str, Callable[[Contract], Problems]] = {
     "C multiply equals decode": contract_kernels.c_multiply,
     "C panel decode equals decode": contract_kernels.c_panels,
     "packed planes unpack to themselves": contract_kernels.c_unpack,
+    "tensor-core operands mean what decode gives": contract_kernels.fragments,
     "Triton decode_block equals decode": contract_kernels.triton_decode,
 }
 

@@ -9,7 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
-from stoicc.ir.format import Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
+from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
+from stoicc.ir.fragment import Operands
 from stoicc.ir.registry import register_format
 
 
@@ -79,6 +81,15 @@ class Dense(TileFormat):
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_dense)
+
+    def fragment(self, tile: Tile, dtype: str) -> Fragment | None:
+        if dtype not in ("f16", "bf16"):
+            return None
+        return Fragment(
+            16,
+            lambda planes, tile: Operands(planes["values"].view(torch.int16)),
+            lambda operands, tile: {"values": operands.values.view(TORCH_DTYPES[dtype])},
+        )
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         columns = -(-tile[1] // 4) * 4

@@ -11,7 +11,8 @@ from torch import Tensor
 from stoicc.formats import _affine_c, _lane_order, _nm
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
 from stoicc.formats._device import load_groups, quads, scale_codes, shift_codes, spread_codes, spread_groups
-from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
+from stoicc.formats._fragments import affine_fragment
+from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
 from stoicc.ir.registry import register_format
 
 
@@ -76,6 +77,9 @@ class Int4Nv24(Affine):
             return None
         function = decode_int4_nv24_zeros if self.zero_points else decode_int4_nv24
         return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
+
+    def fragment(self, tile: Tile, dtype: str) -> Fragment | None:
+        return affine_fragment(4, tile, dtype, self.grid(tile[1]).per_tile, self.zero_points, sparse=True)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile

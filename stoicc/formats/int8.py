@@ -10,7 +10,8 @@ from torch import Tensor
 from stoicc.formats import _affine_c, _lane_order
 from stoicc.formats._affine import Affine
 from stoicc.formats._device import load_groups, load_words, octets, scale_codes, shift_codes
-from stoicc.ir.format import Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
+from stoicc.formats._fragments import affine_fragment
+from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 
 
@@ -53,6 +54,9 @@ class Int8(Affine):
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         function = decode_int8_zeros if self.zero_points else decode_int8
         return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
+
+    def fragment(self, tile: Tile, dtype: str) -> Fragment | None:
+        return affine_fragment(8, tile, dtype, self.grid(tile[1]).per_tile, self.zero_points)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile

@@ -7,6 +7,7 @@ arXiv 2104.08378, section 3).
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,9 +16,10 @@ from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
 from stoicc.formats import _lane_order, _nm
 from stoicc.formats._device import spread_values
 from stoicc.formats._nm_c import position_words
-from stoicc.ir.dtypes import bits
+from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import (
     Approximation,
+    Fragment,
     Plane,
     Planes,
     Tile,
@@ -27,6 +29,7 @@ from stoicc.ir.format import (
     TritonDecode,
     squared_error,
 )
+from stoicc.ir.fragment import Operands
 from stoicc.ir.registry import register_format
 
 
@@ -135,6 +138,21 @@ class Nv24(TileFormat):
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_nv24)
+
+    def fragment(self, tile: Tile, dtype: str) -> Fragment | None:
+        if dtype not in ("f16", "bf16"):
+            return None
+
+        def planes(operands: Operands, tile: Tile) -> Planes:
+            assert operands.positions is not None
+            return {"values": operands.values.view(TORCH_DTYPES[dtype]), "positions": operands.positions}
+
+        return Fragment(
+            16,
+            lambda planes, tile: Operands(planes["values"].view(torch.int16), planes["positions"]),
+            planes,
+            sparse=True,
+        )
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         def pack(planes: Planes) -> Planes:

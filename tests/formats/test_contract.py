@@ -33,7 +33,12 @@ def untried(text: str) -> set[str]:
     if text != "empty":  # runs of their own length are in the order of lanes as they are
         c_code = {"packed planes unpack to themselves"} if text == "bitmap" else set()
     on_gpu = torch.cuda.is_available() and text != "empty"
-    return c_code | (set() if on_gpu else {"Triton decode_block equals decode"})
+    tensor_cores = text != "empty" and "=16" not in text  # a product sums 32 columns that share a scale
+    return (
+        c_code
+        | (set() if on_gpu else {"Triton decode_block equals decode"})
+        | (set() if tensor_cores else {"tensor-core operands mean what decode gives"})
+    )
 
 
 @pytest.mark.parametrize("text", FORMATS)

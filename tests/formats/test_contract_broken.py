@@ -94,6 +94,7 @@ DEVICE_CODE = {
     "C multiply equals decode",
     "C panel decode equals decode",
     "packed planes unpack to themselves",
+    "tensor-core operands mean what decode gives",
     "Triton decode_block equals decode",
 }
 """Promises that a format without device code has not made."""

@@ -116,6 +116,10 @@ class Backend(ABC):
             on_missing: "error" or "dense": what to do with a format that has no code here.
         """
 
+    def dialect(self, module: Module, device: torch.device) -> str:
+        """Which of a backend's dialects runs a module's tiles on this device, and why; "" where it has one."""
+        return ""
+
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         """The source text of the `tiles` executor: the same text for the same input."""
         return ""

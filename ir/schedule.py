@@ -25,10 +25,12 @@ from stoicc.ir.options import is_whole
 
 LAUNCH: dict[str, tuple[int, ...]] = {
     "block_n": (16, 32, 64, 128, 256),
+    "gluon": (0, 1),
     "num_stages": tuple(range(1, 9)),
     "num_warps": (1, 2, 4, 8, 16),
 }
-"""Launch parameters and what they may be: rows of the batch, stages of the load pipeline and warps per program."""
+"""Launch parameters and what they may be: rows of the batch, stages of the load pipeline and warps per program; `gluon`
+is 0 where NVIDIA GPUs shall run the portable dialect too."""
 
 
 @dataclass(frozen=True, slots=True)

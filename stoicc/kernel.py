@@ -133,7 +133,8 @@ class Kernel(nn.Module):
             else:
                 packed = self._store.packed.nbytes
         transient = max((executor.transient_bytes for executor in executors), default=0)
-        return kernel_stats(self.program, packed, held + packed, self._workspace_bytes + transient)
+        dialect = backend_named(self._backend).dialect(self._module, self.device)
+        return kernel_stats(self.program, packed, held + packed, self._workspace_bytes + transient, dialect)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file with the pools and the exact IR text; `stoicc.load` reads it."""

@@ -32,6 +32,7 @@ class KernelStats:
         padding: share of the tiles' area that lies outside the matrix.
         bytes_per_weight: payload and beside, over M x K.
         byte_bound: how much faster than a dense read the payload can be read at best.
+        dialect: on GPUs, which dialect of Triton multiplies and why; "" elsewhere.
     """
 
     formats: tuple[FormatStats, ...]
@@ -44,6 +45,7 @@ class KernelStats:
     padding: float
     bytes_per_weight: float
     byte_bound: float
+    dialect: str = ""
 
     def __str__(self) -> str:
         tiles = sum(entry.tiles for entry in self.formats)
@@ -59,6 +61,8 @@ class KernelStats:
                 f"resident {self.resident_bytes:,d} bytes, {self.packed_bytes:,d} of them packed for executors; "
                 f"scratch of a call {self.scratch_bytes:,d}"
             )
+        if self.dialect:
+            lines.append(f"runs in {self.dialect}")
         if self.padding > 0.05:
             lines.append(f"{self.padding:.0%} of the tiles' area is padding; a smaller tile wastes less")
         return "\n".join(lines)
@@ -66,8 +70,8 @@ class KernelStats:
     __repr__ = __str__
 
 
-def kernel_stats(program: TileProgram, packed: int, resident: int, scratch: int) -> KernelStats:
-    """Count a program's pools; bytes that executors keep, of all that is held, and of scratch come from the kernel."""
+def kernel_stats(program: TileProgram, packed: int, resident: int, scratch: int, dialect: str = "") -> KernelStats:
+    """Count a program's pools; what executors keep, all that is held, scratch and the dialect come from the kernel."""
     formats = tuple(
         FormatStats(segment.format, segment.count, sum(map(_nbytes, segment.pools))) for segment in program.segments
     )
@@ -86,6 +90,7 @@ def kernel_stats(program: TileProgram, packed: int, resident: int, scratch: int)
         1 - weights / (program.grid[0] * program.tile[0] * program.grid[1] * program.tile[1]),
         (payload + beside) / weights,
         dense / (payload + beside) if payload + beside else float("inf"),
+        dialect,
     )
 
 

@@ -14,8 +14,6 @@ from stoicc.codegen.triton.dense_once import DenseOnce
 from stoicc.codegen.triton.emit import Emitted, emit_tiles
 from stoicc.codegen.triton.interpreter import interpreting, repair
 from stoicc.codegen.triton.launch import (
-    PARTS_BYTES,
-    ROUND,
     TRITON_DOTS,
     LaunchConfig,
     beside_tensors,
@@ -26,8 +24,10 @@ from stoicc.codegen.triton.launch import (
     low_rank_bytes,
     low_rank_product,
     right_factors,
+    rows_of_a_piece,
 )
 from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
+from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
 from stoicc.ir.schedule import EXECUTORS
@@ -59,12 +59,45 @@ class TritonBackend(Backend):
             raise CodegenError(f"backend triton: expected an executor of {', '.join(EXECUTORS)}, found {kind!r}")
         check_tile(module)
         repair()
-        return (Tiles if kind == "tiles" else DenseOnce)(module, pools, on_missing)
+        if kind == "dense-once":
+            return DenseOnce(module, pools, on_missing)
+        portable, device = Tiles(module, pools, on_missing), device_of(pools)
+        if _why_portable(module, device) is not None:
+            return portable
+        from stoicc.codegen.gluon.executor import GluonTiles
+
+        return GluonTiles(module, pools, capability_of(device), portable)
+
+    def dialect(self, module: Module, device: torch.device) -> str:
+        why = _why_portable(module, device)
+        if why is not None:
+            return f"portable Triton: {why}"
+        dtype, capability = module.tiles.dtype, capability_of(device)
+        return f"Gluon on the tensor cores of sm_{capability} for {dtype} inputs, portable Triton for others"
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         """One text for every input dtype: the launcher says what the dot's operands are."""
         check_tile(module)
         return emit_tiles(module).source
+
+
+def capability_of(device: torch.device) -> int:
+    """Compute capability of an NVIDIA device, as `major * 10 + minor`."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+def _why_portable(module: Module, device: torch.device) -> str | None:
+    """Why the Gluon dialect does not run a module on this device, in one clause; None where it does."""
+    if interpreting():
+        return "Triton's interpreter has no Gluon"
+    if device.type != "cuda" or torch.version.hip:
+        return "tensor cores are NVIDIA's"
+    if dict(scheduled(module).launch).get("gluon") == 0:
+        return "the schedule says gluon = 0"
+    from stoicc.codegen.gluon.launch import unsupported
+
+    return unsupported(module, TORCH_DTYPES[module.tiles.dtype], capability_of(device))
 
 
 def check_tile(module: Module) -> None:
@@ -167,4 +200,4 @@ class Tiles(Executor):
 
     def _piece(self, batch: int) -> int:
         """Rows of x whose parts fit the workspace bound, in whole rounds."""
-        return min(batch, max(ROUND, PARTS_BYTES // max(self._slot_bytes(), 1) // ROUND * ROUND))
+        return rows_of_a_piece(batch, self._slot_bytes())

@@ -26,10 +26,12 @@ from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import PlaneKind
 from stoicc.ir.types import Module
 
-_POINTERS = {
+POINTERS = {
     "f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "u8": "*u8", "i8": "*i8", "i16": "*i16", "i32": "*i32",
     "i64": "*i64",
 }  # fmt: skip
+"""Triton's name of a pointer to each dtype."""
+
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 
 
@@ -144,7 +146,7 @@ def argument_types(module: Module, emitted: Emitted, x_dtype: torch.dtype) -> di
             if use.slots is not None:
                 dtypes[use.slots] = "i64" if use.plane.kind is PlaneKind.RAGGED else "i32"
     numbers = dict.fromkeys(("M", "K", "N", "RANK", "first", "top"), "i32")
-    return {name: _POINTERS[dtype] for name, dtype in dtypes.items()} | numbers
+    return {name: POINTERS[dtype] for name, dtype in dtypes.items()} | numbers
 
 
 def _is_aligned(name: str, module: Module) -> bool:

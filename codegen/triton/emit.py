@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from stoicc.codegen.triton import sources
 from stoicc.codegen.triton.loops import FormatLoop, loop_arguments, loops_of, scheduled
+from stoicc.codegen.triton.text import function, kernel, wrap
 from stoicc.ir.format import PlaneKind
 from stoicc.ir.types import Beside, Module
 
@@ -59,7 +60,7 @@ def emit_tiles(module: Module, on_missing: str = "dense") -> Emitted:
     split = scheduled(module).max_parts > 1
     kernels = [_tiles_kernel(module, loops, prologue, epilogue, split)]
     if split:
-        kernels.append(_reduce_kernel(module, epilogue))
+        kernels.append(reduce_kernel(module, epilogue))
     text = _assemble(module, loops, [_load_x(module, prologue), *kernels], _about(module, loops, split))
     return Emitted(text, _name(module, loops, text), split, loops, prologue, epilogue)
 
@@ -148,7 +149,7 @@ def _load_x(module: Module, prologue: tuple[str, ...]) -> str:
     arguments = ", ".join(["x", "column", "n", "N", "K", *prologue, "DOT: tl.constexpr"])
     past = "past the batch and past K" if tail else "past the batch"
     doc = f'"""Columns of x under one tile column, `[{columns}, BN]`; zeros {past}."""'
-    return _function("load_x", arguments, [doc, *lines])
+    return function("load_x", arguments, [doc, *lines])
 
 
 # ---- kernels --------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def _tiles_kernel(
         lines += ["", "row = tl.load(item)", *_epilogue(module, epilogue)]
         arguments = ["x", "y", "items", *prologue, *(n for loop in loops for n in loop_arguments(loop)), *epilogue]
     sizes = ["K", "N"] if split else ["M", "K", "N", *(["RANK"] if "low_rank_left" in epilogue else [])]
-    return _kernel("tiles_kernel", [*arguments, *sizes, *_CONSTEXPRS], lines)
+    return kernel("tiles_kernel", [*arguments, *sizes, *_CONSTEXPRS], lines)
 
 
 def _loop(module: Module, loop: FormatLoop, prologue: tuple[str, ...]) -> list[str]:
@@ -233,7 +234,7 @@ def _decode_call(module: Module, loop: FormatLoop, tile: str) -> list[str]:
     line = f"w = {name}({', '.join(arguments)})"
     if len(line) <= 100:
         return [line]
-    return [f"w = {name}(", *(f"    {part}" for part in _wrap(arguments, 96)), ")"]
+    return [f"w = {name}(", *(f"    {part}" for part in wrap(arguments, 96)), ")"]
 
 
 def _store_parts(rows: int) -> list[str]:
@@ -244,7 +245,8 @@ def _store_parts(rows: int) -> list[str]:
     ]
 
 
-def _reduce_kernel(module: Module, epilogue: tuple[str, ...]) -> str:
+def reduce_kernel(module: Module, epilogue: tuple[str, ...]) -> str:
+    """Text of the kernel that adds split-K parts `[slot, N, BM]` and ends the work."""
     rows, _ = module.tiles.tile
     lines = [
         '"""One program: one tile row times BN rows of the batch; adds the row\'s parts in order."""',
@@ -261,7 +263,7 @@ def _reduce_kernel(module: Module, epilogue: tuple[str, ...]) -> str:
         *_epilogue(module, epilogue),
     ]
     sizes = ["M", "N", *(["RANK"] if "low_rank_left" in epilogue else [])]
-    return _kernel("reduce_kernel", ["parts", "y", "row_slots", *epilogue, *sizes, *_CONSTEXPRS], lines)
+    return kernel("reduce_kernel", ["parts", "y", "row_slots", *epilogue, *sizes, *_CONSTEXPRS], lines)
 
 
 def _epilogue(module: Module, epilogue: tuple[str, ...]) -> list[str]:
@@ -317,35 +319,8 @@ def _decode_kernel(module: Module, loop: FormatLoop) -> str:
         "tl.store(panel + m.to(tl.int64)[:, None] * K + k[None, :], w.to(panel.dtype.element_ty), mask=there)",
     ]
     arguments = ["panel", "rows", *loop_arguments(loop), "first", "top", "M", "K"]
-    return _kernel(f"decode_{loop.prefix}_kernel", arguments, lines)
-
-
-# ---- text -----------------------------------------------------------------------------------
+    return kernel(f"decode_{loop.prefix}_kernel", arguments, lines)
 
 
 def _times(elements: int) -> str:
     return "" if elements == 1 else f" * {elements}"
-
-
-def _kernel(name: str, arguments: list[str], lines: list[str]) -> str:
-    listed = "".join(f"    {line}\n" for line in _wrap(arguments))
-    unspecialized = [n for n in ("N", "RANK", "first", "top") if n in arguments]
-    decorator = f"@triton.jit(do_not_specialize={unspecialized!r})".replace("'", '"')
-    return f"{decorator}\ndef {name}(\n{listed}):\n{_body(lines)}"
-
-
-def _function(name: str, arguments: str, lines: list[str]) -> str:
-    return f"@triton.jit\ndef {name}({arguments}):\n{_body(lines)}"
-
-
-def _body(lines: list[str]) -> str:
-    return textwrap.indent("\n".join(lines), "    ", lambda line: bool(line.strip()))
-
-
-def _wrap(arguments: list[str], width: int = 100) -> list[str]:
-    lines = [""]
-    for argument in arguments:
-        if len(lines[-1]) + len(argument) + 2 > width:
-            lines.append("")
-        lines[-1] += f"{argument}, "
-    return [line.rstrip() for line in lines]

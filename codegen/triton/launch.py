@@ -59,6 +59,11 @@ class LaunchConfig:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
+def rows_of_a_piece(batch: int, slot_bytes: int) -> int:
+    """Rows of x whose parts of `slot_bytes` each fit the workspace bound, in whole rounds."""
+    return min(batch, max(ROUND, PARTS_BYTES // max(slot_bytes, 1) // ROUND * ROUND))
+
+
 def dot_dtype(x_dtype: torch.dtype, scaled: bool) -> torch.dtype:
     """Operand dtype of `tl.dot`: that of x; fp32 where that would lose something.
 

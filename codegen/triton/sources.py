@@ -12,8 +12,8 @@ from typing import Any
 
 from stoicc.ir.errors import CodegenError
 
-_GIVEN = ("tl", "triton")
-_OURS = ("load_x", "tiles_kernel", "reduce_kernel")
+_GIVEN = ("tl", "triton", "gl", "gluon")
+_OURS = ("load_x", "tiles_kernel", "reduce_kernel", "start_copy", "next_tile")
 
 
 def inline(functions: Iterable[Any]) -> tuple[list[str], list[str]]:

@@ -225,7 +225,7 @@ BROKEN: list[tuple[str, Change, str]] = [
     (
         "launch",
         schedule(launch=(("bogus", 3),)),
-        "launch: expected one of block_n, num_stages, num_warps, found 'bogus'",
+        "launch: expected one of block_n, gluon, num_stages, num_warps, found 'bogus'",
     ),
 ]
 

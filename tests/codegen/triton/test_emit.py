@@ -136,7 +136,9 @@ def test_functions_named_as_the_kernels_own_are_refused() -> None:
     def load_x(values, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
         return tl.load(values)
 
-    with pytest.raises(CodegenError, match="expected a name other than load_x, tiles_kernel, reduce_kernel, which"):
+    with pytest.raises(
+        CodegenError, match=r"expected a name other than load_x, tiles_kernel, reduce_kernel, .*, which"
+    ):
         inline([load_x])
 
 

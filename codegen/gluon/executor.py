@@ -1,0 +1,118 @@
+"""The executor of the Gluon dialect: launches on the GPU where the blobs are."""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.executor import Executor, Pools
+from stoicc.codegen.gluon.blobs import make_buffers
+from stoicc.codegen.gluon.emit import EmittedGluon, emit
+from stoicc.codegen.gluon.launch import GluonConfig, loops_of
+from stoicc.codegen.triton import build
+from stoicc.codegen.triton.launch import (
+    TRITON_DOTS,
+    beside_tensors,
+    dot_precision,
+    kept_bytes,
+    low_rank_bytes,
+    low_rank_product,
+    right_factors,
+    rows_of_a_piece,
+)
+from stoicc.codegen.triton.loops import scheduled
+from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.types import Module
+
+
+class GluonTiles(Executor):
+    """Multiplies x of the weight's dtype on tensor cores; any other x goes to the portable executor.
+
+    One launch, and one more where parts of split-K or a low-rank product are added. R x is one `torch.mm` before.
+    Blobs are a copy of the payload in register order, beside the canonical pools that the portable executor reads.
+
+    Args:
+        capability: of the device, as `major * 10 + minor`.
+        portable: what runs other inputs.
+    """
+
+    def __init__(self, module: Module, pools: Pools, capability: int, portable: Executor) -> None:
+        schedule = scheduled(module)
+        self._module, self._capability, self._portable = module, capability, portable
+        self._loops = loops_of(module)
+        self._buffers = make_buffers(module, schedule, self._loops, pools)
+        self._beside = beside_tensors(module, pools)
+        self._rights = right_factors(self._beside, module.tiles.dtype)
+        self._dtype = TORCH_DTYPES[module.tiles.dtype]
+        self._launch = dict(schedule.launch)
+        self._owned = {t.data_ptr() for t in pools.values()}
+        self._slot_bytes = int(self._buffers.row_slots[-1]) * module.tiles.tile[0] * 4
+        self._built: dict[int, tuple[EmittedGluon, ModuleType]] = {}
+        self.source = self._kernels(16)[0].source
+
+    @property
+    def resident_bytes(self) -> int:
+        held = self._buffers
+        own = [held.blobs, held.descriptors, held.items, held.row_slots, *self._beside.values(), *self._rights.values()]
+        return kept_bytes(own, self._owned) + self._portable.resident_bytes
+
+    def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
+        portable = self._portable.workspace_bytes(batch, x_dtype)
+        if x_dtype != self._dtype:
+            return portable
+        emitted, _ = self._kernels(batch)
+        parts = self._slot_bytes * rows_of_a_piece(batch, self._slot_bytes) if emitted.split else 0
+        return max(portable, low_rank_bytes(batch, self._rank) + parts)
+
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        if x.dtype != self._dtype or x.data_ptr() % 16:  # a view into a row; copies take 16 bytes at a time
+            self._portable.run(x, out, workspace)
+            return
+        batch = x.shape[0]
+        held = low_rank_bytes(batch, self._rank)
+        product = workspace[: batch * self._rank * 4].view(torch.float32).view(batch, -1) if self._rank else None
+        if product is not None:
+            low_rank_product(x, self._rights, product)
+        emitted, _ = self._kernels(batch)
+        step = rows_of_a_piece(batch, self._slot_bytes) if emitted.split else batch
+        for begin in range(0, batch, step):
+            piece = slice(begin, begin + step)
+            self._run_piece(x[piece], out[piece], workspace[held:], None if product is None else product[piece])
+
+    def _run_piece(self, x: Tensor, out: Tensor, workspace: Tensor, product: Tensor | None) -> None:
+        config, (emitted, kernels) = self._config(x.shape[0]), self._kernels(x.shape[0])
+        (rows, columns), batch = self._module.tiles.shape, x.shape[0]
+        held = self._buffers
+        tables: dict[str, Any] = {n: self._beside[n] for n in emitted.epilogue if n in self._beside}
+        if product is not None:
+            tables |= {"low_rank_product": product, "RANK": self._rank}
+        given: dict[str, Any] = {
+            "x": x.view(torch.int32), "tiles": held.blobs, "items": held.items, "descriptors": held.descriptors,
+            "K": columns, "N": batch, "BN": config.block_n, "STAGES": config.stages, **config.options(),
+        }  # fmt: skip
+        grid = (held.items.shape[0] * -(-batch // config.block_n),)
+        if not emitted.split:
+            kernels.tiles_kernel[grid](y=out, M=rows, **tables, **given)
+            return
+        parts = workspace[: self._slot_bytes * batch].view(torch.float32)
+        kernels.tiles_kernel[grid](parts=parts, **given)
+        kernels.reduce_kernel[(self._module.tiles.grid[0] * -(-batch // config.reduce_block),)](
+            parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.reduce_block,
+            DOT=TRITON_DOTS[torch.float32], PRECISION=dot_precision(self._dtype), **config.options(),
+        )  # fmt: skip
+
+    @property
+    def _rank(self) -> int:
+        return self._beside["low_rank_left"].shape[1] if "low_rank_left" in self._beside else 0
+
+    def _config(self, batch: int) -> GluonConfig:
+        return GluonConfig.choose(batch, self._module, self._loops, self._capability, self._launch)
+
+    def _kernels(self, batch: int) -> tuple[EmittedGluon, ModuleType]:
+        """The text depends on the warps of a program, and these on the batch."""
+        warps = self._config(batch).num_warps
+        if warps not in self._built:
+            emitted = emit(self._module, self._loops, warps)
+            self._built[warps] = emitted, build.load(emitted.name, emitted.source)
+        return self._built[warps]

@@ -1,0 +1,134 @@
+"""Which modules this dialect runs, its consumer loops, and launch constants."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stoicc.codegen.gluon.blobs import GluonLoop
+from stoicc.codegen.gluon.register_order import CHUNK, STEP, BlobLayout
+from stoicc.codegen.triton.loops import scheduled
+from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.types import Module
+
+TILE_ROWS, TILE_COLUMNS = (64, 128), (64, 128, 256)
+"""Tiles that four or eight warps share evenly, and whose positions fill whole words."""
+
+BATCH_BLOCKS = (8, 16, 32, 64, 128)
+
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory that one program may have, by compute capability."""
+
+RING_BYTES = 76 << 10
+"""Shared memory that a ring takes at most where it can: two programs an SM on an A100, three on an H200 (74 KB and
+a little for the epilogue each)."""
+
+
+LEAST_CAPABILITY = 80
+"""`mma.sp` and `cp.async` begin with sm_80."""
+
+
+def unsupported(module: Module, x_dtype: torch.dtype, capability: int) -> str | None:
+    """Why this dialect cannot multiply by this module on a GPU of a capability, in one clause; None where it can."""
+    program = module.tiles
+    if capability < LEAST_CAPABILITY:
+        return f"sm_{capability} has no sparse tensor cores, which begin with sm_{LEAST_CAPABILITY}"
+    if program.dtype not in ("f16", "bf16"):
+        return f"weights are {program.dtype}, tensor cores take f16 and bf16"
+    if x_dtype != TORCH_DTYPES[program.dtype]:
+        return f"x is {str(x_dtype).removeprefix('torch.')}, operands of a tensor core have one dtype"
+    rows, columns = program.tile
+    if rows not in TILE_ROWS or columns not in TILE_COLUMNS:
+        return f"tiles are {rows}x{columns}, four warps share tiles of 64 or 128 rows and 64, 128 or 256 columns"
+    if program.shape[1] % 8:
+        return f"K = {program.shape[1]}, rows of x must be whole runs of 16 bytes"
+    if program.beside.input_scale is not None or program.beside.column_permutation is not None:
+        return "x is scaled or permuted"
+    for csr in scheduled(module).csrs:
+        fmt = program.segments[csr.segment].resolve()
+        if fmt.planes(program.tile, program.dtype) and fmt.fragment(program.tile, program.dtype) is None:
+            return f"format {fmt} has no fragment"
+    loops = loops_of(module)
+    if not loops:
+        return "every tile is empty"
+    least = 2 * _slot_bytes(loops, 4, BATCH_BLOCKS[0], columns)
+    if least > shared_bytes(capability):
+        return f"two slots of a ring take {least >> 10} KB, sm_{capability} has {shared_bytes(capability) >> 10}"
+    return None
+
+
+def shared_bytes(capability: int) -> int:
+    """Shared memory that one program may have; of an unknown GPU, the least of those that are known."""
+    return SHARED_BYTES.get(capability, min(SHARED_BYTES.values()))
+
+
+def loops_of(module: Module) -> tuple[GluonLoop, ...]:
+    """The consumer loops of a module that `unsupported` lets through, in csr order."""
+    program, loops = module.tiles, []
+    for index, csr in enumerate(scheduled(module).csrs):
+        fmt = program.segments[csr.segment].resolve()
+        fragment = fmt.fragment(program.tile, program.dtype)
+        if not fmt.planes(program.tile, program.dtype):
+            continue
+        assert fragment is not None, "unsupported() was not asked"
+        layout = BlobLayout.of(fragment, program.tile)
+        loops.append(GluonLoop(index, csr.segment, str(fmt), re.sub(r"\W", "_", fmt.name), fragment, layout))
+    return tuple(loops)
+
+
+@dataclass(frozen=True)
+class GluonConfig:
+    """Rows of the batch per program, warps per program, slots of the ring."""
+
+    block_n: int
+    num_warps: int
+    stages: int
+
+    @staticmethod
+    def choose(
+        batch: int,
+        module: Module,
+        loops: tuple[GluonLoop, ...],
+        capability: int,
+        launch: Mapping[str, int] | None = None,
+    ) -> "GluonConfig":
+        """Defaults for a batch of x on a GPU of this compute capability, and what a schedule says instead.
+
+        A warp has registers for the sums of 16 rows and 128 of the batch, or 32 rows and 32. The ring has 8
+        slots, 4 or 2: as many as let more than one program live on an SM, and at least what fits.
+        """
+        given, (rows, columns) = launch or {}, module.tiles.tile
+        block_n = min(given.get("block_n", next((n for n in BATCH_BLOCKS if batch <= n), BATCH_BLOCKS[-1])), 128)
+        warps = 4 if rows == 64 or (block_n <= 32 and given.get("num_warps", 4) <= 4) else 8
+        while 2 * _slot_bytes(loops, warps, block_n, columns) > shared_bytes(capability) and block_n > BATCH_BLOCKS[0]:
+            block_n //= 2
+        slot = _slot_bytes(loops, warps, block_n, columns)
+        fits = [n for n in (8, 4, 2) if n * slot <= shared_bytes(capability)]
+        stages = next((n for n in fits if n * slot <= RING_BYTES), fits[-1] if fits else 2)
+        wanted = given.get("num_stages")
+        return GluonConfig(block_n, warps, wanted if wanted in fits else stages)
+
+    @property
+    def reduce_block(self) -> int:
+        """Rows of the batch per program of the kernel that adds parts: its low-rank dot takes at least 16."""
+        return max(self.block_n, 16)
+
+    def options(self) -> dict[str, Any]:
+        """Options of a Triton launch."""
+        return {"num_warps": self.num_warps, "enable_fp_fusion": True}
+
+
+def slot_words(loops: tuple[GluonLoop, ...], warps: int) -> int:
+    """Words of a slot: a power of two, as Gluon allocates, that holds the largest blob in whole rounds of copies."""
+    largest = max([warps * 32 * CHUNK, *(loop.blob.words for loop in loops)])
+    return 1 << (largest - 1).bit_length()
+
+
+def _slot_bytes(loops: tuple[GluonLoop, ...], warps: int, block_n: int, columns: int) -> int:
+    """Shared memory of a tile in the ring and the block of x that it meets."""
+    return slot_words(loops, warps) * 4 + block_n * columns * 2
+
+
+assert all(columns % STEP == 0 for columns in TILE_COLUMNS)

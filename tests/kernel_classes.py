@@ -43,6 +43,22 @@ MIXES: dict[str, tuple[str, ...]] = {
 FURTHER: dict[str, tuple[str, ...]] = {"bitmap": ("bitmap",)}
 """Formats that are compiled and run in a few classes only: a decode does not depend on what follows it."""
 
+GLUON_MIXES: dict[str, tuple[str, ...]] = {
+    "wide_zeros": (
+        "int4<group_size=32, zero_points=true>", "int8<group_size=64, zero_points=true>",
+        "int4_nv24<group_size=64, zero_points=true>",
+    ),
+    "int4_64": ("int4<group_size=64>",),
+    "int4_nv24_64": ("int4_nv24<group_size=64>",),
+    "mosaic_64": ("dense", "nv24", "int4<group_size=64>", "int4_nv24<group_size=64>", "empty"),
+}  # fmt: skip
+GLUON_EPILOGUES: dict[str, tuple[str, ...]] = {
+    "output_scale": ("output_scale", "relu"),
+    "rows": ("row_permutation", "gelu_tanh"),
+    "most": ("bias", "low_rank", "row_permutation", "output_scale", "gelu"),
+}
+"""More that only the Gluon dialect's classes name."""
+
 
 @dataclass(frozen=True)
 class KernelClass:
@@ -118,7 +134,7 @@ def make_case(
 
     generator = torch.Generator().manual_seed(seed)
     weight = (torch.randn(*shape, generator=generator) * 0.5).to(TORCH_DTYPES[kernel.weight])
-    formats = {**MIXES, **FURTHER}[kernel.formats]
+    formats = {**MIXES, **FURTHER, **GLUON_MIXES}[kernel.formats]
     grid = (-(-shape[0] // kernel.tile[0]), -(-shape[1] // kernel.tile[1]))
     count = grid[0] * grid[1]
     order = torch.randperm(count, generator=generator).tolist()
@@ -139,7 +155,7 @@ def make_beside(
     kernel: KernelClass, shape: tuple[int, int], generator: torch.Generator, rank: int = 5
 ) -> tuple[Beside, dict[str, Tensor]]:
     """What the class has beside its tiles, with random values."""
-    (rows, columns), wanted = shape, EPILOGUES[kernel.beside]
+    (rows, columns), wanted = shape, {**EPILOGUES, **GLUON_EPILOGUES}[kernel.beside]
     everything = {
         "bias": torch.randn(rows, generator=generator),
         "row_permutation": torch.randperm(rows, generator=generator).to(torch.int32),

@@ -1,0 +1,163 @@
+"""Memory of an emulated kernel: global buffers with bounds, and shared memory that knows who touched it when.
+
+Shared memory finds what a GPU would not say: a read of bytes that no finished copy or store has filled, and two warps
+that touch the same bytes without a barrier between them, at least one of them writing. Threads of a warp are taken to
+run in step.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.ptx.program import EmulationError
+
+Bytes = NDArray[np.uint8]
+Addresses = NDArray[np.int64]
+
+FIRST_BASE, GAP = 1 << 32, 1 << 20
+SEVERAL = -2
+"""Marks bytes that more than one warp has read since the last barrier."""
+
+
+class GlobalMemory:
+    """Buffers far apart: an address outside all of them is an error."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._buffers: list[Bytes] = []
+        self._bases: list[int] = []
+        self._next = FIRST_BASE
+
+    def add(self, name: str, buffer: Bytes) -> int:
+        """Its address; kernels read and write the array itself."""
+        assert buffer.ndim == 1
+        base = self._next
+        self._names.append(name)
+        self._buffers.append(buffer)
+        self._bases.append(base)
+        self._next = base + -(-(buffer.size + GAP) // GAP) * GAP
+        return base
+
+    def read(self, addresses: Addresses, width: int) -> Bytes:
+        """`[threads, width]` bytes."""
+        out = np.empty((addresses.size, width), np.uint8)
+        for index, chosen, places in self._places(addresses, width):
+            out[chosen] = self._buffers[index][places]
+        return out
+
+    def write(self, addresses: Addresses, data: Bytes) -> None:
+        """`data` is `[threads, width]`."""
+        for index, chosen, places in self._places(addresses, data.shape[1]):
+            self._buffers[index][places] = data[chosen]
+
+    def _places(self, addresses: Addresses, width: int) -> list[tuple[int, NDArray[np.bool_], Addresses]]:
+        check_aligned(addresses, width, "global memory")
+        index = np.searchsorted(self._bases, addresses, side="right") - 1
+        found = []
+        for buffer in np.unique(index):
+            chosen = index == buffer
+            offsets = addresses[chosen] - (self._bases[buffer] if buffer >= 0 else 0)
+            if buffer < 0 or (offsets + width > self._buffers[buffer].size).any():
+                where = "no buffer" if buffer < 0 else f"{self._names[buffer]} of {self._buffers[buffer].size} bytes"
+                raise EmulationError(f"global memory: access of {width} bytes at offset {offsets.max()} of {where}")
+            found.append((int(buffer), chosen, offsets[:, None] + np.arange(width)))
+        return found
+
+
+@dataclass
+class SharedMemory:
+    """Shared memory of one program.
+
+    Attributes:
+        epoch: barriers passed.
+        valid: bytes that were written and whose copy has arrived.
+        written, writer: when and by which warp a byte was written last.
+        touched, reader: when and by which warp a byte was read last.
+    """
+
+    size: int
+    epoch: int = 0
+    data: Bytes = field(init=False)
+    _pending: list[tuple[Addresses, Bytes, Addresses]] = field(default_factory=list)
+    _groups: list[list[tuple[Addresses, Bytes, Addresses]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.data = np.full(self.size, 0xFF, np.uint8)
+        self.valid = np.zeros(self.size, bool)
+        self.written = np.full(self.size, -1, np.int32)
+        self.writer = np.full(self.size, -1, np.int16)
+        self.touched = np.full(self.size, -1, np.int32)
+        self.reader = np.full(self.size, -1, np.int16)
+
+    def barrier(self) -> None:
+        """All threads have come this far."""
+        self.epoch += 1
+
+    def read(self, addresses: Addresses, width: int, warps: Addresses) -> Bytes:
+        """`[threads, width]` bytes; `warps` says which warp each thread is of."""
+        places = self._places(addresses, width)
+        if not self.valid[places].all():
+            raise EmulationError("shared memory: read of bytes that no store or finished copy has filled")
+        mine = np.broadcast_to(warps[:, None], places.shape)
+        self._refuse((self.written[places] == self.epoch) & (self.writer[places] != mine), "read", "written")
+        fresh = self.touched[places] != self.epoch
+        self.reader[places[fresh]] = mine[fresh]
+        self.reader[places[self.reader[places] != mine]] = SEVERAL
+        self.touched[places] = self.epoch
+        return self.data[places]
+
+    def write(self, addresses: Addresses, data: Bytes, warps: Addresses) -> None:
+        """`data` is `[threads, width]`."""
+        places = self._places(addresses, data.shape[1])
+        self._claim(places, warps)
+        self.data[places] = data
+        self.valid[places] = True
+
+    def copy(self, addresses: Addresses, data: Bytes, warps: Addresses) -> None:
+        """Start an asynchronous copy: its bytes may not be read before a wait."""
+        places = self._places(addresses, data.shape[1])
+        self._claim(places, warps)
+        self.valid[places] = False
+        self._pending.append((places, data, warps))
+
+    def commit(self) -> None:
+        """Close a group of copies."""
+        self._groups.append(self._pending)
+        self._pending = []
+
+    def wait(self, newest: int) -> None:
+        """All groups but the `newest` have arrived, for the threads that started them."""
+        while len(self._groups) > newest:
+            for places, data, warps in self._groups.pop(0):
+                self.data[places] = data
+                self.valid[places] = True
+                self.written[places], self.writer[places] = self.epoch, warps[:, None]
+
+    def finish(self) -> None:
+        """A program ends: nothing may still be on its way into memory that the next one gets."""
+        if self._pending or any(self._groups):
+            raise EmulationError("shared memory: the program ends while copies are on their way")
+
+    def _claim(self, places: Addresses, warps: Addresses) -> None:
+        mine = warps[:, None]
+        self._refuse((self.written[places] == self.epoch) & (self.writer[places] != mine), "written", "written")
+        self._refuse((self.touched[places] == self.epoch) & (self.reader[places] != mine), "written", "read")
+        self.written[places], self.writer[places] = self.epoch, mine
+
+    def _places(self, addresses: Addresses, width: int) -> Addresses:
+        check_aligned(addresses, width, "shared memory")
+        if addresses.size and (addresses.min() < 0 or addresses.max() + width > self.size):
+            raise EmulationError(f"shared memory: access of {width} bytes at {addresses.max()} of {self.size}")
+        return addresses[:, None] + np.arange(width)
+
+    @staticmethod
+    def _refuse(raced: NDArray[np.bool_], now: str, before: str) -> None:
+        if raced.any():
+            raise EmulationError(f"shared memory: bytes {now} that another warp has {before} since the last barrier")
+
+
+def check_aligned(addresses: Addresses, width: int, where: str) -> None:
+    """EmulationError unless every address is a multiple of the access's width."""
+    if (addresses % width).any():
+        raise EmulationError(f"{where}: access of {width} bytes at an address that is no multiple of it")

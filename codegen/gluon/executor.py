@@ -99,7 +99,7 @@ class GluonTiles(Executor):
         kernels.tiles_kernel[grid](parts=parts, **given)
         kernels.reduce_kernel[(self._module.tiles.grid[0] * -(-batch // config.reduce_block),)](
             parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.reduce_block,
-            DOT=TRITON_DOTS[torch.float32], PRECISION=dot_precision(self._dtype), **config.options(),
+            DOT=TRITON_DOTS[torch.float32], PRECISION=dot_precision(torch.float32), **config.options(),
         )  # fmt: skip
 
     @property

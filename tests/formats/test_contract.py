@@ -33,7 +33,7 @@ def untried(text: str) -> set[str]:
     if text != "empty":  # runs of their own length are in the order of lanes as they are
         c_code = {"packed planes unpack to themselves"} if text == "bitmap" else set()
     on_gpu = torch.cuda.is_available() and text != "empty"
-    tensor_cores = text != "empty" and "=16" not in text  # a product sums 32 columns that share a scale
+    tensor_cores = text not in ("empty", "bitmap") and "=16" not in text  # a product sums 32 columns that share a scale
     return (
         c_code
         | (set() if on_gpu else {"Triton decode_block equals decode"})

@@ -33,23 +33,24 @@ def emulate(compiled: Compiled, x: Tensor, pools: Pools, mutate: Mutation | None
     for launch in compiled.launches(x, pools, out):
         for name, argument in zip(launch.kernel.arguments, launch.arguments, strict=True):
             if isinstance(argument, Tensor) and argument.data_ptr() not in addresses:
-                addresses[argument.data_ptr()] = memory.add(name, _bytes(argument))
+                addresses[argument.data_ptr()] = memory.add(name, bytes_of(argument))
         ptx = launch.kernel.ptx
         if mutate is not None and launch.kernel.name == "tiles_kernel":
             changed = mutate(ptx)
             assert changed != ptx, "the mutation changes nothing"
             ptx = changed
         arguments = [addresses[a.data_ptr()] if isinstance(a, Tensor) else a for a in launch.arguments]
-        _kernel(ptx).run(launch.grid, arguments, memory, launch.kernel.shared)
+        kernel_of(ptx).run(launch.grid, arguments, memory, launch.kernel.shared)
     return out
 
 
 @lru_cache(maxsize=8)
-def _kernel(ptx: str) -> Kernel:
+def kernel_of(ptx: str) -> Kernel:
+    """The kernel of a PTX module, ready to run."""
     return Kernel(parse(ptx))
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def bytes_of(tensor: Tensor) -> np.ndarray:
     """The tensor's own memory."""
     assert tensor.is_contiguous()
     return tensor.view(-1).view(torch.uint8).numpy()

@@ -1,0 +1,129 @@
+"""The executor of the Gluon dialect, launched through Triton's own JIT on the emulator."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from stoicc.codegen.executor import Executor
+from stoicc.codegen.gluon.executor import GluonTiles
+from stoicc.codegen.triton import backend
+from stoicc.codegen.triton.backend import TritonBackend
+from stoicc.ir.types import Module
+from stoicc.stats import kernel_stats
+from tests.codegen.gluon.test_emulated import TOLERANCE, error_of
+from tests.kernel_classes import Case, KernelClass, make_case
+from tests.ptx.driver import emulated
+
+KERNEL = KernelClass("mosaic_64", (64, 64), "bf16", "same", "bias", False, 16)
+SHAPE = (136, 200)
+
+
+class Portable(Executor):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        self.seen.append(x)
+
+    def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
+        return 64
+
+
+def launch(case: Case, x: Tensor, capability: int) -> tuple[Tensor, list[str]]:
+    """y into poisoned memory, and the kernels that were launched."""
+    executor = GluonTiles(case.module, case.pools, capability, Portable())
+    out = torch.full((x.shape[0], case.module.tiles.shape[0]), torch.nan, dtype=x.dtype)
+    workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8)
+    with emulated(capability) as driver:
+        executor.run(x, out, workspace)
+    return out, driver.launched
+
+
+@pytest.mark.parametrize(
+    ("beside", "split", "kernels"),
+    [
+        ("bias", False, ["tiles_kernel"]),
+        ("output_scale", True, ["tiles_kernel", "reduce_kernel"]),
+        ("most", False, ["tiles_kernel", "reduce_kernel"]),
+    ],
+)
+@pytest.mark.parametrize(("weight", "capability"), [("bf16", 90), ("f16", 80)])
+def test_one_launch_and_one_to_end_the_work(beside, split, kernels, weight, capability) -> None:
+    case = make_case(replace(KERNEL, beside=beside, split=split, weight=weight), SHAPE)
+    x = torch.randn(19, SHAPE[1]).to(torch.bfloat16 if weight == "bf16" else torch.float16)
+    y, launched = launch(case, x, capability)
+    assert launched == kernels
+    assert error_of(y, case, x) < TOLERANCE[weight]
+
+
+@pytest.mark.parametrize("batch", [1, 33])
+def test_batches_with_other_launch_constants(batch: int) -> None:
+    """One row, which a launch must not take as a constant, and more warps a program."""
+    case = make_case(replace(KERNEL, tile=(128, 64)), SHAPE)
+    x = torch.randn(batch, SHAPE[1]).bfloat16()
+    assert error_of(launch(case, x, 90)[0], case, x) < TOLERANCE["bf16"]
+
+
+def test_a_batch_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stoicc.codegen.triton.launch.PARTS_BYTES", 1)
+    case = make_case(replace(KERNEL, formats="nv24", beside="low_rank"), (64, 64))
+    x = torch.randn(130, 64).bfloat16()
+    y, launched = launch(case, x, 90)
+    assert launched == ["tiles_kernel", "reduce_kernel"] * 2
+    assert error_of(y, case, x) < TOLERANCE["bf16"]
+
+
+def test_other_inputs_go_to_the_portable_dialect() -> None:
+    case, portable = make_case(KERNEL, SHAPE), Portable()
+    executor = GluonTiles(case.module, case.pools, 90, portable)
+    out, workspace = torch.empty(3, SHAPE[0]), torch.empty(64, dtype=torch.uint8)
+    executor.run(torch.zeros(3, SHAPE[1]), out, workspace)
+    executor.run(torch.zeros(3 * SHAPE[1] + 1).bfloat16()[1:].view(3, -1), out.bfloat16(), workspace)
+    assert [x.dtype for x in portable.seen] == [torch.float32, torch.bfloat16]
+
+
+def test_what_it_keeps_is_counted() -> None:
+    """Blobs are a second copy of the payload, and tables are small beside it."""
+    case = make_case(replace(KERNEL, beside="plain"), (512, 512), empty=0.0)
+    payload = sum(pool.nbytes for pool in case.pools.values())
+    kept = GluonTiles(case.module, case.pools, 90, Portable()).resident_bytes
+    assert payload <= kept < 1.1 * payload
+
+
+# ---- the choice of a dialect ----------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """An H200 as far as the choice asks."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(backend, "interpreting", lambda: False)
+    return torch.device("cuda")
+
+
+def dialect(module: Module, device: torch.device) -> str:
+    return TritonBackend().dialect(module, device)
+
+
+def test_the_dialect_and_why(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_case(KERNEL, SHAPE).module
+    assert dialect(module, gpu) == "Gluon on the tensor cores of sm_90 for bf16 inputs, portable Triton for others"
+    assert dialect(make_case(KERNEL, (64, 100)).module, gpu).startswith("portable Triton: K = 100, rows of x must be")
+    assert module.schedule is not None
+    chosen = replace(module, schedule=module.schedule.launch_with(gluon=0))
+    assert dialect(chosen, gpu) == "portable Triton: the schedule says gluon = 0"
+    assert dialect(module, torch.device("cpu")) == "portable Triton: tensor cores are NVIDIA's"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert dialect(module, gpu) == "portable Triton: sm_75 has no sparse tensor cores, which begin with sm_80"
+    monkeypatch.setattr(backend, "interpreting", lambda: True)
+    assert dialect(module, gpu) == "portable Triton: Triton's interpreter has no Gluon"
+
+
+def test_stats_say_it() -> None:
+    program = make_case(KERNEL, SHAPE).module.tiles
+    assert "runs in portable Triton: K = 100" in str(kernel_stats(program, 0, 0, 0, "portable Triton: K = 100"))
+    assert "runs in" not in str(kernel_stats(program, 0, 0, 0))

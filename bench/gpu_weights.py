@@ -47,10 +47,15 @@ class RandomWeight:
 
 
 def random_weight(
-    shape: tuple[int, int], shares: Sequence[tuple[str, float]], dtype: str, device: torch.device, seed: int = 0
+    shape: tuple[int, int],
+    shares: Sequence[tuple[str, float]],
+    dtype: str,
+    device: torch.device,
+    seed: int = 0,
+    tile: tuple[int, int] = TILE,
 ) -> RandomWeight:
     """A weight `[M, K]` whose tiles have formats at random, in the given shares."""
-    grid = (-(-shape[0] // TILE[0]), -(-shape[1] // TILE[1]))
+    grid = (-(-shape[0] // tile[0]), -(-shape[1] // tile[1]))
     cuts = np.cumsum([share for _, share in shares])[:-1]
     chosen = np.searchsorted(cuts, np.random.default_rng(seed).random(grid), side="right")
     generator = torch.Generator(device).manual_seed(seed)
@@ -58,12 +63,12 @@ def random_weight(
     for index, (text, _) in enumerate(shares):
         rows, columns = np.nonzero(chosen == index)
         described = []
-        for plane in find_format(text).planes(TILE, dtype):
+        for plane in find_format(text).planes(tile, dtype):
             name = pool_name(index, plane.name)
             pools[name] = random_plane(plane, text, entry_count(plane, rows, columns), generator)
             described.append(Pool(name, DTYPE_NAMES[pools[name].dtype], tuple(pools[name].shape), f"{index:016x}"))
         segments.append(Segment(text, rows.size, tuple(described)))
-    program = TileProgram("random", shape, TILE, dtype, tuple(segments), tuple(int(c) for c in chosen.ravel()))
+    program = TileProgram("random", shape, tile, dtype, tuple(segments), tuple(int(c) for c in chosen.ravel()))
     return RandomWeight(default_pipeline("triton").run(Module(program)), pools)
 
 

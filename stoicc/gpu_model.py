@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from stoicc.codegen.gluon.compile import compile_for
+from stoicc.codegen.gluon.launch import GluonConfig, loops_of, unsupported
 from stoicc.codegen.triton.compile_check import check_class
 from stoicc.codegen.triton.launch import LaunchConfig
 from stoicc.ir.dtypes import TORCH_DTYPES
@@ -49,7 +51,7 @@ class CompiledCode:
         schedule, program = module.schedule, module.tiles
         assert schedule is not None
         dtype = TORCH_DTYPES[x_dtype]
-        config = LaunchConfig.choose(batch, dtype, program.tile, dict(schedule.launch))
+        config = self._config(module, batch, dtype)
         formats = tuple(program.segments[csr.segment].format for csr in schedule.csrs)
         aligned = tuple(extent % 16 == 0 for extent in program.shape)
         fused, split = (schedule.prologue, schedule.epilogue), schedule.max_parts > 1
@@ -58,9 +60,21 @@ class CompiledCode:
             self._known[key] = self._compiled(module, x_dtype, config)
         return self._known[key]
 
-    def _compiled(self, module: Module, x_dtype: str, config: LaunchConfig) -> KernelCode | None:
+    def _config(self, module: Module, batch: int, x_dtype: torch.dtype) -> LaunchConfig | GluonConfig:
+        """Launch constants of the dialect that a GPU of this architecture would run."""
+        assert module.schedule is not None
+        launch, capability = dict(module.schedule.launch), int(self._architecture.removeprefix("sm_"))
+        if launch.get("gluon") == 0 or unsupported(module, x_dtype, capability) is not None:
+            return LaunchConfig.choose(batch, x_dtype, module.tiles.tile, launch)
+        return GluonConfig.choose(batch, module, loops_of(module), capability, launch)
+
+    def _compiled(self, module: Module, x_dtype: str, config: LaunchConfig | GluonConfig) -> KernelCode | None:
+        dtype = TORCH_DTYPES[x_dtype]
         try:
-            machine = check_class(module, self._architecture, TORCH_DTYPES[x_dtype], config)[0]
+            if isinstance(config, GluonConfig):
+                machine = compile_for(module, dtype, 0, self._architecture, config).kernels[0].machine()
+            else:
+                machine = check_class(module, self._architecture, dtype, config)[0]
         except StoiccError:
             return None
         assert module.schedule is not None

@@ -16,9 +16,10 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from stoicc.codegen.executor import Pools
 from stoicc.codegen.gluon.blobs import Buffers, make_buffers
 from stoicc.codegen.gluon.emit import EmittedGluon, emit
+from stoicc.codegen.gluon.inputs import Inputs
 from stoicc.codegen.gluon.launch import GluonConfig, loops_of, unsupported
 from stoicc.codegen.triton import build
-from stoicc.codegen.triton.compile_check import POINTERS, parse_target
+from stoicc.codegen.triton.compile_check import POINTERS, Machine, parse_target, read_cubin
 from stoicc.codegen.triton.launch import (
     TRITON_DOTS,
     beside_tensors,
@@ -63,6 +64,10 @@ class CompiledKernel:
     def cubin(self) -> bytes:
         return bytes(self.asm["cubin"])
 
+    def machine(self) -> Machine:
+        """What the machine code says: registers, spills, loads, instructions of each loop."""
+        return read_cubin(self.name, self.target, self.cubin, self.shared, self.warps)
+
 
 @dataclass(frozen=True, eq=False)
 class Launch:
@@ -102,7 +107,9 @@ class Compiled:
         """
         schedule = scheduled(self.module)
         buffers = make_buffers(self.module, schedule, self.emitted.loops, pools)
-        named = tensors_of(self.module, buffers, pools, x) | {"x": x, "y": out}
+        named = tensors_of(self.module, buffers, pools, x) | {"y": out}
+        inputs = Inputs.of(beside_tensors(self.module, pools))
+        named["x"] = inputs.prepare(x, torch.empty_like(x)) if inputs else x
         if self.emitted.split:
             slots = int(buffers.row_slots[-1])
             named["parts"] = torch.full((slots, x.shape[0], self.module.tiles.tile[0]), torch.nan, dtype=torch.float32)

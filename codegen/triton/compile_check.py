@@ -37,11 +37,17 @@ _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(
 
 @dataclass(frozen=True)
 class Loop:
-    """One loop of the machine code: its instructions by opcode (without modifiers)."""
+    """One loop of the machine code.
+
+    Attributes:
+        opcodes: instructions by opcode, without modifiers but for HMMA.SP, the sparse tensor cores.
+        loads: global loads (cp.async too) by width in bits.
+    """
 
     instructions: int
     opcodes: dict[str, int]
     spills: int
+    loads: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _check(
     )
     compiled = triton.compile(source, target=parse_target(target), options=config.options())
     if "cubin" in compiled.asm:
-        return _read_cubin(name, target, compiled, config.num_warps)
+        return read_cubin(name, target, compiled.asm["cubin"], compiled.metadata.shared, config.num_warps)
     return _read_amdgcn(name, target, compiled, config.num_warps)
 
 
@@ -158,25 +164,25 @@ def _is_aligned(name: str, module: Module) -> bool:
 # ---- NVIDIA ---------------------------------------------------------------------------------
 
 
-def _read_cubin(name: str, target: str, compiled: Any, warps: int) -> Machine:
-    text, usage = _disassemble(compiled.asm["cubin"])
+def read_cubin(name: str, target: str, cubin: bytes, shared: int, warps: int) -> Machine:
+    """What a compiled kernel's machine code says, with its dynamic shared memory and the warps of a program."""
+    text, usage = _disassemble(cubin)
     code = [(int(at, 16), opcode, rest) for at, opcode, rest in _SASS.findall(text)]
     loops = tuple(_loop(code, begin, end) for begin, end in _backward_branches(code))
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None
     spilled = [at for at, opcode, _ in code if _is_spill(opcode)]
     inside = {at for begin, end in _backward_branches(code) for at in spilled if begin <= at <= end}
-    loads = Counter(_load_bits(opcode, rest) for _, opcode, rest in code if opcode.startswith(("LDG", "LDGSTS")))
     return Machine(
         kernel=name,
         target=target,
         registers=int(registers[1]),
         spills=len(spilled),
         spills_in_loops=len(inside),
-        shared=compiled.metadata.shared,
+        shared=shared,
         warps=warps,
         instructions=len(code),
-        loads=dict(sorted(loads.items())),
+        loads=_loads(code),
         loops=loops,
     )
 
@@ -207,9 +213,19 @@ def _backward_branches(code: list[tuple[int, str, str]]) -> list[tuple[int, int]
 
 
 def _loop(code: list[tuple[int, str, str]], begin: int, end: int) -> Loop:
-    body = [opcode for at, opcode, _ in code if begin <= at <= end]
-    opcodes = Counter(opcode.split(".")[0] for opcode in body)
-    return Loop(len(body), dict(opcodes.most_common()), sum(map(_is_spill, body)))
+    inside = [(at, opcode, rest) for at, opcode, rest in code if begin <= at <= end]
+    body = [opcode for _, opcode, _ in inside]
+    opcodes = Counter("HMMA.SP" if opcode.startswith("HMMA.SP") else opcode.split(".")[0] for opcode in body)
+    return Loop(len(body), dict(opcodes.most_common()), sum(map(_is_spill, body)), _loads(inside))
+
+
+def _loads(code: list[tuple[int, str, str]]) -> dict[int, int]:
+    """Global loads by width in bits."""
+    return dict(sorted(Counter(_load_bits(op, rest) for _, op, rest in code if _is_load(op)).items()))
+
+
+def _is_load(opcode: str) -> bool:
+    return opcode.split(".")[0] in ("LDG", "LDGSTS")
 
 
 def _is_spill(opcode: str) -> bool:

@@ -2,9 +2,10 @@
 
     python -m bench.gpu_check
 
-Needs a GPU, torch, triton and numpy; no network and no installation. First every format x dtype x
-batch against float64, then decode and prefill times against `F.linear` (and, for pure 2:4,
-`torch.sparse.to_sparse_semi_structured`) with cold caches. A table is printed and
+Needs a GPU, torch, triton and numpy; no network and no installation. First what no emulator can tell of the
+Gluon dialect (subnormal operands on the tensor cores, and races: the same bits each time), then every format x
+dtype x batch against float64 in both dialects, then decode and prefill times against `F.linear`,
+`torch.sparse.to_sparse_semi_structured` and torch's int4 kernel with cold caches. A table is printed and
 `bench/results/gpu-<device>.json` written. Cases that do not fit the time budget are dropped and
 named. `--dry-run` goes through all of it on tiny shapes in Triton's interpreter
 (`TRITON_INTERPRET=1`); nothing that it prints is a measurement.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.gpu_runners import VENDORS, is_vendor, runners_of
 from bench.gpu_timing import METHOD
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,7 +42,11 @@ SHAPES = (
     (8192, 28672), (5120, 5120), (20480, 5120), (7168, 7168), (28672, 7168), (12288, 12288), (49152, 12288),
 )  # fmt: skip
 """A large decode layer, then attention and MLP layers of OPT-13B, -30B and -175B."""
-DECODE, PREFILL = (1, 16, 64), (512, 2048)
+DECODE, PREFILL = (1, 8, 16, 32, 64, 128), (512, 2048, 4096)
+TIMED = ("dense", "nv24", "int4<group_size=128>", "int4_nv24<group_size=128>", "half 2:4", "mosaic", "int8")
+"""Rows of ours in the table of times."""
+REPEATS = 20
+"""Launches whose results have to be the same bits."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,15 @@ class Plan:
 
 
 def check_all(plan: Plan, report: Report) -> None:
-    """Every format x weight dtype x x dtype x batch x executor, in the first 60% of the time."""
+    """Tensor cores, then every format x weight dtype x x dtype x batch x executor, in the first 60% of the time."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if plan.late(0.6):
+            report.dropped.append(f"check of tensor cores {dtype}")
+            continue
+        try:
+            report.checks += check_tensor_cores(plan, dtype)
+        except Exception as error:  # the portable dialect is still to be checked
+            report.failures.append(f"check of tensor cores {dtype}: {type(error).__name__}: {error}")
     for weight in (torch.bfloat16, torch.float16, torch.float32):
         for text in FORMATS:
             if plan.late(0.6):
@@ -135,6 +149,41 @@ def check_all(plan: Plan, report: Report) -> None:
                 report.checks += check_format(plan, text, weight)
             except Exception as error:  # one broken case must not hide the others
                 report.failures.append(f"check {text} {weight}: {type(error).__name__}: {error}")
+
+
+def check_tensor_cores(plan: Plan, dtype: torch.dtype) -> Iterator[Check]:
+    """What an emulator cannot tell: subnormal operands, and whether launches of one kernel give the same bits.
+
+    The weight is a mosaic at the Gluon dialect's own tile, with split-K.
+    """
+    import stoicc
+
+    generator = torch.Generator().manual_seed(1)
+    (rows, columns), formats = plan.check_shape, ("dense", "nv24", "int4", "int4_nv24", "int8", "empty")
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    if dtype == torch.float16:  # the least numbers of f16 are weights that occur, those of bf16 are not
+        tiny = stoicc.inspect(weight * 2.0**-20, tile=(64, 64))
+        yield compare_decode(tiny, plan.device, "dense, subnormal")
+    grid = (-(-rows // 128), -(-columns // 64))
+    names = [[formats[(row * grid[1] + column) % len(formats)] for column in range(grid[1])] for row in range(grid[0])]
+    tiled = stoicc.inspect(weight, tile=(128, 64), tile_map=names, approximate=True)
+    kernel = stoicc.compile(tiled, target="cuda", pipeline="build-csr,split-k{parts=2}").to(plan.device)
+    dense = kernel.to_dense().double()
+    for batch in plan.check_batches:
+        x = torch.randn(batch, columns, generator=generator).to(dtype).to(plan.device)
+        yield compare(kernel, "tiles", x, F.linear(x.double(), dense), "mosaic")
+    repeats = REPEATS if plan.device.type == "cuda" else 2
+    first, *others = (run_once(kernel.executor("tiles"), x, rows) for _ in range(repeats))
+    same = all(torch.equal(first, other) for other in others)
+    yield Check(f"mosaic, {repeats} times", kernel.program.dtype, str(dtype)[6:], len(x), "tiles", None, same)
+
+
+def run_once(executor: Any, x: Tensor, rows: int) -> Tensor:
+    """y of a call into a poisoned output and workspace."""
+    out = torch.full((x.shape[0], rows), torch.nan, dtype=x.dtype, device=x.device)
+    workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8, device=x.device)
+    executor.run(x, out, workspace)
+    return out
 
 
 def check_format(plan: Plan, text: str, dtype: torch.dtype) -> Iterator[Check]:
@@ -152,14 +201,19 @@ def check_format(plan: Plan, text: str, dtype: torch.dtype) -> Iterator[Check]:
     tiled = stoicc.inspect(weight, tile=(64, 64), tile_map=grid, approximate=True, bias=bias)
     pipeline = f"build-csr,split-k{{parts={parts}}},fuse-epilogue"
     kernel = stoicc.compile(tiled, target="cuda", pipeline=pipeline).to(plan.device)
+    executors = [(kind, kernel, kind) for kind in ("tiles", "dense-once")]
+    if kernel.stats().dialect.startswith("Gluon"):
+        plain = stoicc.compile(tiled, target="cuda", pipeline=f"{pipeline},launch{{gluon=0}}").to(plan.device)
+        executors.append(("portable", plain, "tiles"))
     yield compare_decode(stoicc.inspect(weight, tile=(64, 64), tile_map=grid, approximate=True), plan.device, text)
     dense = kernel.to_dense().double()
     for x_dtype in dict.fromkeys((dtype, torch.float32)):
         for batch in plan.check_batches:
             x = torch.randn(batch, plan.check_shape[1], generator=generator).to(x_dtype).to(plan.device)
             want = F.linear(x.double(), dense, None if bias is None else bias.double().to(plan.device))
-            for kind in ("tiles", "dense-once"):
-                yield compare(kernel, kind, x, want, text)
+            for name, compiled, kind in executors:
+                if name != "portable" or x_dtype == dtype:  # other inputs run in it already
+                    yield replace(compare(compiled, kind, x, want, text), executor=name)
 
 
 def compare_decode(tiled: Any, device: torch.device, text: str) -> Check:
@@ -180,10 +234,7 @@ def compare_decode(tiled: Any, device: torch.device, text: str) -> Check:
 
 def compare(kernel: Any, kind: str, x: Tensor, want: Tensor, text: str) -> Check:
     """Run an executor on a poisoned output and workspace."""
-    executor = kernel.executor(kind)
-    out = torch.full(want.shape, torch.nan, dtype=x.dtype, device=x.device)
-    workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8, device=x.device)
-    executor.run(x, out, workspace)
+    out = run_once(kernel.executor(kind), x, want.shape[1])
     error = float((out.double() - want).norm() / want.norm())
     # A NaN error compares false, so an output that was not written fails.
     passed = error < TOLERANCE[x.dtype]
@@ -209,8 +260,7 @@ def time_all(plan: Plan, report: Report, note: Callable[[Timing], None]) -> None
     batches = (*plan.decode, *plan.prefill)
     for shape in plan.shapes:
         linear: dict[int, float] = {}
-        vendors = ("dense (F.linear)", "2:4 (semi-structured)")[: 2 if plan.device.type == "cuda" else 1]
-        for name in (*vendors, *FORMATS[:5], "mosaic"):
+        for name in (*VENDORS[: None if plan.device.type == "cuda" else 1], *TIMED):
             if plan.late():
                 report.dropped.append(f"times {shape[0]}x{shape[1]} {name}")
                 continue
@@ -229,63 +279,17 @@ def time_format(
     clock: Any, shape: tuple[int, int], batches: tuple[int, ...], name: str, linear: dict[int, float], bandwidth: float
 ) -> Iterator[Timing]:
     """One weight at several batches; `linear` collects F.linear's times for the others."""
-    runners, payload = vendor(clock, shape, name) if is_vendor(name) else tiles(clock, shape, name)
+    runners, payload = runners_of(clock, shape, name)
     for batch in batches:
         x = torch.randn(batch, shape[1], device=clock.device).to(torch.bfloat16)
         for kind, calls in runners(x, batch).items():
             seconds = clock.seconds(calls)
-            if name == "dense (F.linear)":
+            if name == VENDORS[0]:
                 linear[batch] = seconds
             moved = payload + x.nbytes + 2 * batch * shape[0]
             bound = moved / bandwidth
             speedup = linear[batch] / seconds if batch in linear else None
             yield Timing(shape, batch, name, kind, seconds * 1e6, moved, bound * 1e6, bound / seconds, speedup)
-
-
-def is_vendor(name: str) -> bool:
-    """Whether a row is the vendor's library, to compare with, and not ours."""
-    return name.endswith(")")
-
-
-Runners = Callable[[Tensor, int], dict[str, list[Callable[[], object]]]]
-
-
-def tiles(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, int]:
-    """Executors of ours: `tiles` at decode, and both at prefill."""
-    from bench.gpu_weights import MOSAIC, random_weight
-
-    weight = random_weight(shape, MOSAIC if name == "mosaic" else [(name, 1.0)], "bf16", clock.device)
-    weights = [weight, *(weight.copy() for _ in range(clock.copies(weight.payload_bytes) - 1))]
-
-    def runners(x: Tensor, batch: int) -> dict[str, list[Callable[[], object]]]:
-        kinds = ["tiles"] if batch <= 64 else ["dense-once"] if batch > 512 else ["tiles", "dense-once"]
-        return {kind: [call(w.executor(kind), x, shape[0]) for w in weights] for kind in kinds}
-
-    return runners, weight.payload_bytes
-
-
-def call(executor: Any, x: Tensor, rows: int) -> Callable[[], object]:
-    """A call with its own output and workspace, both allocated before."""
-    out = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
-    workspace = torch.empty(executor.workspace_bytes(x.shape[0], x.dtype), dtype=torch.uint8, device=x.device)
-    return lambda: executor.run(x, out, workspace)
-
-
-def vendor(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, int]:
-    """F.linear on a dense weight, or on torch's semi-structured form of a 2:4 weight."""
-    weight = torch.randn(*shape, device=clock.device).to(torch.bfloat16) * 0.02
-    payload = weight.nbytes
-    if name.startswith("2:4"):
-        weight = weight * torch.tensor([1, 0, 1, 0], dtype=weight.dtype, device=clock.device).repeat(shape[1] // 4)
-        payload = payload * 9 // 16
-    copies = [weight.clone() for _ in range(clock.copies(payload))]
-    if name.startswith("2:4"):
-        copies = [torch.sparse.to_sparse_semi_structured(copy) for copy in copies]
-
-    def linear(x: Tensor, held: Tensor) -> Callable[[], object]:
-        return lambda: F.linear(x, held)
-
-    return lambda x, batch: {"torch": [linear(x, held) for held in copies]}, payload
 
 
 # ---- report ---------------------------------------------------------------------------------

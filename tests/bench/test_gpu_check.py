@@ -48,8 +48,11 @@ def test_dry_run(tmp_path) -> None:
     assert not report["dropped"]
     assert all(check["passed"] for check in report["checks"])
     assert {check["executor"] for check in report["checks"]} == {"tiles", "dense-once", "decode"}
+    formats = ("dense", "nv24", "int8", "int4", "int4_nv24")
     assert {(c["format"].partition("<")[0], c["weight"]) for c in report["checks"]} == {
-        (name, dtype) for name in ("dense", "nv24", "int8", "int4", "int4_nv24") for dtype in ("bf16", "f16", "f32")
+        *((name, dtype) for name in formats for dtype in ("bf16", "f16", "f32")),
+        *((name, dtype) for name in ("mosaic", "mosaic, 2 times") for dtype in ("bf16", "f16")),
+        ("dense, subnormal", "f16"),
     }
     assert {timing["format"] for timing in report["times"]} >= {"dense (F.linear)", "nv24", "mosaic"}
     assert report["copy_bandwidth"] > 0

@@ -47,7 +47,7 @@ test-full: $(VENV)/.installed ## as test, with slow tests and more Hypothesis ex
 	TRITON_INTERPRET=1 $(PYTEST) --slow -m interpreter tests/codegen/triton
 
 test-compat: $(COMPAT)/.installed ## the GPU compile checks under triton 3.6.0, in a second environment
-	$(COMPAT)/bin/python -m pytest -n 2 -k compile tests/codegen/triton
+	$(COMPAT)/bin/python -m pytest -n 2 -k compile tests/codegen/triton tests/codegen/gluon
 
 check: $(VENV)/.installed ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .

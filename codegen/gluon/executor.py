@@ -9,6 +9,7 @@ from torch import Tensor
 from stoicc.codegen.executor import Executor, Pools
 from stoicc.codegen.gluon.blobs import make_buffers
 from stoicc.codegen.gluon.emit import EmittedGluon, emit
+from stoicc.codegen.gluon.inputs import Inputs
 from stoicc.codegen.gluon.launch import GluonConfig, loops_of
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.launch import (
@@ -29,7 +30,8 @@ from stoicc.ir.types import Module
 class GluonTiles(Executor):
     """Multiplies x of the weight's dtype on tensor cores; any other x goes to the portable executor.
 
-    One launch, and one more where parts of split-K or a low-rank product are added. R x is one `torch.mm` before.
+    One launch, and one more where parts of split-K or a low-rank product are added. R x is one `torch.mm` before, and
+    what scales or permutes x one operation each.
     Blobs are a copy of the payload in register order, beside the canonical pools that the portable executor reads.
 
     Args:
@@ -43,6 +45,7 @@ class GluonTiles(Executor):
         self._loops = loops_of(module)
         self._buffers = make_buffers(module, schedule, self._loops, pools)
         self._beside = beside_tensors(module, pools)
+        self._inputs = Inputs.of(self._beside)
         self._rights = right_factors(self._beside, module.tiles.dtype)
         self._dtype = TORCH_DTYPES[module.tiles.dtype]
         self._launch = dict(schedule.launch)
@@ -54,7 +57,8 @@ class GluonTiles(Executor):
     @property
     def resident_bytes(self) -> int:
         held = self._buffers
-        own = [held.blobs, held.descriptors, held.items, held.row_slots, *self._beside.values(), *self._rights.values()]
+        own: list[Tensor | None] = [held.blobs, held.descriptors, held.items, held.row_slots, self._inputs.scale]
+        own += [*self._beside.values(), *self._rights.values()]
         return kept_bytes(own, self._owned) + self._portable.resident_bytes
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
@@ -63,7 +67,8 @@ class GluonTiles(Executor):
             return portable
         emitted, _ = self._kernels(batch)
         parts = self._slot_bytes * rows_of_a_piece(batch, self._slot_bytes) if emitted.split else 0
-        return max(portable, low_rank_bytes(batch, self._rank) + parts)
+        prepared = self._inputs.bytes(batch, self._module.tiles.shape[1])
+        return max(portable, low_rank_bytes(batch, self._rank) + prepared + parts)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         if x.dtype != self._dtype or x.data_ptr() % 16:  # a view into a row; copies take 16 bytes at a time
@@ -74,6 +79,9 @@ class GluonTiles(Executor):
         product = workspace[: batch * self._rank * 4].view(torch.float32).view(batch, -1) if self._rank else None
         if product is not None:
             low_rank_product(x, self._rights, product)
+        if self._inputs:
+            x = self._inputs.prepare(x, workspace[held : held + x.nbytes].view(x.dtype).view(x.shape))
+            held += self._inputs.bytes(*x.shape)
         emitted, _ = self._kernels(batch)
         step = rows_of_a_piece(batch, self._slot_bytes) if emitted.split else batch
         for begin in range(0, batch, step):

@@ -11,6 +11,7 @@ from stoicc.codegen.gluon.blobs import GluonLoop
 from stoicc.codegen.gluon.register_order import CHUNK, STEP, BlobLayout
 from stoicc.codegen.triton.loops import scheduled
 from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.fragment import Fragment
 from stoicc.ir.types import Module
 
 TILE_ROWS, TILE_COLUMNS = (64, 128), (64, 128, 256)
@@ -44,8 +45,8 @@ def unsupported(module: Module, x_dtype: torch.dtype, capability: int) -> str | 
         return f"tiles are {rows}x{columns}, four warps share tiles of 64 or 128 rows and 64, 128 or 256 columns"
     if program.shape[1] % 8:
         return f"K = {program.shape[1]}, rows of x must be whole runs of 16 bytes"
-    if program.beside.input_scale is not None or program.beside.column_permutation is not None:
-        return "x is scaled or permuted"
+    if program.beside.input_scale is not None and program.dtype == "f16":
+        return "x is scaled, which may leave the range of f16"
     for csr in scheduled(module).csrs:
         fmt = program.segments[csr.segment].resolve()
         if fmt.planes(program.tile, program.dtype) and fmt.fragment(program.tile, program.dtype) is None:
@@ -96,11 +97,13 @@ class GluonConfig:
     ) -> "GluonConfig":
         """Defaults for a batch of x on a GPU of this compute capability, and what a schedule says instead.
 
-        A warp has registers for the sums of 16 rows and 128 of the batch, or 32 rows and 32. The ring has 8
-        slots, 4 or 2: as many as let more than one program live on an SM, and at least what fits.
+        A warp has registers for the sums of 16 rows and 128 of the batch, or 32 rows and 32; for fewer of the batch
+        where sums are scaled and wide tiles or zero points are held beside them (`_most_rows`). The ring has 8 slots, 4
+        or 2: as many as let more than one program live on an SM, and at least what fits.
         """
         given, (rows, columns) = launch or {}, module.tiles.tile
-        block_n = min(given.get("block_n", next((n for n in BATCH_BLOCKS if batch <= n), BATCH_BLOCKS[-1])), 128)
+        most = min((_most_rows(loop.fragment, columns) for loop in loops), default=BATCH_BLOCKS[-1])
+        block_n = min(given.get("block_n", next((n for n in BATCH_BLOCKS if batch <= n), most)), most)
         warps = 4 if rows == 64 or (block_n <= 32 and given.get("num_warps", 4) <= 4) else 8
         while 2 * _slot_bytes(loops, warps, block_n, columns) > shared_bytes(capability) and block_n > BATCH_BLOCKS[0]:
             block_n //= 2
@@ -118,6 +121,13 @@ class GluonConfig:
     def options(self) -> dict[str, Any]:
         """Options of a Triton launch."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
+
+
+def _most_rows(fragment: Fragment, columns: int) -> int:
+    """Rows of the batch that a program has registers for in every loop; found by compiling, as tests hold."""
+    wide, wider = columns > 64, columns > 128
+    halvings = (wide or fragment.zero_points) + (wider and fragment.zero_points) if fragment.groups else 0
+    return BATCH_BLOCKS[-1] >> halvings
 
 
 def slot_words(loops: tuple[GluonLoop, ...], warps: int) -> int:

@@ -110,8 +110,20 @@ def logic3(a: Array, b: Array, c: Array, table: int) -> Array:
 
 
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-}  # fmt: skip
+    "eq": np.equal,
+    "ne": lambda a, b: (a < b) | (a > b),
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "equ": lambda a, b: ~((a < b) | (a > b)),
+    "neu": np.not_equal,
+    "ltu": lambda a, b: ~(a >= b),
+    "leu": lambda a, b: ~(a > b),
+    "gtu": lambda a, b: ~(a <= b),
+    "geu": lambda a, b: ~(a < b),
+}
+"""A comparison with NaN is false, and true for those that end in u; they end so for floats alone."""
 
 SIMPLE: dict[str, Callable[..., Array]] = {
     "mov": lambda a: a, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divide, "rem": _remainder,
@@ -135,6 +147,9 @@ def function_of(opcode: tuple[str, ...]) -> Callable[..., Array]:
     if kind in ("f16x2", "bf16x2"):
         inner = (lambda a, b, c: a * b + c) if name == "fma" else SIMPLE[name]
         return lambda *words: _pairs(inner, kind[:-2], *words)
+    if kind == "bf16":
+        single = (lambda a, b, c: a * b + c) if name == "fma" else SIMPLE[name]
+        return lambda *halves: from_floats(single(*(to_floats(half, kind) for half in halves)), kind)
     if name == "fma":
         operation: Callable[..., Array] = _fused
     elif name == "mad":

@@ -66,6 +66,18 @@ def test_floats() -> None:
     assert (bf16_to_f32(pairs[1::2]) == 3).all()
 
 
+def test_comparisons_with_nan() -> None:
+    for name, want in {"lt": 0, "ltu": 1, "ne": 0, "neu": 1, "eq": 0, "equ": 1, "ge": 0, "geu": 1}.items():
+        found = store(f"setp.{name}.f32 %p1, 0f7FC00000, 0f3F800000; selp.b32 %r2, 1, 0, %p1;")
+        assert (found == want).all(), name
+
+
+def test_halves_by_themselves() -> None:
+    """bf16 alone in a register of 16 bits: 1.5 times 2.5 is 3.75."""
+    one = store("mov.b16 %rs1, 0x3FC0; mov.b16 %rs2, 0x4020; mul.bf16 %rs3, %rs1, %rs2; cvt.u32.u16 %r2, %rs3;")
+    assert (one == 0x4070).all()
+
+
 def test_rounding_to_bf16_is_to_nearest_even() -> None:
     halfway = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7FC00001], np.uint32).view(np.float32)
     assert [hex(bits) for bits in f32_to_bf16(halfway)] == ["0x3f80", "0x3f82", "0x3f81", "0x7fff"]

@@ -60,6 +60,16 @@ def test_one_launch_and_one_to_end_the_work(beside, split, kernels, weight, capa
     assert error_of(y, case, x) < TOLERANCE[weight]
 
 
+@pytest.mark.parametrize(("beside", "weight"), [("scales", "bf16"), ("permuted", "f16"), ("all", "bf16")])
+def test_what_stands_on_the_side_of_x(beside: str, weight: str) -> None:
+    case = make_case(replace(KERNEL, formats="nv24", beside=beside, weight=weight, split=beside == "all"), SHAPE)
+    x = torch.randn(5, SHAPE[1]).to(torch.bfloat16 if weight == "bf16" else torch.float16)
+    y, launched = launch(case, x, 90)
+    assert launched == ["tiles_kernel", *(["reduce_kernel"] if beside == "all" else [])]
+    rounded = 1.5 if "permuted" not in beside else 1  # x times its scale is rounded as well
+    assert error_of(y, case, x) < rounded * TOLERANCE[weight]
+
+
 @pytest.mark.parametrize("batch", [1, 33])
 def test_batches_with_other_launch_constants(batch: int) -> None:
     """One row, which a launch must not take as a constant, and more warps a program."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from stoicc.ir.errors import InputError
 from stoicc.kernel import Kernel
+from stoicc.model.budget import spread_budgets
 from stoicc.model.calibration import (
     Calibration,
     CalibrationLike,
@@ -80,6 +81,7 @@ def compress(
         if chosen.width:
             prune_width(model, chosen.width, batches, surgery)
             layers = find_layers(model, chosen)
+        layers = spread_budgets(model, layers, batches)
         surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
         found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none")
         options = f"sequential={sequential}, dtype={dtype}"

@@ -7,6 +7,7 @@ rules:
   - nm_magnitude: {n: 2, m: 4}
   - group_absmax: {bits: 4, group_size: 128}
   compile: {tile: [64, 64]}                         # options of stoicc.compile
+  # budget: {sparsity: 0.6}                         # or bits: uneven over layers, where steps leave it open
 width:                                              # first of all: channels that go from coupled layers
 - {producers: "encoder.{}.up", consumers: "encoder.{}.down", keep: 0.75}
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from stoicc.ir.errors import InputError, brief
+from stoicc.model.budget import LayerBudget
 from stoicc.model.width_rule import Width
 from stoicc.ops.lookup import find_operator, near
 
@@ -83,12 +85,14 @@ class Rule:
             compiled as it is.
         exclude: patterns of layers that the rule leaves to later rules.
         compile: options of `stoicc.compile`: formats, tile, pipeline, target, on_missing.
+        budget: sparsity or bits that the layers have together, for steps that leave them open.
     """
 
     layers: tuple[str, ...]
     steps: tuple[Step, ...] = ()
     exclude: tuple[str, ...] = ()
     compile: Mapping[str, Any] = field(default_factory=dict)
+    budget: LayerBudget | None = None
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class Rule:
         steps: Sequence[object] = (),
         exclude: str | Sequence[str] = (),
         compile: Mapping[str, Any] | None = None,
+        budget: object = None,
     ) -> None:
         if isinstance(steps, (str, Mapping)) or not isinstance(steps, Sequence):
             raise InputError(f"steps: expected a list of operators, found {steps!r}; write [...] around it")
@@ -110,10 +115,17 @@ class Rule:
         object.__setattr__(self, "steps", tuple(_placed(f"step {i + 1}", Step.of, s) for i, s in enumerate(steps)))
         object.__setattr__(self, "exclude", _patterns("exclude", exclude))
         object.__setattr__(self, "compile", options)
+        object.__setattr__(self, "budget", LayerBudget.of(budget))
+        if self.budget is not None:
+            self.budget.check(self.steps)
 
     def names(self, layer: str) -> bool:
         """Whether the rule is for a layer of this name."""
         return matches(layer, self.layers) and not matches(layer, self.exclude)
+
+    def with_steps(self, steps: Sequence[Step]) -> "Rule":
+        """The rule with steps that leave nothing to a budget."""
+        return Rule(self.layers, steps, self.exclude, self.compile)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -129,6 +141,8 @@ class Rule:
         data["steps"] = [step.data for step in self.steps]
         if self.compile:
             data["compile"] = {name: _listed(value) for name, value in self.compile.items()}
+        if self.budget is not None:
+            data["budget"] = self.budget.data
         return data
 
 
@@ -253,11 +267,11 @@ def _rule(given: object) -> Rule:
     if isinstance(given, Rule):
         rule = given
     elif isinstance(given, Mapping):
-        _known("rule", given, ("layers", "steps", "exclude", "compile"))
+        _known("rule", given, ("layers", "steps", "exclude", "compile", "budget"))
         if "layers" not in given:
             raise InputError("rule: expected layers, found none; write layers: '*' for all")
         steps, exclude = given.get("steps") or (), given.get("exclude") or ()
-        rule = Rule(given["layers"], steps, exclude, given.get("compile"))
+        rule = Rule(given["layers"], steps, exclude, given.get("compile"), given.get("budget"))
     else:
         raise InputError(f"rule: expected {{layers: ..., steps: [...]}}, found {given!r}")
     if not rule.layers:

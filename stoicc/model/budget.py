@@ -1,0 +1,144 @@
+"""A budget over the layers of a rule: uneven sparsity or bits, measured on the dense model before anything else.
+
+One run of all batches collects what every layer's channels carry (no gram matrices, so K numbers a layer);
+`stoicc.ops.budgets` says what follows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from stoicc.ir.errors import InputError
+from stoicc.ops._hooks import watching
+from stoicc.ops.budgets import WIDTHS, bit_budget, bit_sensitivity, outlier_ratio, sparsity_budget
+from stoicc.ops.lookup import find_operator
+from stoicc.ops.statistics import Collector, Statistics
+
+if TYPE_CHECKING:
+    from stoicc.model.calibration import Calibration
+    from stoicc.model.layers import Layer
+    from stoicc.model.recipe import Step
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """What the layers of a rule may have together; steps that leave `sparsity` or `bits` open get their share.
+
+    Attributes:
+        sparsity: share of all weights to drop, spread by OWL's outlier ratios.
+        bits: mean bits a weight, scales not counted, spread by a Hessian sensitivity (its diagonal).
+        spread, times: OWL's lambda and M.
+        widths: bits that a layer may have.
+    """
+
+    sparsity: float | None = None
+    bits: float | None = None
+    spread: float = 0.08
+    times: float = 5.0
+    widths: tuple[int, ...] = WIDTHS
+
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "bits", "spread", "times"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) and (value is not None or name not in ("sparsity", "bits")):
+                raise InputError(f"budget: expected a number for {name}, found {value!r}")
+        if not isinstance(self.widths, Sequence) or not all(isinstance(width, int) for width in self.widths):
+            raise InputError(f"budget: expected widths as a list of bits, found {self.widths!r}")
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if self.sparsity is None and self.bits is None:
+            raise InputError("budget: expected sparsity or bits, found neither; give one")
+
+    @staticmethod
+    def of(given: object) -> "LayerBudget | None":
+        """A budget from its plain data."""
+        if given is None or isinstance(given, LayerBudget):
+            return given
+        fields = tuple(LayerBudget.__dataclass_fields__)
+        if not isinstance(given, Mapping) or not set(given) <= set(fields):
+            raise InputError(f"budget: expected {', '.join(fields)}, found {given!r}")
+        return LayerBudget(**{str(name): value for name, value in given.items()})
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """As `of` takes it."""
+        found = {name: getattr(self, name) for name in LayerBudget.__dataclass_fields__}
+        changed = {
+            name: value for name, value in found.items() if value != LayerBudget.__dataclass_fields__[name].default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+    def check(self, steps: Sequence["Step"]) -> None:
+        """InputError where no step leaves open what the budget gives."""
+        for option in ("sparsity", "bits"):
+            if getattr(self, option) is not None and not any(is_open(step, option) for step in steps):
+                raise InputError(
+                    f"budget: expected a step that takes {option} and leaves it open, found none in "
+                    f"{', '.join(map(str, steps)) or 'no steps'}; take {option} (or n and m) out of its options"
+                )
+
+
+def is_open(step: "Step", option: str) -> bool:
+    """Whether an operator takes an option that the step does not settle."""
+    settled = {"sparsity": {"sparsity", "n", "m"}}.get(option, {option})
+    return option in find_operator(step.operator).options and settled.isdisjoint(step.options)
+
+
+def spread_budgets(model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration | None") -> list["Layer"]:
+    """The layers, in their order, with their share of the budget of their rule in the options of its steps.
+
+    Raises:
+        InputError: a budget without calibration, a layer that no batch reaches, or what `stoicc.ops.budgets` refuses.
+    """
+    meant = [layer for layer in layers if layer.rule.budget is not None]
+    if not meant:
+        return list(layers)
+    if calibration is None:
+        raise InputError("budget: expected calibration batches to measure layers with, found none; give some")
+    statistics = _statistics(model, meant, calibration)
+    shares: dict[str, dict[str, float]] = {layer.name: {} for layer in meant}
+    for rule in {id(layer.rule): layer.rule for layer in meant}.values():
+        own = [layer for layer in meant if layer.rule is rule]
+        assert rule.budget is not None
+        for option, found in _shares(rule.budget, own, statistics).items():
+            for name, share in found.items():
+                shares[name][option] = share
+    return [_with(layer, shares[layer.name]) if layer.name in shares else layer for layer in layers]
+
+
+def _shares(
+    budget: LayerBudget, layers: Sequence["Layer"], statistics: Mapping[str, Statistics]
+) -> dict[str, Mapping[str, float]]:
+    sizes = {layer.name: layer.weight.numel() for layer in layers}
+    shares: dict[str, Mapping[str, float]] = {}
+    if budget.sparsity is not None:
+        ratios = {layer.name: outlier_ratio(layer.weight, statistics[layer.name], budget.times) for layer in layers}
+        found = sparsity_budget(ratios, sizes, budget.sparsity, budget.spread)
+        shares["sparsity"] = {name: round(share, 6) for name, share in found.items()}
+    if budget.bits is not None:
+        measured = {layer.name: bit_sensitivity(layer.weight, statistics[layer.name]) for layer in layers}
+        shares["bits"] = bit_budget(measured, sizes, budget.bits, budget.widths)
+    return shares
+
+
+def _statistics(model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration") -> dict[str, Statistics]:
+    collectors = {layer.name: Collector(gram=False, name=layer.name) for layer in layers}
+    of_name = {name: collectors[layer.name] for layer in layers for name in layer.modules}
+
+    def see(name: str, x: Tensor) -> None:
+        of_name[name].add(x)
+
+    with watching(model, of_name, see):
+        for forward in calibration.runs():
+            forward(model)
+    return {name: collector.statistics() for name, collector in collectors.items()}
+
+
+def _with(layer: "Layer", shares: Mapping[str, float]) -> "Layer":
+    """The layer with its shares as options of the steps that leave them open."""
+    steps = tuple(
+        replace(step, options={**step.options, **{o: share for o, share in shares.items() if is_open(step, o)}})
+        for step in layer.rule.steps
+    )
+    return replace(layer, rule=layer.rule.with_steps(steps))

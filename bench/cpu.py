@@ -16,7 +16,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 import stoicc
 from bench.cpu_bounds import READ_BYTES, Host
 from bench.cpu_gates import gates
+from bench.cpu_kernels import alone as executor_alone
 from bench.cpu_kernels import copies_for, copies_of, inputs, measured, rotated, threads_set
 from bench.cpu_peers import Peer, peers
 from bench.cpu_record import CODED, LINEAR, Facts, Group, Record, Skew
@@ -39,6 +40,8 @@ from bench.machine import describe_machine
 RESULTS = Path(__file__).with_name("results")
 ALONE_BYTES = 640 << 20
 """Copies of the dense weight are visited until they hold so many bytes, where nothing else is read between."""
+BARE, BARE_BATCH = "executor: ", 16
+"""Name of a call of an executor alone, and the largest batch at which it is timed."""
 Calls = dict[str, Callable[[], object]]
 
 
@@ -148,6 +151,14 @@ class PeerTimer:
         return {name: partial(product, x) for name, product in self._products.items()}
 
 
+def _bare(copies: Mapping[str, list[stoicc.Kernel]], x: Tensor) -> Calls:
+    """Executors alone; each finds another copy than the kernel called before it in the round."""
+    return {
+        BARE + name: rotated([executor_alone(each, x) for each in (*same[1:], same[0])])
+        for name, same in copies.items()
+    }
+
+
 def measure_dtype(weight: Tensor, dtype: str, plan: Plan, record: Record, host: Host, alone: Alone) -> None:
     """Times of one dtype's kernels and peers, added to the record."""
     compressed = mixes(weight, plan.mixes[dtype])
@@ -170,9 +181,10 @@ def measure_dtype(weight: Tensor, dtype: str, plan: Plan, record: Record, host: 
                 x = inputs(batch, weight.shape[1], weight.dtype)
                 ours: Calls = {LINEAR: rotated([partial(F.linear, x, each) for each in dense])}
                 ours |= {name: rotated([partial(each, x) for each in same]) for name, same in copies.items()}
+                bare = _bare(copies, x) if batch <= BARE_BATCH else {}
                 theirs = timer.calls(x) if threads == record.threads[-1] else {}
                 bounds = host.calls(both_reads=batch == 1)
-                times, rounds = timed(ours | theirs | bounds, plan)
+                times, rounds = timed(ours | theirs | bare | bounds, plan)
                 record.groups.append(
                     Group(
                         dtype,
@@ -180,6 +192,7 @@ def measure_dtype(weight: Tensor, dtype: str, plan: Plan, record: Record, host: 
                         batch,
                         host.bounds({name: times[name] for name in bounds}, threads),
                         {name: times[name] for name in ours},
+                        {name.removeprefix(BARE): times[name] for name in bare},
                         {name: times[name] for name in theirs},
                         alone[dtype, threads, batch],
                         rounds,

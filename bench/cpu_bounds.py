@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from stoicc.codegen.cpu.build import instruction_set, load
+from stoicc.codegen.cpu.pages import on_huge_pages
 
 READ_BYTES = 1 << 30
 """What a read goes through: more than the last-level cache of today's hosts."""
@@ -25,9 +26,15 @@ PRODUCT = (2048, 2048, 1024)
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bytes a second and operations a second, at one number of threads."""
+    """Bytes a second and operations a second, at one number of threads.
+
+    Attributes:
+        read: of memory as programs get it, on ordinary pages. This is the byte bound.
+        read_large: of memory on large pages, where our kernels keep their weights and `F.linear` does not.
+    """
 
     read: float
+    read_large: float
     multiply_add: float
     product: float
 
@@ -45,6 +52,7 @@ class Host:
 
     def __init__(self) -> None:
         self._words = torch.ones(READ_BYTES // 8, dtype=torch.int64)
+        self._large = on_huge_pages(self._words)
         self._start = torch.rand(14 * 16) / 2
         n, m, k = PRODUCT
         self._operands = torch.randn(n, k).bfloat16(), torch.randn(m, k).bfloat16()
@@ -65,7 +73,8 @@ class Host:
             both_reads: read by torch's sum as well as by the loop of `cpu_bounds.c`.
         """
         calls: dict[str, Callable[[], object]] = {
-            "bound: read": self._read,
+            "bound: read": partial(self._read, self._words),
+            "bound: read, large pages": partial(self._read, self._large),
             "bound: multiply-add f32": self._multiply_add,
             "bound: product bf16": partial(F.linear, *self._operands),
         }
@@ -77,13 +86,13 @@ class Host:
         a_round = self._library.bench_multiply_adds_a_round()
         return Bounds(
             READ_BYTES / min(times[name] for name in ("bound: read", "bound: torch sum") if name in times),
+            READ_BYTES / times["bound: read, large pages"],
             2 * a_round * ROUNDS * threads / times["bound: multiply-add f32"],
             2 * n * m * k / times["bound: product bf16"],
         )
 
-    def _read(self) -> int:
-        count = self._words.nbytes // 64
-        result: int = self._library.bench_read(self._words.data_ptr(), count, torch.get_num_threads())
+    def _read(self, words: torch.Tensor) -> int:
+        result: int = self._library.bench_read(words.data_ptr(), words.nbytes // 64, torch.get_num_threads())
         return result
 
     def _multiply_add(self) -> float:

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -112,6 +113,14 @@ def copies_of(kernel: stoicc.Kernel, count: int, batches: Sequence[int]) -> list
         for batch in kinds.values():
             each(inputs(batch, each.in_features, dtype))
     return found
+
+
+def alone(kernel: stoicc.Kernel, x: Tensor) -> Callable[[], object]:
+    """A call of the executor that `kernel(x)` comes to, with y and workspace at hand: no work of Python or torch."""
+    executor = kernel.executor(kernel.schedule.regime(x.shape[0]))
+    out = kernel(x)
+    workspace = torch.empty(executor.workspace_bytes(x.shape[0], x.dtype), dtype=torch.uint8)
+    return partial(executor.run, x, out, workspace)
 
 
 def _same_bits(kernel: stoicc.Kernel, x: Tensor, threads: Sequence[int]) -> bool:

@@ -21,7 +21,7 @@ def readme(record: Record) -> str:
         f"{reads} GB/s on {' and '.join(map(str, record.threads))} threads); `python -m bench.cpu`, more in "
         "[docs/performance.md](docs/performance.md):"
     )
-    bound = f"of the byte bound, batch 1, {' / '.join(map(str, record.threads))} threads"
+    bound = f"executor, of the byte bound, batch 1, {' / '.join(map(str, record.threads))} threads"
     columns = ("weight", "bytes/weight", bound, *(f"batch {batch}" for batch in batches))
     rows = []
     for name in _names(record, "bf16"):
@@ -40,37 +40,54 @@ def machine(record: Record) -> str:
         groups = list(record.where(threads=threads))
         bounds = [
             _middle(group.bounds.read for group in groups),
+            _middle(group.bounds.read_large for group in groups),
             _middle(group.bounds.multiply_add for group in groups),
             _middle(group.bounds.product for group in groups),
         ]
-        rows.append([str(threads), *(f"{bound / 1e9:.1f}" for bound in bounds[:1])])
-        rows[-1] += [f"{bound / 1e9:.0f}" for bound in bounds[1:]]
+        rows.append([str(threads), *(f"{bound / 1e9:.1f}" for bound in bounds[:2])])
+        rows[-1] += [f"{bound / 1e9:.0f}" for bound in bounds[2:]]
     found = record.machine
     text = (
         f"{found['cpu']}, {found['cores']} cores, {found['last_level_cache']} of last-level cache, "
         f"torch {found['torch']}, commit {found['commit']}; weight {' x '.join(map(str, record.shape))}; "
         f"{record.elapsed:.0f} s in all."
     )
-    columns = ("threads", "plain read, GB/s", "fp32 multiply-adds in registers, GFLOP/s", "bf16 product, GFLOP/s")
+    arithmetic = ("fp32 multiply-adds in registers, GFLOP/s", "bf16 product, GFLOP/s")
+    columns = ("threads", "plain read, GB/s", "on large pages, GB/s", *arithmetic)
     return f"{text}\n\n{_table(columns, rows)}"
 
 
 def decode(record: Record) -> str:
-    """Batch 1: bytes, the time that they allow, the time reached, and the fraction by number of threads."""
+    """Batch 1: bytes, the time that they allow, the time reached, and the fraction by number of threads.
+
+    The fraction is the executor's; in parentheses that of a call `kernel(x)`. The last but one column is the
+    executor's fraction of what the same loop reads from large pages.
+    """
     parts = []
     most = record.threads[-1]
     for dtype in record.facts:
         group = record.at(dtype, most, 1)
         if group is None:
             continue
-        rows = [[LINEAR, "", "", f"{group.seconds[LINEAR] * 1e3:.2f}", *("" for _ in record.threads), "1.00"]]
+        rows = [
+            [LINEAR, "", "", f"{group.seconds[LINEAR] * 1e3:.2f}", *("" for _ in (*record.threads, "large")), "1.00"]
+        ]
         for name, fact in record.facts[dtype].items():
             bound = fact.payload / group.bounds.read
-            fractions = [_byte_fraction(record, record.at(dtype, threads, 1), name) for threads in record.threads]
-            times = [f"{bound * 1e3:.2f}", f"{group.seconds[name] * 1e3:.2f}"]
-            rows.append([name, f"{fact.bytes_per_weight:.3f}", *times, *fractions, _speed(group, name)])
+            fractions = [_both_fractions(record, record.at(dtype, threads, 1), name) for threads in record.threads]
+            spent = [f"{bound * 1e3:.2f}", f"{group.executors[name] * 1e3:.2f}"]
+            large = f"{record.byte_fraction(group, name, group.bounds.read_large):.0%}"
+            rows.append([name, f"{fact.bytes_per_weight:.3f}", *spent, *fractions, large, _speed(group, name)])
         reached = [f"of the bound, {_threads(threads)}" for threads in record.threads]
-        columns = (f"{dtype} weight", "bytes/weight", f"bound, ms on {most}", "reached, ms", *reached, "x F.linear")
+        columns = (
+            f"{dtype} weight",
+            "bytes/weight",
+            f"bound, ms on {most}",
+            "reached, ms",
+            *reached,
+            "of large pages",
+            "x F.linear",
+        )
         parts.append(_table(columns, rows))
     return "\n\n".join(parts)
 
@@ -205,6 +222,12 @@ def _names(record: Record, dtype: str) -> list[str]:
 
 def _byte_fraction(record: Record, group: Group | None, name: str) -> str:
     return "" if group is None else f"{record.byte_fraction(group, name):.0%}"
+
+
+def _both_fractions(record: Record, group: Group | None, name: str) -> str:
+    if group is None:
+        return ""
+    return f"{_byte_fraction(record, group, name)} ({record.byte_fraction(group, name, called=True):.0%})"
 
 
 def _speed(group: Group | None, name: str, over: str = LINEAR) -> str:

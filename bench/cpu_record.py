@@ -44,7 +44,8 @@ class Group:
 
     Attributes:
         bounds: of the host, from the same rounds.
-        seconds: median by name: `F.linear`, our mixes.
+        seconds: median by name: `F.linear`, our mixes, as a user calls them.
+        executors: median by name of our mixes' executors alone, with y and workspace at hand.
         peers: median by name, from rounds of their own with `F.linear` in them.
         alone: seconds of `F.linear` before any kernel of ours was built.
         rounds: how many.
@@ -55,6 +56,7 @@ class Group:
     batch: int
     bounds: Bounds
     seconds: dict[str, float]
+    executors: dict[str, float]
     peers: dict[str, float]
     alone: float
     rounds: int
@@ -112,19 +114,27 @@ class Record:
         """One group, or None where it was not measured."""
         return next(self.where(dtype, threads, (batch,)), None)
 
-    def byte_fraction(self, group: Group, name: str) -> float:
-        """Of the byte bound: payload bytes over the read bandwidth over the time."""
-        return self.facts[group.dtype][name].payload / group.bounds.read / group.seconds[name]
+    def byte_fraction(self, group: Group, name: str, read: float | None = None, called: bool = False) -> float:
+        """Of the byte bound that an executor reaches: payload over the read bandwidth over the time.
+
+        Args:
+            read: bytes a second; None takes those from ordinary pages.
+            called: of a call `kernel(x)`, with what Python and torch take.
+        """
+        seconds = group.seconds if called else group.executors
+        return self.facts[group.dtype][name].payload / (read or group.bounds.read) / seconds[name]
 
     def roof_fraction(self, group: Group, name: str, peak: float | None = None) -> float:
         """Of the smaller of the byte bound and a peak of operations a second (None: the host's for the dtype).
+
+        What an executor reaches.
 
         Only weights that are kept are multiplied.
         """
         operations = 2 * KEPT[name] * self.shape[0] * self.shape[1] * group.batch
         peak = group.bounds.peak(group.dtype) if peak is None else peak
         payload = self.facts[group.dtype][name].payload
-        return group.bounds.fraction(payload, operations, peak, group.seconds[name])
+        return group.bounds.fraction(payload, operations, peak, group.executors[name])
 
     def read_bandwidth(self, threads: int) -> float:
         """Median over the groups, in bytes a second."""

@@ -163,10 +163,13 @@ class TileOctets:
 
     Attributes:
         columns: of a unit; a multiple of 64 that divides BK.
+        most: batch entries up to which octets are faster than pairs, where a kernel has both: there are
+            three rows of digits to an entry, and three sums to scale.
     """
 
     source: str
     columns: int
+    most: int = 16
 
 
 @dataclass(frozen=True)

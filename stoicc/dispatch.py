@@ -3,7 +3,7 @@
 `stoicc::tiles`, `stoicc::dense_once` and `stoicc::reference` take x `[N, K]`, an optional uint8
 workspace (scratch; allocated inside where None) and the handle of a kernel, and return y
 `[N, M]`; `stoicc::input_gradient` is their backward. Fake tensors, torch.compile and autograd see
-them as ordinary ops.
+them as ordinary ops; a plain call outside of those goes to the executor at once.
 """
 
 import contextlib
@@ -34,9 +34,29 @@ def new_handle(kernel: "Kernel") -> int:
 
 
 def execute(kind: str, x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
-    """y `[N, M]` of a kernel for x `[N, K]`, through the op of this executor kind."""
+    """y `[N, M]` of a kernel for x `[N, K]`, through the op of this executor kind.
+
+    Where nobody but the executor would see the op, it runs without torch's dispatcher: that takes tens of
+    microseconds, and ten times that where a large weight has just pushed the dispatcher out of the caches.
+    """
+    if _unwatched(x):
+        return _run(kind, x, workspace, handle)
     y: Tensor = getattr(torch.ops.stoicc, KINDS[kind])(x, workspace, handle)
     return y
+
+
+def _unwatched(x: Tensor) -> bool:
+    """Whether x is numbers and nothing more: no trace, gradient, transform, mode or subclass that looks on."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._get_tracing_state()
+        and not torch._C._autograd._profiler_enabled()
+    )
 
 
 def _kernel(handle: int) -> "Kernel":
@@ -48,34 +68,38 @@ def _kernel(handle: int) -> "Kernel":
         ) from None
 
 
+def _run(kind: str, x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
+    kernel = _kernel(handle)
+    if x.ndim != 2 or x.shape[1] != kernel.in_features or x.device != kernel.device:
+        raise InputError(
+            f"op stoicc::{KINDS[kind]}: expected x [N, {kernel.in_features}] on {kernel.device}, "
+            f"found {list(x.shape)} on {x.device}"
+        )
+    out = x.new_empty(x.shape[0], kernel.out_features, dtype=output_dtype(kernel.program.dtype, x.dtype))
+    if x.shape[0] == 0:
+        return out
+    executor = kernel.executor(kind)
+    needed = executor.workspace_bytes(x.shape[0], x.dtype)
+    kernel.note_workspace(needed)
+    if workspace is None:
+        workspace = torch.empty(needed, dtype=torch.uint8, device=x.device)
+    elif workspace.dtype != torch.uint8 or workspace.numel() < needed or workspace.device != x.device:
+        raise InputError(
+            f"op stoicc::{KINDS[kind]}: expected a workspace of at least {needed} bytes (uint8) on {x.device}, found "
+            f"{workspace.numel()} of {workspace.dtype} on {workspace.device}"
+        )
+    # Triton launches on the current device, which need not be that of x
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        executor.run(x.contiguous(), out, workspace)
+    return out
+
+
 def _define(kind: str) -> None:
     op = KINDS[kind]
     _LIBRARY.define(f"{op}(Tensor x, Tensor? workspace, int handle) -> Tensor")
 
     def run(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
-        kernel = _kernel(handle)
-        if x.ndim != 2 or x.shape[1] != kernel.in_features or x.device != kernel.device:
-            raise InputError(
-                f"op stoicc::{op}: expected x [N, {kernel.in_features}] on {kernel.device}, "
-                f"found {list(x.shape)} on {x.device}"
-            )
-        out = x.new_empty(x.shape[0], kernel.out_features, dtype=output_dtype(kernel.program.dtype, x.dtype))
-        if x.shape[0] == 0:
-            return out
-        executor = kernel.executor(kind)
-        needed = executor.workspace_bytes(x.shape[0], x.dtype)
-        kernel.note_workspace(needed)
-        if workspace is None:
-            workspace = torch.empty(needed, dtype=torch.uint8, device=x.device)
-        if workspace.dtype != torch.uint8 or workspace.numel() < needed or workspace.device != x.device:
-            raise InputError(
-                f"op stoicc::{op}: expected a workspace of at least {needed} bytes (uint8) on {x.device}, found "
-                f"{workspace.numel()} of {workspace.dtype} on {workspace.device}"
-            )
-        # Triton launches on the current device, which need not be that of x
-        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            executor.run(x.contiguous(), out, workspace)
-        return out
+        return _run(kind, x, workspace, handle)
 
     def fake(x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
         kernel = _kernel(handle)

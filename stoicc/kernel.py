@@ -160,10 +160,11 @@ class Kernel(nn.Module):
             `[..., M]`, contiguous.
         """
         x = self._checked(x)
-        flat = x.reshape(-1, self.in_features).contiguous()
+        flat = x if x.ndim == 2 and x.is_contiguous() else x.reshape(-1, self.in_features).contiguous()
         on_reference = self._backend == "reference" or x.dtype == torch.float64
         kind = "reference" if on_reference else self.schedule.regime(flat.shape[0])
-        return execute(kind, flat, None, self._handle).view(*x.shape[:-1], self.out_features)
+        y = execute(kind, flat, None, self._handle)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def executor(self, kind: str) -> Executor:
         """The executor of a kind ("tiles", "dense-once", "reference"), built on first use."""
@@ -302,7 +303,7 @@ class Kernel(nn.Module):
         if fwAD._current_level >= 0:
             raise InputError(
                 f"kernel {self.program.name}: expected no forward-mode derivative, found one going on; "
-                "use reverse mode (backward, torch.func.vjp)"
+                "use reverse mode (backward)"
             )
         if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST:
             return x.to(TORCH_DTYPES[self.program.dtype])

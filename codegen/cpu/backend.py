@@ -23,6 +23,8 @@ _BYTES_PER_THREAD = 1 << 16
 """Payload bytes times batch below which another thread costs more than it brings."""
 WORKSPACE_BYTES = 64 << 20
 """Scratch of one call, beyond which a batch runs in pieces; a piece of the least size may need more."""
+_REMEMBERED = 64
+"""Batch sizes whose workspace is remembered."""
 
 
 class TilesExecutor(Executor):
@@ -35,6 +37,7 @@ class TilesExecutor(Executor):
         self._binding = Binding(own, module, pools)
         self._classes: dict[torch.dtype, KernelClass] = {}
         self._functions: dict[torch.dtype, Any] = {}
+        self._workspaces: dict[tuple[int, torch.dtype, int], int] = {}
         floats = self._scratch(replace(own, x_dtype="f32"), own.chunk)
         self._piece = max(1, WORKSPACE_BYTES // floats) * own.chunk  # in whole chunks, whatever the dtype of x
         self.source = emit(own)
@@ -56,9 +59,14 @@ class TilesExecutor(Executor):
             )
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
-        if x_dtype not in self._classes:
-            self._classes[x_dtype] = self._classify(x_dtype)
-        return self._scratch(self._classes[x_dtype], min(batch, self._piece)) + _ALIGNMENT
+        asked = batch, x_dtype, torch.get_num_threads()
+        if asked not in self._workspaces:
+            if len(self._workspaces) == _REMEMBERED:
+                self._workspaces.clear()
+            if x_dtype not in self._classes:
+                self._classes[x_dtype] = self._classify(x_dtype)
+            self._workspaces[asked] = self._scratch(self._classes[x_dtype], min(batch, self._piece)) + _ALIGNMENT
+        return self._workspaces[asked]
 
     def _scratch(self, kernel: KernelClass, batch: int) -> int:
         binding = self._binding

@@ -127,7 +127,8 @@ class KernelClass:
     @property
     def most_octets(self) -> int:
         """Batch entries up to which they are faster than what else there is: pairs, or floats."""
-        return 16 if self.pairs else 1 << 30
+        able = [part.code.octets.most for part in self.parts if part.code.octets]
+        return min(able) if self.pairs else 1 << 30
 
     @property
     def least_blocked(self) -> int:

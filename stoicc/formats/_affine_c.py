@@ -254,7 +254,7 @@ class _Groups:
             start = f"    const vint zero = {zero};\n"
         start += names.pop("start", "")
         text = self.fill(_units.OCTETS, body, words=str(self.size // per_word), step=str(step), start=start, **names)
-        return TileOctets(text, self.size)
+        return TileOctets(text, self.size, most=16 if bits == 8 else 10)
 
 
 def _less_zero(code: str, zeros: bool) -> str:

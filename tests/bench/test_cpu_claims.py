@@ -19,13 +19,14 @@ from bench.cpu_weights import KEPT, mixes, random_weight, skewed_pair
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 2, "last_level_cache": "1K", "torch": "2", "commit": "c"}
 FACTS = Facts(1000, 0, 500, 1500, 0, 1.0, {"1": "tiles", "4": "tiles", "64": "tiles", "256": "dense-once"}, True)
-BOUNDS = Bounds(read=1e6, multiply_add=1e9, product=1e10)
+BOUNDS = Bounds(read=1e6, read_large=2e6, multiply_add=1e9, product=1e10)
 """1000 bytes take 1 ms."""
 
 
 def group(dtype="bf16", threads=2, batch=1, ours=1.25e-3, linear=2e-3, alone=2e-3, **names):
     seconds = {LINEAR: linear} | dict.fromkeys(CODED, ours) | names
-    return Group(dtype, threads, batch, BOUNDS, seconds, {"peer": 5e-3}, alone, 5)
+    executors = {name: spent for name, spent in seconds.items() if name != LINEAR}
+    return Group(dtype, threads, batch, BOUNDS, seconds, executors, {"peer": 5e-3}, alone, 5)
 
 
 def record(*groups, facts=FACTS, skew=()):
@@ -111,7 +112,7 @@ def test_a_record_goes_through_json():
 def test_pages_show_the_figures_and_why_a_peer_is_absent():
     made = record(group(nv24=1.25e-3), group(threads=1), group(batch=256), skew=[Skew([1, 1], 1, 2, 9, 1.2, 1.9)])
     pages = {name: page(made) for name, page in cpu_pages.PAGE.items()}
-    assert "| nv24 | 1.000 | 1.00 | 1.25 | 80% | 80% | 1.60 |" in pages["decode"]
+    assert "| nv24 | 1.000 | 1.00 | 1.25 | 80% (80%) | 80% (80%) | 40% | 1.60 |" in pages["decode"]
     assert "| peer | nv24 | 4.00 | 4.00 |  |" in pages["peers"]
     assert "it \\| refuses" in pages["peers"]
     assert "1.60* |" in pages["large"]
@@ -157,14 +158,17 @@ def test_the_host_reads_and_multiplies(monkeypatch):
     host = Host()
     words = torch.randint(0, 1 << 62, host._words.shape)
     host._words.copy_(words)
+    host._large.copy_(words)
     wanted = 0
     for word in words.view(-1, 1 << 10).numpy().tolist():
         for each in word:
             wanted ^= each
-    assert host._read() == wanted  # every word is read, once
+    for read in ("bound: read", "bound: read, large pages"):
+        assert host.calls(both_reads=False)[read]() == wanted  # every word is read, once
     times = {name: 0.5 for name in host.calls(both_reads=True)}
     assert host.bounds(times, 2).read == 2 * (1 << 24)
     assert host.bounds(times | {"bound: torch sum": 0.25}, 2).read == 4 * (1 << 24)
+    assert host.bounds(times | {"bound: read, large pages": 0.25}, 2).read_large == 4 * (1 << 24)
     assert host._multiply_add() > 0
 
 

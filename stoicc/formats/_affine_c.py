@@ -129,7 +129,7 @@ INLINE void {name}(
             const vint zero = $zero;
             vint sum[12], of_codes = vi_zero();
             clear_digits(sum, nb);
-            #pragma GCC unroll 4
+            #pragma GCC unroll 2
             for (int k = 0; k < $size; k += 32, positions += LANES) {
                 vint place = vi_load(positions);
                 ahead(positions, LANES * sizeof *positions);

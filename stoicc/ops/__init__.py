@@ -10,6 +10,7 @@ from stoicc.ops.naive_lora import naive_lora
 from stoicc.ops.nm_magnitude import nm_magnitude
 from stoicc.ops.obd import obd, obd_prune
 from stoicc.ops.obs import obs, obs_prune
+from stoicc.ops.optq import optq
 from stoicc.ops.quantize_adapter import quantize_adapter
 from stoicc.ops.slim import slim
 from stoicc.ops.slim_lora import slim_lora
@@ -35,6 +36,7 @@ __all__ = [
     "obd_prune",
     "obs",
     "obs_prune",
+    "optq",
     "permute",
     "quantize_adapter",
     "save_statistics",

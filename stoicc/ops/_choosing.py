@@ -55,7 +55,7 @@ def unquantized(who: str, weight: Tensor | CompressedWeight) -> tuple[Compressed
     if state.sheets:
         raise InputError(
             f"{who}: expected a weight that is not quantized yet, found codes, and this moves weights; quantize "
-            "afterwards, or in the same sweep (bits=4)"
+            "afterwards, or in its sweep where it takes bits"
         )
     return compressed, state
 

@@ -18,6 +18,7 @@ from stoicc.ops.slim_quant import slim_quant
 from stoicc.ops.sparsegpt import sparsegpt
 from stoicc.ops.statistics import Statistics, collect, sequentially
 from stoicc.ops.statistics_file import load_statistics, save_statistics
+from stoicc.ops.tile_mosaic import tile_mosaic
 from stoicc.ops.wanda import wanda
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "slim_quant",
     "sparsegpt",
     "stack",
+    "tile_mosaic",
     "wanda",
 ]

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from stoicc.codegen.cpu.adapter import Adapter
 from stoicc.codegen.cpu.bind import Binding
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
-from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
 from stoicc.ir.types import Module
@@ -28,32 +29,43 @@ _REMEMBERED = 64
 
 
 class TilesExecutor(Executor):
-    """One weight bound to its C kernel; a library is built for each dtype of x when first met."""
+    """One weight bound to its C kernel; a library is built for each dtype of x when first met.
 
-    def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
-        self._module, self._on_missing = module, on_missing
+    With `out_dtype`, y is of that dtype whatever x is.
+    """
+
+    def __init__(self, module: Module, pools: Pools, on_missing: str, out_dtype: torch.dtype | None = None) -> None:
+        self._module, self._on_missing, self._out_dtype = module, on_missing, out_dtype
         self._isa = instruction_set()
         own = self._classify(TORCH_DTYPES[module.tiles.dtype])
         self._binding = Binding(own, module, pools)
         self._classes: dict[torch.dtype, KernelClass] = {}
         self._functions: dict[torch.dtype, Any] = {}
         self._workspaces: dict[tuple[int, torch.dtype, int], int] = {}
+        self._adapter = _adapter(own, module, pools) if module.tiles.beside.low_rank is not None else None
         floats = self._scratch(replace(own, x_dtype="f32"), own.chunk)
         self._piece = max(1, WORKSPACE_BYTES // floats) * own.chunk  # in whole chunks, whatever the dtype of x
         self.source = emit(own)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
-        run = self._functions.get(x.dtype) or self._function(x.dtype)
-        scratch = workspace.data_ptr()
-        batch, piece = x.shape[0], self._piece
-        x_row, out_row = (tensor.shape[1] * tensor.element_size() for tensor in (x, out))
-        for first in range(0, batch, piece):
-            count = min(piece, batch - first)
+        self.launch(x.dtype, x.data_ptr(), out.data_ptr(), workspace.data_ptr(), x.shape[0])
+
+    def launch(self, x_dtype: torch.dtype, x: int, out: int, scratch: int, batch: int) -> None:
+        """As `run`, with addresses of x `[batch, K]`, out `[batch, M]` and a workspace."""
+        run = self._functions.get(x_dtype) or self._function(x_dtype)
+        y_dtype = output_dtype(self._module.tiles.dtype, x_dtype) if self._out_dtype is None else self._out_dtype
+        scratch += -scratch % _ALIGNMENT
+        rows, columns = self._module.tiles.shape
+        for first in range(0, batch, self._piece):
+            count = min(self._piece, batch - first)
+            entries = x + first * columns * x_dtype.itemsize
+            if self._adapter is not None:
+                self._adapter.launch(x_dtype, entries, scratch, count)
             run(
                 self._binding.address,
-                x.data_ptr() + first * x_row,
-                out.data_ptr() + first * out_row,
-                scratch + -scratch % _ALIGNMENT,
+                entries,
+                out + first * rows * y_dtype.itemsize,
+                scratch,
                 count,
                 min(torch.get_num_threads(), self._binding.bins, 1 + self._binding.bytes * count // _BYTES_PER_THREAD),
             )
@@ -71,18 +83,23 @@ class TilesExecutor(Executor):
     def _scratch(self, kernel: KernelClass, batch: int) -> int:
         binding = self._binding
         threads = min(torch.get_num_threads(), binding.bins)
-        return kernel.scratch_bytes(batch, self._module.tiles.grid[1], binding.rank, binding.partials, threads)
+        own = kernel.scratch_bytes(batch, self._module.tiles.grid[1], binding.partials, threads)
+        if self._adapter is None:
+            return own
+        x_dtype = TORCH_DTYPES[kernel.x_dtype]
+        after_term = self._adapter.term_bytes(batch, x_dtype) + own
+        return max(after_term, self._adapter.workspace_bytes(batch, x_dtype))
 
     @property
     def resident_bytes(self) -> int:
-        return self._binding.own_bytes
+        return self._binding.own_bytes + (0 if self._adapter is None else self._adapter.resident_bytes)
 
     @property
     def packed(self) -> PackedPlanes:
         return self._binding.packed
 
     def _classify(self, x_dtype: torch.dtype) -> KernelClass:
-        return classify(self._module, x_dtype, self._isa, self._on_missing)
+        return classify(self._module, x_dtype, self._isa, self._on_missing, self._out_dtype)
 
     def _function(self, x_dtype: torch.dtype) -> Any:
         kernel = self._classify(x_dtype)
@@ -92,6 +109,23 @@ class TilesExecutor(Executor):
         function.restype = None
         self._functions[x_dtype] = function
         return function
+
+
+def _adapter(kernel: KernelClass, module: Module, pools: Pools) -> Adapter:
+    """The low-rank factors of a weight, its rows in the order of W."""
+    program = module.tiles
+    assert program.beside.low_rank is not None
+    left, right = (pools[pool.name] for pool in program.beside.low_rank)
+    if program.beside.row_permutation is not None:
+        left = left[pools[program.beside.row_permutation.name].long()]
+
+    def terms(x_dtype: torch.dtype, batch: int) -> int:
+        return replace(kernel, x_dtype=DTYPE_NAMES[x_dtype]).terms(batch)
+
+    def build(factor: Module, own: Pools) -> TilesExecutor:
+        return TilesExecutor(factor, own, "error", torch.float32)
+
+    return Adapter(left, right, program.grid[0] * program.tile[0], terms, build)
 
 
 class CpuBackend(Backend):

@@ -35,7 +35,6 @@ class Binding:
         own_bytes: the same without what it shares with the pools.
         packed: the planes, for those who need them in canonical order again.
         partials: partial sums of split rows, in tile rows.
-        rank: of the low-rank factors; 0 without them.
     """
 
     def __init__(self, kernel: KernelClass, module: Module, pools: Pools) -> None:
@@ -63,7 +62,6 @@ class Binding:
         self.packed = UnpackedOnDemand(program.tile, packed, pools)
         self._arrays |= _beside_arrays(program, pools)
         self.partials = int(splits[:, 2].sum())
-        self.rank = self._arrays["right"].shape[0] if "right" in self._arrays else 0
         self.bins = numbers["bins"]
         self.bytes = sum(array.nbytes for array in self._arrays.values())
         known = {address_of_storage(pool) for pool in pools.values()}
@@ -73,7 +71,11 @@ class Binding:
             if not isinstance(array, Tensor) or address_of_storage(array) not in known
         )
         numbers["streamed"] = int(self.bytes > CACHE_BYTES)
-        numbers |= {"split_rows": len(splits), "partials": self.partials, "rank": self.rank}
+        numbers |= {
+            "split_rows": len(splits),
+            "partials": self.partials,
+            "term_rows": program.grid[0] * program.tile[0],
+        }
         members = [name for _, name in fields(kernel)]
         values = [numbers[name] if name in numbers else _address(self._arrays[name]) for name in members]
         self._struct = np.array(values, dtype=np.int64)
@@ -177,10 +179,6 @@ def _beside_arrays(program: TileProgram, pools: Pools) -> dict[str, Array]:
     for name, entry in (("output_scale", beside.output_scale), ("bias", beside.bias)):
         if entry is not None:
             arrays[name] = _by_lane(pools[entry.name].float()[:, None], output, program)
-    if beside.low_rank is not None:
-        left, right = beside.low_rank
-        arrays["left"] = _by_lane(pools[left.name], output, program)
-        arrays["right"] = pools[right.name].contiguous()
     return arrays
 
 

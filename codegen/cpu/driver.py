@@ -58,24 +58,6 @@ static inline int64_t padded(int64_t batch)
 }
 """
 
-LOW_RANK = Template("""\
-/* inner[entry][r] = row r of the right factor times x. */
-static void multiply_right(const struct weight *w, const $x *x, int64_t batch, int64_t r, float *inner)
-{
-    const $right *row = w->right + r * w->columns;
-    for (int64_t n = 0; n < batch; n++, x += w->columns) {
-        vfloat sum = vf_zero();
-        int64_t k = 0;
-        for (; k + LANES <= w->columns; k += LANES)
-            sum = vf_fma(vf_load_$right_name(row + k), vf_load_$x_name(x + k), sum);
-        float rest = 0;
-        for (; k < w->columns; k++)
-            rest += ${right_name}_to_float(row[k]) * ${x_name}_to_float(x[k]);
-        inner[n * w->rank + r] = vf_sum(sum) + rest;
-    }
-}
-""")
-
 FINISH = Template("""\
 /* From the sums of a tile row to y, for batch entries first .. first + count; blocks of sums are `wide` entries. */
 static void finish(
@@ -103,10 +85,18 @@ OUTPUT_SCALE = """\
             v = vf_mul(v, vf_load_f32(w->output_scale + s * LANES));
 """
 
-ADD_LOW_RANK = Template("""\
-            for (int64_t r = 0; r < w->rank; r++)
-                v = vf_fma(vf_load_$left(w->left + (s * w->rank + r) * LANES),
-                           vf_set1(call->inner[(first + entry) * w->rank + r]), v);
+LOW_RANK_INDEX = """\
+            const float *term = call->term + (first + entry) * w->term_rows + m;
+"""
+
+ADD_LOW_RANK = """\
+            v = vf_add(v, vf_load_f32(term));
+"""
+
+ADD_LOW_THIRDS = Template("""\
+            if (call->batch >= $least) /* R x came as three bf16 numbers */
+                for (int part = 1; part < 3; part++)
+                    v = vf_add(v, vf_load_f32(term + part * call->batch * w->term_rows));
 """)
 
 BIAS = """\
@@ -208,7 +198,7 @@ void stoicc_run(const struct weight *w, const $x *x, $out *y, void *workspace, i
     const int grain = w->even && w->bins > 16 * threads ? (int)w->bins / (16 * threads) : 1;
 $areas    #pragma omp parallel num_threads(threads)
     {
-$low_rank$pack$begin        #pragma omp for schedule(dynamic, grain)
+$pack$begin        #pragma omp for schedule(dynamic, grain)
         for (int64_t bin = 0; bin < w->bins; bin++)
             for (int i = w->bin_ptr[bin]; i < w->bin_ptr[bin + 1]; i++)
                 run_item(w, &call, w->items + i, y);
@@ -260,12 +250,6 @@ TILES_END = Template("""\
         if ($used)
             tiles_end(&before);
 """)
-
-RUN_LOW_RANK = """\
-        #pragma omp for schedule(static) nowait
-        for (int64_t r = 0; r < w->rank; r++)
-            multiply_right(w, x, batch, r, call.inner);
-"""
 
 RUN_JOIN = """\
         #pragma omp for schedule(dynamic, 1)

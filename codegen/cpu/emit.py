@@ -24,7 +24,6 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         driver.PADDED,
         driver.WHOLE_BLOCKS * kernel.pairs,
         forms.pack(kernel),
-        _multiply_right(kernel),
         *(forms.add_tiles(part, kernel) for part in kernel.parts),
         _activation(kernel),
         _finish(kernel),
@@ -89,10 +88,8 @@ def _beside_fields(kernel: KernelClass) -> list[Field]:
         members.append(("const float *", "input_scale"))
     if kernel.has("output_scale") is not None:
         members.append(("const float *", "output_scale"))
-    factors = kernel.has("low_rank")
-    if factors is not None:
-        left, right = factors.split()
-        members += [("int64_t ", "rank"), (f"const {C_TYPES[left]} *", "left"), (f"const {C_TYPES[right]} *", "right")]
+    if kernel.has("low_rank") is not None:
+        members.append(("int64_t ", "term_rows"))
     if kernel.has("bias") is not None:
         members.append(("const float *", "bias"))
     if kernel.has("row_permutation") is not None:
@@ -182,7 +179,7 @@ def _call(kernel: KernelClass) -> str:
     members += "    bf16 *pairs;\n" * kernel.pairs
     members += "    int8_t *octets;\n" * kernel.octets
     if kernel.has("low_rank") is not None:
-        members += "    float *inner; /* R x */\n"
+        members += "    const float *term; /* L (R x), by the kernels of its factors: [entry][row] */\n"
     members += "    float *partials; /* sums of parts of rows */\n" * kernel.split
     return driver.CALL.substitute(members=members)
 
@@ -198,16 +195,6 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
     return "\n".join(texts)
 
 
-def _multiply_right(kernel: KernelClass) -> str:
-    factors = kernel.has("low_rank")
-    if factors is None:
-        return ""
-    right = factors.split()[1]
-    return driver.LOW_RANK.substitute(
-        x=C_TYPES[kernel.x_dtype], x_name=kernel.x_dtype, right=C_TYPES[right], right_name=right
-    )
-
-
 def _activation(kernel: KernelClass) -> str:
     return driver.ACTIVATIONS[name] if (name := kernel.has("activation")) else ""
 
@@ -216,12 +203,13 @@ def _finish(kernel: KernelClass) -> str:
     steps = ""
     if kernel.has("output_scale") is not None:
         steps += driver.OUTPUT_SCALE
-    factors = kernel.has("low_rank")
-    if factors is not None:
-        steps += driver.ADD_LOW_RANK.substitute(left=factors.split()[0])
+    if kernel.has("low_rank") is not None:
+        steps += driver.LOW_RANK_INDEX + driver.ADD_LOW_RANK
+        steps += driver.ADD_LOW_THIRDS.substitute(least=kernel.least_pairs) * kernel.thirds
     if kernel.has("bias") is not None:
         steps += driver.BIAS
-    steps = driver.STRIP_INDEX + steps if steps else steps
+    indexed = kernel.has("output_scale") is not None or kernel.has("bias") is not None
+    steps = driver.STRIP_INDEX * indexed + steps
     if activation := kernel.has("activation"):
         steps += driver.ACTIVATE.substitute(activation=activation)
     store = driver.STORE if kernel.has("row_permutation") is None else driver.SCATTER
@@ -294,7 +282,6 @@ def _run(kernel: KernelClass) -> str:
         x=C_TYPES[kernel.x_dtype],
         out=C_TYPES[kernel.out_dtype],
         areas="".join(f"    {line}\n" for line in _areas(kernel)),
-        low_rank=driver.RUN_LOW_RANK if kernel.has("low_rank") is not None else "",
         pack=_packs(kernel),
         begin=_tiles(driver.TILES_BEGIN, kernel) + blocked.LOOP * kernel.pairs,
         end=_tiles(driver.TILES_END, kernel),
@@ -311,6 +298,12 @@ def _tiles(text: Template, kernel: KernelClass) -> str:
 def _areas(kernel: KernelClass) -> list[str]:
     """Lines that cut the workspace in areas, as `scratch_bytes` of the plan counts them."""
     lines = ["char *area = workspace;"] + ["int not_finite = 0;"] * (kernel.digits or kernel.octets)
+    if kernel.has("low_rank") is not None:
+        terms = f"(batch >= {kernel.least_pairs} ? 3 : 1) * " * kernel.thirds
+        lines += [
+            "call.term = (const float *)area;",
+            f"area += ({terms}batch * w->term_rows * sizeof(float) + 63) / 64 * 64;",
+        ]
     if kernel.octets:
         lines += [
             "if (batch >= LEAST_OCTETS && batch <= MOST_OCTETS) {",
@@ -340,8 +333,6 @@ def _areas(kernel: KernelClass) -> list[str]:
         ]
     else:
         lines += [line for line in floats if line]
-    if kernel.has("low_rank") is not None:
-        lines += ["call.inner = (float *)area;", "area += (batch * w->rank * sizeof(float) + 63) / 64 * 64;"]
     if kernel.split:
         lines.append("call.partials = (float *)area;")
     if kernel.pairs:

@@ -151,8 +151,17 @@ class KernelClass:
         rows = self.strips * LANES
         return self.tall * BLOCKED_ENTRIES * rows * 4 + self.deep * self.tile[1] * rows * 2
 
-    def scratch_bytes(self, batch: int, tile_columns: int, rank: int, partials: int, threads: int) -> int:
-        """Bytes of workspace of one call: the areas that `stoicc_run` cuts it in."""
+    @property
+    def thirds(self) -> bool:
+        """Whether R x is three bf16 numbers from `least_pairs` entries on, for matrix units; each has its sum."""
+        return self.isa == "amx" and self.x_dtype == "bf16" and (self.has("low_rank") or "").startswith("bf16")
+
+    def terms(self, batch: int) -> int:
+        """Sums of the low-rank term of an entry."""
+        return 3 if self.thirds and batch >= self.least_pairs else 1
+
+    def scratch_bytes(self, batch: int, tile_columns: int, partials: int, threads: int) -> int:
+        """Bytes of workspace of one call, after the low-rank term: the areas that `stoicc_run` cuts it in."""
         blocked = self.blocked_bytes * threads if self.pairs and batch >= self.least_blocked else 0
         if self.pairs and batch >= self.least_pairs:
             entries = whole_blocks(batch)
@@ -164,8 +173,7 @@ class KernelClass:
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
         if self.octets and self.least_octets <= batch <= self.most_octets:
             packed += octet_bytes(batch, self.tile[1], self.chunk) * tile_columns
-        inner = -(-batch * rank * 4 // 64) * 64
-        return packed + inner + partials * entries * self.strips * LANES * 4 + blocked
+        return packed + partials * entries * self.strips * LANES * 4 + blocked
 
     @property
     def chunk(self) -> int:
@@ -187,7 +195,8 @@ class KernelClass:
         formats = "_".join(part.name for part in self.parts) or "empty"
         fused = "".join(f"_{what if what != 'activation' else value}" for what, value in self.fused)
         split = "_split" if self.split else ""
-        return f"{self.dtype}_{self.tile[0]}x{self.tile[1]}_{formats}_x_{self.x_dtype}{fused}{split}_{self.isa}"
+        out = "" if self.out_dtype == self.x_dtype else f"_y_{self.out_dtype}"
+        return f"{self.dtype}_{self.tile[0]}x{self.tile[1]}_{formats}_x_{self.x_dtype}{out}{fused}{split}_{self.isa}"
 
 
 def whole_blocks(batch: int) -> int:
@@ -218,8 +227,10 @@ DIGIT_BATCHES = (1, 2, 4)
 """Batch entries that a format's `digits` takes; a batch of 3 is padded."""
 
 
-def classify(module: Module, x_dtype: torch.dtype, isa: str, on_missing: str = "error") -> KernelClass:
-    """The kernel class of a scheduled module for inputs of a dtype.
+def classify(
+    module: Module, x_dtype: torch.dtype, isa: str, on_missing: str = "error", out_dtype: torch.dtype | None = None
+) -> KernelClass:
+    """The kernel class of a scheduled module for inputs of a dtype; y is as `output_dtype` says unless given.
 
     Raises:
         CodegenError: no schedule, something beside the tiles that the schedule does not fuse, or
@@ -231,7 +242,7 @@ def classify(module: Module, x_dtype: torch.dtype, isa: str, on_missing: str = "
         raise CodegenError(f"cpu kernel of {program.name}: expected a schedule, found none; run a pipeline first")
     if x_dtype == torch.float64:
         raise CodegenError(f"cpu kernel of {program.name}: expected x of 16 or 32 bits, found f64; use the reference")
-    out = DTYPE_NAMES[output_dtype(program.dtype, x_dtype)]
+    out = DTYPE_NAMES[output_dtype(program.dtype, x_dtype) if out_dtype is None else out_dtype]
     parts = _parts(program, schedule, on_missing)
     split = schedule.max_parts > 1
     fused = _fused(program, schedule)

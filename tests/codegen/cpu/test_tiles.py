@@ -110,7 +110,7 @@ def test_a_huge_batch_runs_in_pieces_with_the_same_bits(monkeypatch):
     whole, bytes_ = run(executor, x, "bf16", 130), executor.workspace_bytes(203, x.dtype)
     monkeypatch.setattr("stoicc.codegen.cpu.backend.WORKSPACE_BYTES", bytes_ // 3)
     executor = CpuBackend().build(case.module, case.pools, "tiles", "error")
-    assert executor.workspace_bytes(203, x.dtype) < bytes_ // 2
+    assert executor.workspace_bytes(203, x.dtype) < 0.6 * bytes_
     assert executor.workspace_bytes(10**6, x.dtype) == executor.workspace_bytes(203, x.dtype)
     assert torch.equal(run(executor, x, "bf16", 130), whole)
 

@@ -6,6 +6,8 @@ A 2:4 + int4 weight of bf16 and an adapter of a tenth of its width, bf16 factors
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -19,8 +21,8 @@ from bench.timing import interleaved_medians
 def ratios(size: int, batch: int, kernels: dict[str, stoicc.Kernel], dense: torch.Tensor) -> list[str]:
     """A row of the table: times in microseconds and their ratio."""
     x = torch.randn(batch, size).bfloat16()
-    calls = {name: lambda kernel=kernel: kernel(x) for name, kernel in kernels.items()}
-    calls["F.linear"] = lambda: functional.linear(x, dense)
+    calls: dict[str, Callable[[], object]] = {name: partial(kernel, x) for name, kernel in kernels.items()}
+    calls["F.linear"] = partial(functional.linear, x, dense)
     with torch.no_grad():
         seconds = interleaved_medians(calls, repeats=15, minimum_s=0.03)
     ratio = seconds["with"] / seconds["without"]

@@ -15,6 +15,8 @@ KEPT = {
     "int8 g=128": 1.0,
     "int4 g=128": 1.0,
     "int4_nv24 g=128": 0.5,
+    "int3 g=128": 1.0,
+    "int2 g=128": 1.0,
     "mosaic of 5": 0.6,
     "half empty": 0.5,
 }
@@ -38,6 +40,8 @@ def mixes(weight: Tensor, names: Sequence[str] = tuple(KEPT)) -> dict[str, Weigh
         "int8 g=128": lambda: quantize(weight, 8, 128),
         "int4 g=128": lambda: quantize(weight, 4, 128),
         "int4_nv24 g=128": lambda: quantize(prune(weight), 4, 128),
+        "int3 g=128": lambda: quantize(weight, 3, 128),
+        "int2 g=128": lambda: quantize(weight, 2, 128),
         "mosaic of 5": lambda: _mosaic(weight, grid),
         "half empty": lambda: prune(weight, 0, 4, where=half_of(grid)),
     }

@@ -38,7 +38,9 @@ Formats = Annotated[str | None, typer.Option(help="formats to choose from, separ
 TileShape = Annotated[str | None, typer.Option(help="tile shape BMxBK; 64x64 if left out")]
 Dtype = Annotated[str | None, typer.Option(help="convert to f32, f16 or bf16 first; this rounds")]
 Prune = Annotated[str | None, typer.Option(help="N:M magnitude pruning first, such as 2:4")]
-Quantize = Annotated[int | None, typer.Option(help="group AbsMax quantization; bits: 4 or 8 with the built-in formats")]
+Quantize = Annotated[
+    int | None, typer.Option(help="group AbsMax quantization; bits: 2 to 4 or 8 with the built-in formats")
+]
 GroupSize = Annotated[int, typer.Option(help="with --quantize: weights along K that share a scale; 0: the row")]
 Exact = Annotated[bool, typer.Option("--exact", help="print the whole IR, as `stoicc.ir.parse` reads it")]
 
@@ -196,7 +198,7 @@ def _compressed(
         held = any(fmt.for_codes(quantize, group_size, False) is not None for fmt in known)
         if formats is None and not held:
             raise InputError(
-                f"--quantize: expected bits that a format holds (4 or 8 with the built-in ones), found {quantize}; "
+                f"--quantize: expected bits of a format (2 to 4 or 8 with the built-in ones), found {quantize}; "
                 "use --quantize 4, or --formats dense to store values of 2 to 8 bits as floats"
             )
         compressed = stoicc.ops.group_absmax(compressed, quantize, group_size)

@@ -29,7 +29,7 @@ def held_codes(lowered: Lowered, formats: Sequence[TileFormat]) -> Lowered:
         bits = next(able, None)
         if bits is None:
             raise FormatError(
-                f"formats: expected one that holds {sheet.bits}-bit codes, found none; quantize to 4 or 8 bits, "
+                f"formats: expected one that holds {sheet.bits}-bit codes, found none; quantize to 2, 3, 4 or 8 bits, "
                 "or register a format whose for_codes takes them"
             )
         if bits != sheet.bits:

@@ -40,7 +40,7 @@ MIXES: dict[str, tuple[str, ...]] = {
 }
 """Formats that occur together, by name."""
 
-FURTHER: dict[str, tuple[str, ...]] = {"bitmap": ("bitmap",)}
+FURTHER: dict[str, tuple[str, ...]] = {"bitmap": ("bitmap",), "int2": ("int2",), "int3": ("int3",)}
 """Formats that are compiled and run in a few classes only: a decode does not depend on what follows it."""
 
 GLUON_MIXES: dict[str, tuple[str, ...]] = {

@@ -84,6 +84,25 @@ static inline vint vp_twins(vint word, const int j)
     return _mm512_srlv_epi16(byte, _mm512_set1_epi32(4 << 16));
 }
 
+/* Two bytes of each lane, in the low bits of its 16-bit words. */
+static inline vint vp_bytes(vint word, const int even, const int odd)
+{
+    const __m512i lane = _mm512_set4_epi32((int)0x800c800c, (int)0x80088008, (int)0x80048004, (int)0x80008000);
+    return _mm512_shuffle_epi8(word, _mm512_add_epi32(lane, _mm512_set1_epi32(even | odd << 16)));
+}
+
+/* One of 32 values for each 16-bit word, by its low five bits. */
+static inline vint vp_look_up(const bf16 *table, vint words)
+{
+    return _mm512_permutexvar_epi16(words, _mm512_loadu_si512(table));
+}
+
+/* Codes of a few bits less a zero point, as bf16; zero is that of `vp_zero`. */
+static inline vint vp_codes_less(vint words, const int mask, vint zero)
+{
+    return vp_small(_mm512_sub_epi16(_mm512_and_si512(words, _mm512_set1_epi16((short)mask)), zero));
+}
+
 /* Two vectors of floats that bf16 holds exactly, as pairs. */
 static inline vint vp_join(vfloat first, vfloat second)
 {

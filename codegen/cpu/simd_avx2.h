@@ -156,6 +156,40 @@ static inline vfloat vf_nibble(vint word, const int j)
     return (vfloat){_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi)};
 }
 
+/* Every lane's bits moved down, or up where places are negative. */
+static inline vint vi_shift(vint word, const int places)
+{
+    if (places < 0)
+        return (vint){_mm256_slli_epi32(word.lo, -places), _mm256_slli_epi32(word.hi, -places)};
+    return (vint){_mm256_srli_epi32(word.lo, places), _mm256_srli_epi32(word.hi, places)};
+}
+
+static inline vint vi_and(vint word, const uint32_t mask)
+{
+    const __m256i all = _mm256_set1_epi32((int)mask);
+    return (vint){_mm256_and_si256(word.lo, all), _mm256_and_si256(word.hi, all)};
+}
+
+/* The bits of a that are in the mask, and the other bits of b. */
+static inline vint vi_select(vint a, vint b, const uint32_t mask)
+{
+    vint own = vi_and(a, mask), other = vi_and(b, ~mask);
+    return (vint){_mm256_or_si256(own.lo, other.lo), _mm256_or_si256(own.hi, other.hi)};
+}
+
+static inline __m256 look_up_eight(const float *table, __m256i index)
+{
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))); /* by the fourth bit */
+}
+
+/* One of sixteen floats for each lane, by its low four bits. */
+static inline vfloat vf_look_up(const float *table, vint index)
+{
+    return (vfloat){look_up_eight(table, index.lo), look_up_eight(table, index.hi)};
+}
+
 /* Where each of eight 16-bit words comes from among those kept, by the mask of which are: for `pshufb`. */
 static inline __m128i expand_control(const int mask)
 {

@@ -144,6 +144,29 @@ static inline vfloat vf_nibble(vint word, const int j)
     return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), value);
 }
 
+/* Every lane's bits moved down, or up where places are negative. */
+static inline vint vi_shift(vint word, const int places)
+{
+    return places < 0 ? _mm512_slli_epi32(word, -places) : _mm512_srli_epi32(word, places);
+}
+
+static inline vint vi_and(vint word, const uint32_t mask)
+{
+    return _mm512_and_si512(word, _mm512_set1_epi32((int)mask));
+}
+
+/* The bits of a that are in the mask, and the other bits of b. */
+static inline vint vi_select(vint a, vint b, const uint32_t mask)
+{
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi32((int)mask), 0xe4);
+}
+
+/* One of sixteen floats for each lane, by its low four bits. */
+static inline vfloat vf_look_up(const float *table, vint index)
+{
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+}
+
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
  * say which rows the first column keeps, bits 16-31 the second, whose values follow. */
 static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)

@@ -182,6 +182,38 @@ static inline vfloat vf_nibble(vint word, const int j)
     return v;
 }
 
+/* Every lane's bits moved down, or up where places are negative. */
+static inline vint vi_shift(vint word, const int places)
+{
+    for (int i = 0; i < 4; i++)
+        word.part[i] = places < 0 ? word.part[i] << -places : word.part[i] >> places;
+    return word;
+}
+
+static inline vint vi_and(vint word, const uint32_t mask)
+{
+    for (int i = 0; i < 4; i++)
+        word.part[i] &= (int32_t)mask;
+    return word;
+}
+
+/* The bits of a that are in the mask, and the other bits of b. */
+static inline vint vi_select(vint a, vint b, const uint32_t mask)
+{
+    for (int i = 0; i < 4; i++)
+        a.part[i] = (a.part[i] & (int32_t)mask) | (b.part[i] & (int32_t)~mask);
+    return a;
+}
+
+/* One of sixteen floats for each lane, by its low four bits. */
+static inline vfloat vf_look_up(const float *table, vint index)
+{
+    vfloat v;
+    for (int i = 0; i < 16; i++)
+        v.part[i / 4][i % 4] = table[index.part[i / 4][i % 4] & 15];
+    return v;
+}
+
 /* Exact, and never a subnormal on the way, so that it holds where the CPU flushes those to zero. */
 static inline float f16_to_float(f16 value)
 {

@@ -78,7 +78,7 @@ _INT4_NV24 = Template("""\
 
 _DIGITS = Template("""\
 INLINE void {name}(
-    const int32_t *codes, const $T *scales,$zeros
+    const int32_t *codes,$positions const $T *scales,$zeros
     const int8_t *x, float *acc, const int nb)
 {
     float total[$groups * 12];

@@ -17,6 +17,12 @@ from tests.products import assert_product
 
 AFFINE = ("int8", "int4", "int4_nv24")
 GROUPS = (16, 64, 128, 0)
+NARROW = [
+    *(f"int2<group_size={size}>" for size in (16, 64)),
+    "int2<group_size=0, zero_points=true>",
+    *(f"int3<group_size={size}>" for size in (32, 0)),
+    "int3<group_size=16, zero_points=true>",
+]
 FORMATS = [
     "empty",
     "dense",
@@ -24,6 +30,7 @@ FORMATS = [
     "bitmap",
     *(f"{name}<group_size={size}>" for name in AFFINE for size in GROUPS),
     *(f"{name}<group_size={size}, zero_points=true>" for name in AFFINE for size in (64, 0)),
+    *NARROW,
 ]
 
 
@@ -43,8 +50,8 @@ def untried(text: str) -> set[str]:
 
 @pytest.mark.parametrize("text", FORMATS)
 def test_built_in_formats_keep_the_contract(text):
-    # groups of 128 are shared as those of a row are: one dtype is enough
-    dtypes = ("bf16",) if "=128" in text else ("f32", "f16", "bf16")
+    # groups of 128 are shared as those of a row are, and narrow codes are scaled as others: one dtype is enough
+    dtypes = ("bf16",) if "=128" in text or text in NARROW else ("f32", "f16", "bf16")
     assert check_format(text, dtypes=dtypes) == tuple(name for name in CHECKS if name not in untried(text))
 
 

@@ -190,7 +190,7 @@ def test_other_files(weight, tmp_path):
         (["compile", "f64.npy", "--dtype", "f64"], "--dtype: expected f32, f16, bf16, found 'f64'"),
         (["compile", "f64.npy", "--dtype", "f16"], "--dtype f16: expected values in its range, found larger ones"),
         (["compile", "complex.npy", "--dtype", "f32"], "expected real numbers, found complex64"),
-        (["compile", "w.npy", "--quantize", "3"], "(4 or 8 with the built-in ones), found 3; use --quantize 4, or --f"),
+        (["compile", "w.npy", "--quantize", "5"], "(2 to 4 or 8 with the built-in ones), found 5; use --quantize 4,"),
         (["compile", "w.npy", "-o", "w.npy"], "--output w.npy: expected another file, found the one that is read"),
         (["compile", "w.npy", "--formats", "nv24;denze"], "did you mean dense"),
         (["opt", "absent.tile", "--pipeline", "build-csr"], "expected a file of tile IR, found nothing at"),

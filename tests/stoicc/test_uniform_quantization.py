@@ -90,9 +90,7 @@ def test_zero_points_by_the_definition(bits, per):
     found = stoicc.ops.absmax(weight, bits, per, zero_points=True)
     torch.testing.assert_close(found.dense(), expected, rtol=1e-5, atol=1e-6)
     assert node_of(found).codes.max() == 2**bits - 1
-    assert_survives(
-        found, {8: "int8<group_size=0, zero_points=true>"}.get(bits, "int4<group_size=0, zero_points=true>")
-    )
+    assert_survives(found, f"int{bits}<group_size=0, zero_points=true>")
 
 
 @pytest.mark.parametrize("zero_points", [False, True])

@@ -28,6 +28,8 @@ ALL_FORMATS = (
     "int4<group_size=32, zero_points=true>",
     "int4_nv24",
     "int4_nv24<group_size=16, zero_points=true>",
+    "int2",
+    "int3<group_size=16, zero_points=true>",
 )
 
 

@@ -31,6 +31,11 @@ BUILT_IN = [
     "bitmap",
     *(f"{name}<{options}>" for name in ("int8", "int4", "int4_nv24") for options in ("group_size=16", "group_size=0")),
     *(f"{name}<group_size=32, zero_points=true>" for name in ("int8", "int4", "int4_nv24")),
+    *(
+        f"{name}<{options}>"
+        for name in ("int2", "int3")
+        for options in ("group_size=16, zero_points=true", "group_size=0")
+    ),
 ]
 
 

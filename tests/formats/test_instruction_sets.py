@@ -1,0 +1,29 @@
+"""Formats beyond those of the CPU mosaics, on every instruction set of this machine, against float64."""
+
+import pytest
+import torch
+
+import stoicc
+from stoicc.ir.dtypes import TORCH_DTYPES
+from tests.codegen.cpu.mosaics import BOUNDS, need, relative_error
+
+FORMATS = ("bitmap", "int2<group_size=32, zero_points=true>", "int3<group_size=0>")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_products_and_panels(isa, dtype, monkeypatch):
+    need(isa, monkeypatch)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(70, 64 * len(FORMATS) + 5, generator=generator).to(TORCH_DTYPES[dtype])
+    weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
+    tile_map = [[*FORMATS, "dense"]] * 2
+    kernel = stoicc.compile(weight, tile_map=tile_map, approximate=True, target="cpu")
+    held = kernel.to_dense().double()
+    for kind, batch in (("tiles", 1), ("tiles", 7), ("dense-once", 3)):
+        x = torch.randn(batch, weight.shape[1], generator=generator).to(weight.dtype)
+        executor = kernel.executor(kind)
+        y = torch.full((batch, 70), torch.nan, dtype=weight.dtype)
+        workspace = torch.full((executor.workspace_bytes(batch, x.dtype),), 255, dtype=torch.uint8)
+        executor.run(x, y, workspace)
+        assert relative_error(y, x.double() @ held.T) < BOUNDS[dtype], (kind, batch)

@@ -1,6 +1,8 @@
 """Kernels of the Gluon dialect, compiled for GPUs that are not here, run on the PTX emulator against float64."""
 
+from collections.abc import Sequence
 from itertools import combinations
+from random import Random
 
 import pytest
 import torch
@@ -15,7 +17,20 @@ from tests.ptx.run import emulate
 TOLERANCE = {"f16": 5e-4, "bf16": 4e-3}
 """Relative Frobenius error: y is rounded to 16 bits once, weights scaled in fp32 are not rounded at all."""
 
-FAST = COVER[::3]
+
+def each_value_once(cover: Sequence[Covered]) -> list[Covered]:
+    """Classes of a cover, in any order, until every value of every parameter has occurred."""
+    seen: set[tuple[str, object]] = set()
+    kept = []
+    for covered in Random(3).sample(cover, len(cover)):
+        values = {(name, covered.value(name)) for name in PARAMETERS}
+        if not values <= seen:
+            kept.append(covered)
+            seen |= values
+    return kept
+
+
+FAST = each_value_once(COVER)
 """What runs in every test run; the others with --slow."""
 
 
@@ -58,7 +73,7 @@ def test_classes_cover_every_pair_and_fast_ones_every_value() -> None:
         assert found == {(u, v) for u in PARAMETERS[a] for v in PARAMETERS[b]}, (a, b)
     for name, values in PARAMETERS.items():
         assert {covered.value(name) for covered in FAST} == set(values), name
-    assert {(c.value("formats"), c.arch) for c in FAST} >= {(f, "sm_80") for f in ("dense", "nv24", "int4", "mosaic")}
+    assert len(FAST) < len(COVER) / 3
 
 
 PLAIN = KernelClass("mosaic", (64, 64), "bf16", "same", "bias", False, 16)

@@ -69,6 +69,8 @@ class TritonBackend(Backend):
         return GluonTiles(module, pools, capability_of(device), portable)
 
     def dialect(self, module: Module, device: torch.device) -> str:
+        if device.type != "cuda":  # not moved to the GPU yet, where alone it runs
+            device = torch.device("cuda")
         why = _why_portable(module, device)
         if why is not None:
             return f"portable Triton: {why}"
@@ -92,7 +94,7 @@ def _why_portable(module: Module, device: torch.device) -> str | None:
     if interpreting():
         return "Triton's interpreter has no Gluon"
     if device.type != "cuda" or torch.version.hip:
-        return "tensor cores are NVIDIA's"
+        return "Gluon's tensor cores are NVIDIA's"
     if dict(scheduled(module).launch).get("gluon") == 0:
         return "the schedule says gluon = 0"
     from stoicc.codegen.gluon.launch import unsupported

@@ -126,7 +126,10 @@ def test_the_dialect_and_why(gpu: torch.device, monkeypatch: pytest.MonkeyPatch)
     assert module.schedule is not None
     chosen = replace(module, schedule=module.schedule.launch_with(gluon=0))
     assert dialect(chosen, gpu) == "portable Triton: the schedule says gluon = 0"
-    assert dialect(module, torch.device("cpu")) == "portable Triton: tensor cores are NVIDIA's"
+    assert dialect(module, torch.device("cpu")) == dialect(module, gpu), "before it has moved to the GPU"
+    with monkeypatch.context() as amd:
+        amd.setattr(torch.version, "hip", "6.4")
+        assert dialect(module, gpu) == "portable Triton: Gluon's tensor cores are NVIDIA's"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert dialect(module, gpu) == "portable Triton: sm_75 has no sparse tensor cores, which begin with sm_80"
     monkeypatch.setattr(backend, "interpreting", lambda: True)

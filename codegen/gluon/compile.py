@@ -113,12 +113,10 @@ class Compiled:
         if self.emitted.split:
             slots = int(buffers.row_slots[-1])
             named["parts"] = torch.full((slots, x.shape[0], self.module.tiles.tile[0]), torch.nan, dtype=torch.float32)
-        programs = {
-            "tiles_kernel": len(schedule.items) * -(-x.shape[0] // self.config.block_n),
-            "reduce_kernel": self.module.tiles.grid[0] * -(-x.shape[0] // self.config.reduce_block),
-        }
+        blocks = -(-x.shape[0] // self.config.block_n)
+        programs = {"tiles_kernel": len(schedule.items), "reduce_kernel": self.module.tiles.grid[0]}
         return tuple(
-            Launch(kernel, programs[kernel.name], tuple(named[name] for name in kernel.arguments))
+            Launch(kernel, programs[kernel.name] * blocks, tuple(named[name] for name in kernel.arguments))
             for kernel in self.kernels
         )
 
@@ -184,7 +182,7 @@ def _compile(
     launched: dict[str, Any] = {"BN": config.block_n, "STAGES": config.stages}
     if not is_gluon:  # DOT is not read there
         launched = {
-            "BN": config.reduce_block,
+            "BN": config.block_n,
             "DOT": TRITON_DOTS[torch.float32],
             "PRECISION": dot_precision(torch.float32),
         }

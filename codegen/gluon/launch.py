@@ -113,11 +113,6 @@ class GluonConfig:
         wanted = given.get("num_stages")
         return GluonConfig(block_n, warps, wanted if wanted in fits else stages)
 
-    @property
-    def reduce_block(self) -> int:
-        """Rows of the batch per program of the kernel that adds parts: its low-rank dot takes at least 16."""
-        return max(self.block_n, 16)
-
     def options(self) -> dict[str, Any]:
         """Options of a Triton launch."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}

@@ -20,9 +20,8 @@ def test_a_mosaic_compiles_for_every_gpu(arch: str) -> None:
     assert machine.spills == 0
     assert machine.loads[128] >= 9
     if arch not in ("sm_100", "sm_120"):  # triton 3.6's disassembler writes their branches another way
-        assert len(machine.loops) == 4
-    assert sum("HMMA.SP" in loop.opcodes for loop in machine.loops) == 2
-    assert all(loop.loads.get(128, 0) >= 3 for loop in machine.loops)
+        assert sorted("HMMA.SP" in loop.opcodes for loop in machine.loops) == [False, False, True, True]
+        assert all(loop.loads.get(128, 0) >= 3 for loop in machine.loops)
 
 
 @pytest.mark.parametrize("weight", ["bf16", "f16"])

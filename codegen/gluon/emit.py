@@ -142,8 +142,8 @@ def _start_copy(shape: _Shape) -> str:
             lines.append(f"if chunks > {least}:  # the same in all threads")
         partial = any(begin < size < end for size in sizes)
         mask = f", mask=chunk < chunks * {CHUNK} - {number * round_words}" if partial else ""
-        offset = f" + {number * round_words}" if number else ""
-        line = f"copy_async(tile.slice({number * round_words}, {round_words}), weights + (chunk{offset}){mask})"
+        source = f"weights + (chunk + {number * round_words})" if number else "weights + chunk"
+        line = f"copy_async(tile.slice({number * round_words}, {round_words}), {source}{mask})"
         lines.append(f"    {line}" if least else line)
     arguments = ["ring", "blocks", "slot", "weights", "x_rows", "x_words", "descriptor", "K"]
     return function("start_copy", ", ".join(arguments), lines, "gluon.jit")

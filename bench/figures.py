@@ -1,4 +1,4 @@
-"""The figures of README.md and docs/performance.md, rendered from `bench/results/`: each is one that a command printed.
+"""The figures of README.md and docs/, rendered from `bench/results/`: each is one that a command printed.
 
 python -m bench.figures     # rewrites the blocks between the markers; a test compares them
 """
@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import cpu_pages
+from bench import accuracy_pages, cpu_pages
+from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "accuracy.md")
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
 
@@ -23,6 +24,9 @@ def filled(text: str) -> str:
 
 
 def _rendered(name: str | None) -> str:
+    if name is not None and name.startswith("accuracy_"):
+        _, model, block = name.split("_")
+        return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
     record = Record.from_json(_read("cpu"))
     return cpu_pages.PAGE[name](record) if name else render(record)
 

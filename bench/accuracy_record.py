@@ -1,0 +1,139 @@
+"""What `bench.accuracy` found, as data: rows with scores, and published orders with what became of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bench.accuracy_rows import Order, Row
+
+CERTAIN = 2.0
+"""A difference counts where it is at least so many of its standard errors."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row and what was measured.
+
+    Attributes:
+        bytes_per_weight: of the compressed layers, adapters and scales included (a dense bf16 weight: 2).
+        error: mean over the layers of ||X (W - W_c)^T|| / ||X W^T|| on the calibration inputs that they saw.
+        scores: mean over the items of the evaluation, by name.
+        seconds: to compress and to score.
+        formats: tiles by format.
+        sequential: as in `Row`.
+    """
+
+    pattern: str
+    pruning: str
+    quantization: str
+    adapter: str
+    steps: list[Any]
+    bytes_per_weight: float
+    error: float
+    scores: dict[str, float]
+    seconds: float
+    formats: dict[str, int]
+    sequential: bool = True
+
+    @property
+    def row(self) -> Row:
+        """What was done."""
+        return Row(self.pattern, self.pruning, self.quantization, self.adapter, tuple(self.steps), self.sequential)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two neighbours in a published order.
+
+    Attributes:
+        less, more: rows by name; `less` should have the lower error.
+        layer_errors: of both.
+        scores: of both.
+        gap: by how much `less` is better in score.
+        deviation: standard error of the gap, over paired items.
+    """
+
+    less: str
+    more: str
+    layer_errors: tuple[float, float]
+    scores: tuple[float, float]
+    gap: float
+    deviation: float
+
+    @property
+    def verdict(self) -> str:
+        """ "holds", "reversed", or "level" where the gap is within its error."""
+        if abs(self.gap) < CERTAIN * self.deviation:
+            return "level"
+        return "holds" if self.gap > 0 else "reversed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A published order at one place of the table."""
+
+    claim: str
+    where: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One model: its rows and orders."""
+
+    subject: str
+    about: str
+    better: dict[str, str]
+    machine: dict[str, str | int]
+    rows: tuple[Found, ...]
+    outcomes: tuple[Outcome, ...]
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> "Record":
+        """The inverse of `write`."""
+        data = json.loads(path.read_text())
+        data["rows"] = tuple(Found(**row) for row in data["rows"])
+        data["outcomes"] = tuple(
+            Outcome(one["claim"], one["where"], tuple(Step(**step) for step in one["steps"]))
+            for one in data["outcomes"]
+        )
+        return Record(**data)
+
+
+def outcome(
+    order: Order, rows: Mapping[str, Found], items: Mapping[str, Mapping[str, Tensor]], better: Mapping[str, str]
+) -> Outcome | None:
+    """What became of an order; None where one of its rows was not measured.
+
+    Args:
+        items: scores of each item by row and name of the score; the first name of `better` decides.
+    """
+    if not all(name in items for name in order.rows):
+        return None
+    score, direction = next(iter(better.items()))
+    steps = []
+    for less, more in zip(order.rows, order.rows[1:], strict=False):
+        first, second = items[less][score].double(), items[more][score].double()
+        gaps = second - first if direction == "lower" else first - second
+        errors, scores = ((rows[less].error, rows[more].error), (first.mean().item(), second.mean().item()))
+        deviation = gaps.std().item() / len(gaps) ** 0.5
+        steps.append(Step(less, more, errors, scores, gaps.mean().item(), deviation))
+    return Outcome(order.claim, order.where, tuple(steps))
+
+
+def _rounded(data: Any) -> Any:
+    """Six digits are plenty."""
+    if isinstance(data, float):
+        return float(f"{data:.6g}")
+    if isinstance(data, dict):
+        return {key: _rounded(value) for key, value in data.items()}
+    return [_rounded(value) for value in data] if isinstance(data, (list, tuple)) else data

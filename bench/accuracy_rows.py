@@ -1,0 +1,172 @@
+"""The rows of `bench.accuracy`: what is done to every linear layer, as recipes for `stoicc.compress`.
+
+They are the table of SLiM's paper (Mozaffari et al. 2025, arXiv 2410.09615): a pattern of zeros, who chooses them, who
+quantizes what is left, and which adapter answers for the error.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Steps = tuple[dict[str, dict[str, Any]], ...]
+
+PATTERNS: dict[str, dict[str, Any]] = {"2:4": {"n": 2, "m": 4}, "50%": {"sparsity": 0.5}}
+"""Patterns of zeros that every layer gets, as options of an operator."""
+GROUP = 128
+"""Weights along K that share a scale in the rows of group quantization, as in SLiM's paper."""
+ADAPTERS = {"": (), "Naive-LoRA": ("naive_lora",), "SLiM-LoRA": ("slim_lora",)}
+DENSE_INPUTS = "dense inputs"
+QUANTIZED_ADAPTER = "SLiM-LoRA, 4 bits"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to compress a model.
+
+    Attributes:
+        pattern: of zeros: "dense", "2:4" or "50%".
+        pruning, quantization, adapter: methods as the table names them, "" where there is none.
+        steps: operators of `stoicc.ops` in order.
+        sequential: calibrated on what the compressed layers before it produce, not on what the dense ones do.
+    """
+
+    pattern: str
+    pruning: str
+    quantization: str
+    adapter: str
+    steps: Steps
+    sequential: bool = True
+
+    @property
+    def name(self) -> str:
+        """Unique, and short enough for a line of text."""
+        dense = "" if self.sequential else DENSE_INPUTS
+        return ", ".join(filter(None, [self.pattern, self.pruning, self.quantization, self.adapter, dense]))
+
+    @property
+    def bits(self) -> int:
+        """Of a weight that is kept."""
+        return 4 if self.quantization else 16
+
+
+def step(operator: str, **options: Any) -> Steps:
+    """One operator as a recipe has it."""
+    return ({operator: options},)
+
+
+def adapter_steps(adapter: str) -> Steps:
+    """The steps of an adapter of the default rank, a tenth of the layer's smaller side."""
+    if adapter == QUANTIZED_ADAPTER:
+        return step("slim_lora") + step("quantize_adapter", bits=4)
+    return tuple({operator: {}} for operator in ADAPTERS[adapter])
+
+
+def pruning_steps(pattern: str) -> dict[str, Steps]:
+    """Who can choose the zeros of a pattern."""
+    options = PATTERNS[pattern]
+    found = {"magnitude": step("nm_magnitude" if "n" in options else "magnitude", **options)}
+    if "n" not in options:
+        found["OBD"] = step("obd", **options)
+    return found | {"Wanda": step("wanda", **options), "SparseGPT": step("sparsegpt", **options)}
+
+
+QUANTIZERS = {
+    "AbsMax": step("absmax", bits=4),
+    "SLiM-Quant": step("slim_quant", bits=4),
+    "SLiM-Quant-O": step("slim_quant", bits=4, activation_aware=True),
+    "group AbsMax": step("group_absmax", bits=4, group_size=GROUP),
+}
+
+
+def pruned(pattern: str) -> Iterator[Row]:
+    """Zeros alone, and adapters on those that Wanda chose."""
+    chosen = pruning_steps(pattern)
+    for pruning, steps in chosen.items():
+        yield Row(pattern, pruning, "", "", steps)
+    for adapter in ("Naive-LoRA", "SLiM-LoRA"):
+        yield Row(pattern, "Wanda", "", adapter, chosen["Wanda"] + adapter_steps(adapter))
+    if pattern == "2:4":
+        for pruning in ("Wanda", "SparseGPT"):
+            yield Row(pattern, pruning, "", "", chosen[pruning], sequential=False)
+
+
+def quantized() -> Iterator[Row]:
+    """Codes alone, and adapters on those of SLiM-Quant."""
+    for quantization, steps in QUANTIZERS.items():
+        yield Row("dense", "", quantization, "", steps)
+    for adapter in ("Naive-LoRA", "SLiM-LoRA"):
+        yield Row("dense", "", "SLiM-Quant", adapter, QUANTIZERS["SLiM-Quant"] + adapter_steps(adapter))
+
+
+def pruned_and_quantized(pattern: str) -> Iterator[Row]:
+    """Zeros and codes: the earlier methods with groups, and SLiM with its parts taken away."""
+    chosen = pruning_steps(pattern)
+    for pruning in ("magnitude", "Wanda"):
+        yield Row(pattern, pruning, "group AbsMax", "", chosen[pruning] + QUANTIZERS["group AbsMax"])
+    ((operator, options),) = chosen["SparseGPT"][0].items()
+    yield Row(pattern, "SparseGPT", "OPTQ", "", step(operator, **options, bits=4, group_size=GROUP))
+    for quantization in ("AbsMax", "SLiM-Quant"):
+        yield Row(pattern, "Wanda", quantization, "", QUANTIZERS[quantization] + chosen["Wanda"])
+    for adapter in ("Naive-LoRA", "SLiM-LoRA", QUANTIZED_ADAPTER):
+        steps = QUANTIZERS["SLiM-Quant"] + chosen["Wanda"] + adapter_steps(adapter)
+        yield Row(pattern, "Wanda", "SLiM-Quant", adapter, steps)
+    steps = QUANTIZERS["SLiM-Quant-O"] + chosen["Wanda"] + adapter_steps("SLiM-LoRA")
+    yield Row(pattern, "Wanda", "SLiM-Quant-O", "SLiM-LoRA", steps)
+
+
+def all_rows() -> list[Row]:
+    """Every row of the full table, the dense model first."""
+    rows = [Row("dense", "", "", "", ())]
+    rows += [row for pattern in PATTERNS for row in pruned(pattern)]
+    rows += quantized()
+    return rows + [row for pattern in PATTERNS for row in pruned_and_quantized(pattern)]
+
+
+def quick_rows() -> list[Row]:
+    """The fewest rows that show every published order once: at 2:4, and 4 bits without zeros."""
+    names = {
+        "dense",
+        "2:4, magnitude",
+        "2:4, Wanda",
+        "2:4, SparseGPT",
+        "dense, AbsMax",
+        "dense, SLiM-Quant",
+        "2:4, Wanda, SLiM-Quant",
+        "2:4, Wanda, SLiM-Quant, Naive-LoRA",
+        "2:4, Wanda, SLiM-Quant, SLiM-LoRA",
+    }
+    return [row for row in all_rows() if row.name in names]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A published order of error: `rows` by name, the least first."""
+
+    claim: str
+    where: str
+    rows: tuple[str, ...]
+
+
+def orders() -> list[Order]:
+    """Every place in the full table where a published order speaks."""
+    found = [Order("SLiM-Quant < AbsMax", "4 bits", ("dense, SLiM-Quant", "dense, AbsMax"))]
+    adapters = ("SLiM-LoRA", "Naive-LoRA", "")
+    weighed = "SLiM-LoRA < Naive-LoRA < none"
+    found.append(Order(weighed, "4 bits", tuple(_name("dense", "", "SLiM-Quant", each) for each in adapters)))
+    for pattern in PATTERNS:
+        pruning = tuple(_name(pattern, each) for each in ("SparseGPT", "Wanda", "magnitude"))
+        found.append(Order("SparseGPT < Wanda < magnitude", pattern, pruning))
+        joint = (("SparseGPT", "OPTQ"), ("Wanda", "group AbsMax"), ("magnitude", "group AbsMax"))
+        found.append(
+            Order("SparseGPT < Wanda < magnitude", f"{pattern}, 4 bits", tuple(_name(pattern, *e) for e in joint))
+        )
+        found.append(Order(weighed, pattern, tuple(_name(pattern, "Wanda", "", each) for each in adapters)))
+        slim = tuple(_name(pattern, "Wanda", "SLiM-Quant", each) for each in adapters)
+        found.append(Order(weighed, f"{pattern}, 4 bits", slim))
+        clips = tuple(_name(pattern, "Wanda", each) for each in ("SLiM-Quant", "AbsMax"))
+        found.append(Order("SLiM-Quant < AbsMax", f"{pattern}, 4 bits", clips))
+    return found
+
+
+def _name(*parts: str) -> str:
+    return ", ".join(filter(None, parts))

@@ -151,7 +151,7 @@ class TilePairs:
 
 @dataclass(frozen=True)
 class TileOctets:
-    """How a tile of codes is unpacked for integer matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
+    """How a tile of codes is unpacked for integer matrix units (`codegen/cpu/simd_octets.h`), unit by unit.
 
     As `TilePairs`, but x is multiplied as three 8-bit digits (`TileMac.digits`) and codes are not rounded:
     they are signed bytes. The text of the function is

@@ -1,0 +1,136 @@
+/* Products of codes on integer matrix units: codes are signed bytes, x is three digits (`forms.py`). Beside simd_amx.h.
+ *
+ * An octet is four neighbouring columns of a row, one 32-bit lane; sixteen octets of sixteen rows are the second
+ * operand of a tile product, rows of digits by 64 columns of x the first. */
+
+static inline void vo_store(int8_t *octets, vint four)
+{
+    _mm512_store_si512(octets, four);
+}
+
+/* Of a word of two nibbles each of four groups (a lane's lowest byte is group 0, its low nibble the first), the nibbles
+ * of groups j and j + 2 as unsigned bytes, 8 added: first and second of j, then of j + 2. */
+static inline vint vo_twins(vint word, const int j)
+{
+    const __m512i even = _mm512_set1_epi16(0x00ff);
+    __m512i low = j ? _mm512_srli_epi32(word, 8) : word;
+    __m512i high = j ? _mm512_srli_epi32(word, 4) : _mm512_slli_epi32(word, 4);
+    return vi_low_nibbles(_mm512_ternarylogic_epi32(even, low, high, 0xca)); /* even ? low : high */
+}
+
+/* Two kept codes of four columns at their places, zeros between: four signed bytes. The codes are bytes 2 * half and
+ * 2 * half + 1 of a lane of `kept`; the group's positions are the low four bits of `place`. */
+static inline void vo_spread(int8_t *octets, vint kept, const int half, vint place)
+{
+    const __m512i picks = _mm512_setr_epi32( /* bytes for columns 0 .. 3, by both positions; 0x80: none */
+        0, 0, 0, 0, (int)0x80800100, 0, 0, 0, (int)0x80018000, (int)0x80010080, 0, 0, 0x01808000, 0x01800080,
+        0x01008080, 0);
+    const __m512i lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    const __m512i base = _mm512_or_si512(lane, _mm512_set1_epi8((char)(2 * half)));
+    vo_store(octets, _mm512_shuffle_epi8(kept, _mm512_or_si512(_mm512_permutexvar_epi32(place, picks), base)));
+}
+
+/* Rows of x in octets of up to 16 batch entries, three digits each, in whole tiles of 16. */
+static inline int digit_rows(int entries)
+{
+    return entries < 16 ? (3 * entries + 15) / 16 * 16 : 48;
+}
+
+INLINE void tile_clear(const int tile)
+{
+    switch (tile) { /* intrinsics take literals only */
+    case 0: _tile_zero(0); break;
+    case 1: _tile_zero(1); break;
+    case 2: _tile_zero(2); break;
+    case 3: _tile_zero(3); break;
+    case 4: _tile_zero(4); break;
+    case 5: _tile_zero(5); break;
+    }
+}
+
+/* A tile += rows of digits in tile 7 times octets in tile 6. */
+INLINE void tile_add_product(const int tile)
+{
+    switch (tile) { /* intrinsics take literals only */
+    case 0: _tile_dpbssd(0, 7, 6); break;
+    case 1: _tile_dpbssd(1, 7, 6); break;
+    case 2: _tile_dpbssd(2, 7, 6); break;
+    case 3: _tile_dpbssd(3, 7, 6); break;
+    case 4: _tile_dpbssd(4, 7, 6); break;
+    case 5: _tile_dpbssd(5, 7, 6); break;
+    }
+}
+
+INLINE void tile_store(const int tile, int32_t *to)
+{
+    switch (tile) { /* intrinsics take literals only */
+    case 0: _tile_stored(0, to, 64); break;
+    case 1: _tile_stored(1, to, 64); break;
+    case 2: _tile_stored(2, to, 64); break;
+    case 3: _tile_stored(3, to, 64); break;
+    case 4: _tile_stored(4, to, 64); break;
+    case 5: _tile_stored(5, to, 64); break;
+    }
+}
+
+/* Tiles first .. first + 2 = octets [columns / 4][LANES][4] times x [columns / 64][rows][64]. */
+INLINE void digits_multiply(const int first, const int8_t *octets, const int columns, const int8_t *x, int rows)
+{
+    tiles_fence();
+    tile_clear(first);
+    if (rows > 16)
+        tile_clear(first + 1);
+    if (rows > 32)
+        tile_clear(first + 2);
+    for (int k = 0; k < columns; k += 64, octets += 1024, x += 64 * rows) {
+        _tile_loadd(6, octets, 64);
+        _tile_loadd(7, x, 64);
+        tile_add_product(first);
+        if (rows > 16) {
+            _tile_loadd(7, x + 1024, 64);
+            tile_add_product(first + 1);
+        }
+        if (rows > 32) {
+            _tile_loadd(7, x + 2048, 64);
+            tile_add_product(first + 2);
+        }
+    }
+}
+
+/* They are stored to part [rows][LANES]. */
+INLINE void digits_store(const int first, int32_t *part, int rows)
+{
+    tile_store(first, part);
+    if (rows > 16)
+        tile_store(first + 1, part + 256);
+    if (rows > 32)
+        tile_store(first + 2, part + 512);
+    tiles_fence();
+}
+
+/* Sums of the three digits of `entries` batch entries that wait to be joined, scaled and added to the sums of a strip.
+ * Those are in blocks of `wide` entries, as all sums are; the last block has what is left of `width`. */
+typedef struct {
+    float *acc;
+    const float *unit;
+    int first, entries, strip, rows;
+    vfloat scale;
+} waiting_digits;
+
+static inline void digits_join(const waiting_digits *waiting, const int32_t *part, int wide, int width)
+{
+    const int digit = 16 * waiting->entries, end = waiting->first + waiting->entries;
+    const float *unit = waiting->unit;
+    for (int n = waiting->first; n < end;) {
+        const int block = n & -wide, nb = width - block < wide ? width - block : wide;
+        const int stop = end < block + nb ? end : block + nb;
+        float *acc = waiting->acc + block * SUMS + (waiting->strip * nb + n - block) * LANES;
+        #pragma GCC unroll 4
+        for (; n < stop; n++, part += 16, acc += 16, unit++) {
+            vfloat digits[3];
+            for (int i = 0; i < 3; i++)
+                digits[i] = _mm512_cvtepi32_ps(_mm512_loadu_si512(part + i * digit));
+            add_joined_digits(acc, digits, vf_mul(waiting->scale, vf_set1(*unit)));
+        }
+    }
+}

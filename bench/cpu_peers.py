@@ -16,6 +16,7 @@ from torch import Tensor
 import stoicc
 from bench.cpu_weights import TILE, Weight
 from stoicc.ops.graph import Quantize
+from stoicc.pools import TiledWeight
 
 Product = Callable[[Tensor], Tensor]
 """x `[N, K]` -> y `[N, M]`."""
@@ -85,7 +86,9 @@ def relative_error(found: Tensor, x: Tensor, held: Tensor) -> float:
 
 
 def _dense(weight: Weight) -> Tensor:
-    return weight if isinstance(weight, Tensor) else weight.dense()
+    if isinstance(weight, Tensor):
+        return weight
+    return weight.to_dense() if isinstance(weight, TiledWeight) else weight.dense()
 
 
 def _torch_csr(matrix: Tensor) -> tuple[Product, Tensor]:

@@ -1,27 +1,33 @@
 """The weights of the CPU bench: every built-in format, mixes of them, and work that is spread badly."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import stoicc
+from stoicc.pools import TiledWeight
 
 TILE = 64
 KEPT = {
     "dense": 1.0,
     "nv24": 0.5,
     "bitmap 50%": 0.5,
+    "nm 2:8": 0.25,
     "int8 g=128": 1.0,
     "int4 g=128": 1.0,
     "int4_nv24 g=128": 0.5,
     "int3 g=128": 1.0,
     "int2 g=128": 1.0,
+    "fp8": 1.0,
+    "mxfp4": 1.0,
+    "nvfp4": 1.0,
     "mosaic of 5": 0.6,
     "half empty": 0.5,
 }
 """Share of the weights of each mix that a product has to multiply."""
-Weight = stoicc.ops.CompressedWeight | Tensor
+Weight = stoicc.ops.CompressedWeight | TiledWeight | Tensor
 
 
 def random_weight(shape: tuple[int, int]) -> Tensor:
@@ -37,15 +43,23 @@ def mixes(weight: Tensor, names: Sequence[str] = tuple(KEPT)) -> dict[str, Weigh
         "dense": lambda: weight,
         "nv24": lambda: prune(weight),
         "bitmap 50%": lambda: _unstructured(weight),
+        "nm 2:8": lambda: prune(weight, 2, 8),
         "int8 g=128": lambda: quantize(weight, 8, 128),
         "int4 g=128": lambda: quantize(weight, 4, 128),
         "int4_nv24 g=128": lambda: quantize(prune(weight), 4, 128),
         "int3 g=128": lambda: quantize(weight, 3, 128),
         "int2 g=128": lambda: quantize(weight, 2, 128),
+        **{name: partial(_approximated, weight, name) for name in ("fp8", "mxfp4", "nvfp4")},
         "mosaic of 5": lambda: _mosaic(weight, grid),
         "half empty": lambda: prune(weight, 0, 4, where=half_of(grid)),
     }
     return {name: makers[name]() for name in names}
+
+
+def _approximated(weight: Tensor, fmt: str) -> Weight:
+    """Every tile in one format, with loss."""
+    grid = (-(-weight.shape[0] // TILE), -(-weight.shape[1] // TILE))
+    return stoicc.inspect(weight, tile=(TILE, TILE), tile_map=[[fmt] * grid[1]] * grid[0], approximate=True)
 
 
 def _unstructured(weight: Tensor) -> Weight:

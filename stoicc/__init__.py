@@ -11,6 +11,7 @@ from stoicc.autotuner import autotune
 from stoicc.compiler import compile
 from stoicc.device_constants import cost_model
 from stoicc.formats import formats
+from stoicc.formats import load_installed as _load_installed
 from stoicc.inspector import inspect
 from stoicc.io import load
 from stoicc.ir.errors import (
@@ -74,3 +75,5 @@ __all__ = [
     "retile",
     "save_model",
 ]
+
+_load_installed()  # last, as what a package brings imports stoicc

@@ -40,7 +40,11 @@ MIXES: dict[str, tuple[str, ...]] = {
 }
 """Formats that occur together, by name."""
 
-FURTHER: dict[str, tuple[str, ...]] = {"bitmap": ("bitmap",), "int2": ("int2",), "int3": ("int3",)}
+FURTHER: dict[str, tuple[str, ...]] = {
+    "kept": ("bitmap", "nm"),
+    "narrow": ("int2", "int3", "int3<group_size=0, zero_points=true>"),
+    "floats": ("fp8", "fp8<kind=e5m2, group_size=16>", "mxfp4", "nvfp4"),
+}
 """Formats that are compiled and run in a few classes only: a decode does not depend on what follows it."""
 
 GLUON_MIXES: dict[str, tuple[str, ...]] = {
@@ -65,7 +69,7 @@ class KernelClass:
     """One class of kernel.
 
     Attributes:
-        formats: a key of MIXES or FURTHER.
+        formats: a key of MIXES or FURTHER, or one format.
         tile: (BM, BK).
         weight: weight dtype; `x` is "same" or "f32".
         beside: a key of EPILOGUES.
@@ -134,7 +138,7 @@ def make_case(
 
     generator = torch.Generator().manual_seed(seed)
     weight = (torch.randn(*shape, generator=generator) * 0.5).to(TORCH_DTYPES[kernel.weight])
-    formats = {**MIXES, **FURTHER, **GLUON_MIXES}[kernel.formats]
+    formats = {**MIXES, **FURTHER, **GLUON_MIXES}.get(kernel.formats, (kernel.formats,))
     grid = (-(-shape[0] // kernel.tile[0]), -(-shape[1] // kernel.tile[1]))
     count = grid[0] * grid[1]
     order = torch.randperm(count, generator=generator).tolist()

@@ -7,9 +7,18 @@ import pytest
 from typer.testing import CliRunner
 
 from stoicc.cli import app
+from stoicc.ir.registry import REGISTRY
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [page for page in sorted(DOCS.glob("*.md")) if "```python" in page.read_text("utf-8")]
+
+
+@pytest.fixture(autouse=True)
+def formats_of_pages_are_forgotten():
+    before = set(REGISTRY.names())
+    yield
+    for name in set(REGISTRY.names()) - before:
+        REGISTRY.unregister(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

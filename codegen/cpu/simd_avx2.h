@@ -268,6 +268,49 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask,
     vf_pair_bf16((const bf16 *)eights, first, second);
 }
 
+static inline __m256 eight_e4m3(const uint8_t *p)
+{
+    __m128i half = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p)), 7);
+    return _mm256_cvtph_ps(_mm_and_si128(half, _mm_set1_epi16((short)0xbfff))); /* the sign stands twice */
+}
+
+static inline __m256 eight_e5m2(const uint8_t *p)
+{
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p)), 8));
+}
+
+/* Sixteen bytes and sixteen more as 8-bit floats of kind e4m3: 1/256 of what they mean. */
+static inline void vf_pair_e4m3(const uint8_t *p, vfloat *first, vfloat *second)
+{
+    *first = (vfloat){eight_e4m3(p), eight_e4m3(p + 8)};
+    *second = (vfloat){eight_e4m3(p + 16), eight_e4m3(p + 24)};
+}
+
+/* The same of kind e5m2, as they are. */
+static inline void vf_pair_e5m2(const uint8_t *p, vfloat *first, vfloat *second)
+{
+    *first = (vfloat){eight_e5m2(p), eight_e5m2(p + 8)};
+    *second = (vfloat){eight_e5m2(p + 16), eight_e5m2(p + 24)};
+}
+
+/* Sixteen scales of kind e4m3. */
+static inline vfloat vf_load_e4m3(const uint8_t *p)
+{
+    return vf_mul((vfloat){eight_e4m3(p), eight_e4m3(p + 8)}, vf_set1(256));
+}
+
+static inline __m256 eight_e8m0(const uint8_t *p)
+{
+    __m256i word = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), 23);
+    return _mm256_castsi256_ps(_mm256_max_epu32(word, _mm256_set1_epi32(1 << 22))); /* the least is subnormal */
+}
+
+/* Sixteen scales of kind e8m0: powers of two. */
+static inline vfloat vf_load_e8m0(const uint8_t *p)
+{
+    return (vfloat){eight_e8m0(p), eight_e8m0(p + 8)};
+}
+
 static inline float f16_to_float(f16 value)
 {
     return _cvtsh_ss(value);

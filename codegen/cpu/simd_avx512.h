@@ -199,6 +199,38 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask,
     *second = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_permutex2var_epi32(low, odd, high), 16));
 }
 
+/* Sixteen bytes and sixteen more as 8-bit floats of kind e4m3: 1/256 of what they mean. */
+static inline void vf_pair_e4m3(const uint8_t *p, vfloat *first, vfloat *second)
+{
+    __m512i half = _mm512_slli_epi16(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)), 7);
+    half = _mm512_and_si512(half, _mm512_set1_epi16((short)0xbfff)); /* the sign stands twice */
+    *first = _mm512_cvtph_ps(_mm512_castsi512_si256(half));
+    *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
+}
+
+/* The same of kind e5m2, as they are. */
+static inline void vf_pair_e5m2(const uint8_t *p, vfloat *first, vfloat *second)
+{
+    __m512i half = _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)), 8);
+    *first = _mm512_cvtph_ps(_mm512_castsi512_si256(half));
+    *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
+}
+
+/* Sixteen scales of kind e4m3. */
+static inline vfloat vf_load_e4m3(const uint8_t *p)
+{
+    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xbfff));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256));
+}
+
+/* Sixteen scales of kind e8m0: powers of two. */
+static inline vfloat vf_load_e8m0(const uint8_t *p)
+{
+    __m512i word = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 23);
+    return _mm512_castsi512_ps(_mm512_max_epu32(word, _mm512_set1_epi32(1 << 22))); /* the least is subnormal */
+}
+
 static inline float f16_to_float(f16 value)
 {
     return _cvtsh_ss(value);

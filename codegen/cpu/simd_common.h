@@ -15,6 +15,23 @@ static inline float bf16_to_float(bf16 value)
     return both.value;
 }
 
+/* 8-bit floats: fp16 has them as they are, or shifted by a power of two. */
+static inline float e4m3_to_float(uint8_t code)
+{
+    return f16_to_float((f16)((code & 128) << 8 | (code & 127) << 7)) * 256;
+}
+
+static inline float e5m2_to_float(uint8_t code)
+{
+    return f16_to_float((f16)(code << 8));
+}
+
+static inline float e8m0_to_float(uint8_t code)
+{
+    union { uint32_t word; float value; } both = {code ? (uint32_t)code << 23 : 1u << 22};
+    return both.value;
+}
+
 static inline float float_to_f32(float value)
 {
     return value;

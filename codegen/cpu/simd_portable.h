@@ -273,3 +273,38 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask,
         lane[__builtin_ctz(mask)] = *p++;
     vf_pair_bf16(lane, first, second);
 }
+
+/* Sixteen scales of kind e4m3. */
+static inline vfloat vf_load_e4m3(const uint8_t *p)
+{
+    float lane[16];
+    for (int i = 0; i < 16; i++)
+        lane[i] = f16_to_float((f16)((p[i] & 128) << 8 | (p[i] & 127) << 7)) * 256;
+    return vf_load_f32(lane);
+}
+
+/* Sixteen bytes and sixteen more as 8-bit floats of kind e4m3: 1/256 of what they mean. */
+static inline void vf_pair_e4m3(const uint8_t *p, vfloat *first, vfloat *second)
+{
+    *first = vf_mul(vf_load_e4m3(p), vf_set1(0x1p-8f));
+    *second = vf_mul(vf_load_e4m3(p + 16), vf_set1(0x1p-8f));
+}
+
+/* The same of kind e5m2, as they are. */
+static inline void vf_pair_e5m2(const uint8_t *p, vfloat *first, vfloat *second)
+{
+    float lane[32];
+    for (int i = 0; i < 32; i++)
+        lane[i] = f16_to_float((f16)(p[i] << 8));
+    *first = vf_load_f32(lane);
+    *second = vf_load_f32(lane + 16);
+}
+
+/* Sixteen scales of kind e8m0: powers of two. */
+static inline vfloat vf_load_e8m0(const uint8_t *p)
+{
+    union { uint32_t word[16]; float value[16]; } lane;
+    for (int i = 0; i < 16; i++)
+        lane.word[i] = p[i] ? (uint32_t)p[i] << 23 : 1u << 22; /* the least is subnormal */
+    return vf_load_f32(lane.value);
+}

@@ -19,6 +19,13 @@ static inline vint vi_unsigned_bytes(vint word)
     return _mm512_xor_si512(word, _mm512_set1_epi32((int)0x80808080));
 }
 
+/* Twice the value of 64 4-bit floats in low nibbles, 12 added to each: whole numbers from 0 to 24. */
+static inline vint vi_twice_e2m1(vint word)
+{
+    const __m512i value = _mm512_set4_epi32(0x00040608, 0x090a0b0c, 0x18141210, 0x0f0e0d0c);
+    return _mm512_shuffle_epi8(value, _mm512_and_si512(word, _mm512_set1_epi8(15)));
+}
+
 /* Places of kept columns among 16 digits, for step j of a word of positions of 32
  * columns: first and second kept of groups 0 to 3, then of groups 4 to 7. */
 static inline vint vi_places(vint positions, const int j)

@@ -82,11 +82,14 @@ def ones(words):
 
 @triton.jit
 def ranks(masks, starts, BM: tl.constexpr, BK: tl.constexpr, PAIRED: tl.constexpr):
-    """For both columns of each pair `[BM, BK / 2]`: whether a weight is kept (0 or 1), and its place in the run."""
+    """For both columns of each pair `[BM, BK / 2]`: whether a weight is kept (0 or 1), and its place in the run.
+
+    `starts` `[BM / 16, 1]` is where each strip's weights begin.
+    """
     strips = tl.arange(0, BM // 16)[:, None]
     words = tl.load(masks + strips * (BK // 2) + tl.arange(0, BK // 2)[None, :]).to(tl.uint32, bitcast=True)
     counts = ones(words)
-    before = tl.cumsum(counts, 1) - counts + tl.load(starts + strips)
+    before = tl.cumsum(counts, 1) - counts + starts
     word = tl.reshape(tl.broadcast_to(words[:, None, :], (BM // 16, 16, BK // 2)), (BM, BK // 2))
     base = tl.reshape(tl.broadcast_to(before[:, None, :], (BM // 16, 16, BK // 2)), (BM, BK // 2))
     row = (tl.arange(0, BM)[:, None] & 15).to(tl.uint32)

@@ -1,8 +1,8 @@
 """C code and lane order of 2- and 3-bit codes, for the CPU backend; see `_affine_c` for what they share.
 
-A 32-bit lane holds the lower two bits of 16 columns of a row. Field i (two bits) of byte b is the column that
-stands at 4 i + b of 16 columns of x in digits, so that four bytes of a lane meet four neighbouring digits. A
-second word holds the highest bit of 32 columns: bit 4 h + i of byte b is that of half h.
+A 32-bit lane holds the lower two bits of 16 columns of a row. Field i (two bits) of byte b is column 4 i + b, so
+that the four bytes of a lane meet four neighbouring digits of x. A second word holds the highest bit of 32
+columns: bit 4 h + i of byte b is that of half h.
 """
 
 from string import Template
@@ -18,13 +18,11 @@ from stoicc.ir.format import Planes, Tile, TileMac
 
 ZEROS_AS = 4
 """Zero points are packed as those of 4-bit codes are: less 8."""
-_DIGIT_ORDER = [p // 8 * 8 + p % 2 * 4 + p % 8 // 2 for p in range(16)]
-"""Columns of 16 in the order in which x in digits has them."""
-_FIELDS = [_DIGIT_ORDER[4 * i + b] for b in range(4) for i in range(4)]
+_FIELDS = [4 * i + b for b in range(4) for i in range(4)]
 """The column of each field of a word, from the lowest bits."""
 _PLACES = sorted(range(16), key=_FIELDS.__getitem__)
 """The field of each column."""
-_PAIR_OF_BYTES = {"even": "(j / 4)", "odd": "(j / 4 + 2)"}
+_PAIR_OF_BYTES = {"even": "(j / 4 * 2)", "odd": "(j / 4 * 2 + 1)"}
 """Of step j of 8, the bytes of an even column and of the one beside it, which are the same field of both."""
 _INT3_CODE = "vi_select(vi_shift_right(word, 2 * f), vi_shift(top, 8 * (f / 4) + 4 * half + f % 4 - 2), 3)"
 """Bits above the third do not matter."""

@@ -24,18 +24,16 @@ def decode_bitmap(
     masks, starts, values, count, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, PAIRED: tl.constexpr
 ):
     """Each kept weight from its place in the tile's run, zeros between."""
-    first, second, place, then = ranks(masks, starts, BM, BK, PAIRED)
+    first, second, place, then = ranks(masks, tl.load(starts + tl.arange(0, BM // 16)[:, None]), BM, BK, PAIRED)
     even = tl.load(values + place, mask=first != 0, other=0.0)
     odd = tl.load(values + then, mask=second != 0, other=0.0)
     return tl.reshape(tl.join(even, odd), (BM, BK))
 
 
 _MAC = """\
-INLINE void {name}(
-    const int32_t *masks, const int32_t *starts, const $T *values, const int64_t count,
-    const float *x, float *acc, const int nb)
+INLINE void {name}($arguments, const float *x, float *acc, const int nb)
 {
-    const $T *end = values + count; /* runs of strips follow one another: starts are for those who skip some */
+    const $T *end = values + $count; /* of the strips, which follow one another */
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         clear_sums(sum, nb);
@@ -57,11 +55,10 @@ INLINE void {name}(
 """
 
 _PAIRS = """\
-INLINE void {name}(
-    const int32_t *masks, const int32_t *starts, const bf16 *values, const int64_t count, const int unit, bf16 *pairs)
+INLINE void {name}($arguments, const int unit, bf16 *pairs)
 {
     masks += unit * (BK / 2);
-    values += starts[unit];
+    values += $start;
     #pragma GCC unroll 4
     for (int k = 0; k < BK; k += 2, pairs += 2 * LANES) {
         const uint32_t mask = (uint32_t)*masks++;
@@ -73,8 +70,7 @@ INLINE void {name}(
 """
 
 _DECODE = """\
-static void {name}(
-    const int32_t *masks, const int32_t *starts, const $T *values, const int64_t count, $T *out, const int64_t stride)
+static void {name}($arguments, $T *out, const int64_t stride)
 {
     for (int row = 0; row < BM; row++)
         memset(out + row * stride, 0, BK * sizeof *out);
@@ -86,6 +82,23 @@ static void {name}(
             }
 }
 """
+
+
+def kept_mac(arguments: str, count: str, dtype: str) -> str:
+    """C that multiplies tiles of masks and kept values, `count` of them in a tile."""
+    return _MAC.replace("$arguments", arguments).replace("$count", count).replace("$T", dtype)
+
+
+def kept_pairs(arguments: str, start: str, tile: Tile) -> TilePairs | None:
+    """C that unpacks a strip of bf16 for matrix units; its values begin at `start`."""
+    source = _PAIRS.replace("$arguments", arguments).replace("$start", start)
+    return TilePairs(source, tile[1]) if tile[1] % 32 == 0 else None
+
+
+def kept_decode(arguments: str, dtype: str) -> str:
+    """C that writes a whole tile."""
+    place = "(bit >> 1) * stride + k + (bit & 1)" if dtype == "bf16" else "(bit & 15) * stride + k + (bit >> 4)"
+    return _DECODE.replace("$arguments", arguments).replace("$T", dtype).replace("$place", place)
 
 
 @dataclass(frozen=True)
@@ -134,12 +147,11 @@ class Bitmap(TileFormat):
         return TritonDecode(decode_bitmap, {"PAIRED": dtype == "bf16"})
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
-        paired = dtype == "bf16"
-        place = "(bit >> 1) * stride + k + (bit & 1)" if paired else "(bit & 15) * stride + k + (bit >> 4)"
+        arguments = f"const int32_t *masks, const int32_t *starts, const {dtype} *values, const int64_t count"
         return TileMac(
-            _MAC.replace("$T", dtype),
-            decode=_DECODE.replace("$T", dtype).replace("$place", place),
-            pairs=TilePairs(_PAIRS, tile[1]) if paired and tile[1] % 32 == 0 else None,
+            kept_mac(arguments, "count", dtype),
+            decode=kept_decode(arguments, dtype),
+            pairs=kept_pairs(arguments, "starts[unit]", tile) if dtype == "bf16" else None,
         )
 
 

@@ -22,6 +22,12 @@ NARROW = [
     "int2<group_size=0, zero_points=true>",
     *(f"int3<group_size={size}>" for size in (32, 0)),
     "int3<group_size=16, zero_points=true>",
+    "fp8",
+    "fp8<kind=e5m2, group_size=32>",
+    "mxfp4",
+    "nvfp4",
+    "nm",
+    "nm<n=1, m=4>",
 ]
 FORMATS = [
     "empty",
@@ -40,7 +46,9 @@ def untried(text: str) -> set[str]:
     if text != "empty":  # runs of their own length are in the order of lanes as they are
         c_code = {"packed planes unpack to themselves"} if text == "bitmap" else set()
     on_gpu = torch.cuda.is_available() and text != "empty"
-    tensor_cores = text not in ("empty", "bitmap") and "=16" not in text  # a product sums 32 columns that share a scale
+    tensor_cores = (
+        text not in ("empty", "bitmap", *NARROW) and "=16" not in text
+    )  # a product sums 32 columns that share a scale
     return (
         c_code
         | (set() if on_gpu else {"Triton decode_block equals decode"})
@@ -50,7 +58,7 @@ def untried(text: str) -> set[str]:
 
 @pytest.mark.parametrize("text", FORMATS)
 def test_built_in_formats_keep_the_contract(text):
-    # groups of 128 are shared as those of a row are, and narrow codes are scaled as others: one dtype is enough
+    # groups of 128 are shared as those of a row are, and the further formats differ little by dtype: one is enough
     dtypes = ("bf16",) if "=128" in text or text in NARROW else ("f32", "f16", "bf16")
     assert check_format(text, dtypes=dtypes) == tuple(name for name in CHECKS if name not in untried(text))
 

@@ -7,7 +7,16 @@ import stoicc
 from stoicc.ir.dtypes import TORCH_DTYPES
 from tests.codegen.cpu.mosaics import BOUNDS, need, relative_error
 
-FORMATS = ("bitmap", "int2<group_size=32, zero_points=true>", "int3<group_size=0>")
+FORMATS = (
+    "bitmap",
+    "int2<group_size=32, zero_points=true>",
+    "int3<group_size=0>",
+    "fp8",
+    "fp8<kind=e5m2, group_size=16>",
+    "mxfp4",
+    "nvfp4",
+    "nm<n=3, m=16>",
+)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])

@@ -47,6 +47,10 @@ LIMITS = {
     "int4_nv24": 1600,
     "int2": 1300,
     "int3": 1700,
+    "fp8": 1800,
+    "mxfp4": 1650,
+    "nvfp4": 1750,
+    "nm": 2100,
 }
 """Warp instructions a 64x64 bf16 tile at batch 16, with a little room: a decode that grows fails."""
 

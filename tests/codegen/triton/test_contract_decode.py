@@ -36,6 +36,7 @@ BUILT_IN = [
         for name in ("int2", "int3")
         for options in ("group_size=16, zero_points=true", "group_size=0")
     ),
+    *("fp8", "fp8<kind=e5m2, group_size=16>", "mxfp4", "nvfp4", "nm", "nm<n=3, m=4>"),
 ]
 
 

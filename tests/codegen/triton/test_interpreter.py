@@ -72,7 +72,9 @@ def check(
 
 def small(kernel: KernelClass) -> KernelClass:
     """The class at a tile that the interpreter gets through quickly."""
-    return replace(kernel, tile=(kernel.tile[0] // 4, max(kernel.tile[1] // 4, 16)), block_n=16)
+    return replace(
+        kernel, tile=(kernel.tile[0] // 4, max(kernel.tile[1] // 4, 16 if kernel.formats in MIXES else 32)), block_n=16
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNEL_CLASSES + FURTHER_CLASSES, ids=lambda kernel: kernel.name)

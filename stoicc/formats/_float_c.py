@@ -1,0 +1,212 @@
+"""C code of small floats, for the CPU backend.
+
+Codes are multiplied as they are and the sum of a block is scaled once in fp32. Four-bit floats are halves of
+whole numbers from -12 to 12, so that integer units take them too; there 12 is added to each.
+"""
+
+from string import Template
+
+import torch
+from torch import Tensor
+
+from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
+from stoicc.formats import _affine_c, _lane_order
+from stoicc.formats._affine import unpack_nibbles
+from stoicc.formats._table import e2m1_values
+from stoicc.ir.format import Planes, Tile, TileMac, TilePairs
+
+_FP8 = Template("""\
+INLINE void {name}(const uint8_t *codes, const $T *scales, const float *x, float *acc, const int nb)
+{
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        for (int group = 0; group < $groups; group++, scales += LANES) {
+            const float *xg = x + group * $size * nb;
+            vfloat sum[8];
+            clear_sums(sum, nb);
+            #pragma GCC unroll 4
+            for (int k = 0; k < $size; k += 4, codes += 4 * LANES) {
+                vfloat w[4];
+                ahead(codes, 4 * LANES);
+                vf_pair_$kind(codes, &w[0], &w[1]);
+                vf_pair_$kind(codes + 2 * LANES, &w[2], &w[3]);
+                #pragma GCC unroll 4
+                for (int i = 0; i < 4; i++)
+                    multiply_add(w[i], xg + k * nb + i, sum, i, nb);
+            }
+            add_scaled_sums(acc, vf_mul(vf_load_$T(scales), vf_set1($unit)), sum, nb);
+        }
+    }
+}
+""")
+
+_FP8_PAIRS = Template("""\
+INLINE vfloat {name}(const uint8_t *codes, const bf16 *scales, const int unit, bf16 *pairs)
+{
+    codes += unit * $size * LANES;
+    for (int k = 0; k < $size; k += 2, codes += 2 * LANES) {
+        vfloat first, second;
+        ahead(codes, 2 * LANES);
+        vf_pair_$kind(codes, &first, &second);
+        vp_store(pairs + k * LANES, vp_join(first, second));
+    }
+    return vf_mul(vf_load_bf16(scales + unit * LANES), vf_set1($unit));
+}
+""")
+
+_FP8_DECODE = Template("""\
+static void {name}(const uint8_t *codes, const $T *scales, $T *out, const int64_t stride)
+{
+    for (int row = 0; row < BM; row++, out += stride)
+        for (int k = 0; k < BK; k++)
+            out[k] = float_to_$T(${kind}_to_float(*codes++) * ${T}_to_float(scales[row * $groups + k / $size]));
+}
+""")
+
+_FP4 = Template("""\
+INLINE void {name}(
+    const int32_t *codes, const uint8_t *scales,$tensor const float *x, float *acc, const int nb)
+{
+    static const float value[16] = {$values};
+    static const int nibble[8] = {$nibbles}; /* of each column */
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        for (int group = 0; group < $groups; group++, scales += LANES) {
+            const float *xg = x + group * $size * nb;
+            vfloat sum[8];
+            clear_sums(sum, nb);
+            #pragma GCC unroll 4
+            for (int k = 0; k < $size; k += 8, codes += LANES) {
+                vint eight = vi_load(codes);
+                ahead(codes, LANES * sizeof *codes);
+                #pragma GCC unroll 8
+                for (int j = 0; j < 8; j++) {
+                    vfloat w = vf_look_up(value, vi_shift_right(eight, 4 * nibble[j]));
+                    multiply_add(w, xg + (k + j / 4 * 4) * nb + j % 4, sum, j, nb);
+                }
+            }
+            add_scaled_sums(acc, $scale, sum, nb);
+        }
+    }
+}
+""")
+
+_FP4_DIGITS = Template("""\
+INLINE void {name}(
+    const int32_t *codes, const uint8_t *scales,$tensor const int8_t *x, float *acc, const int nb)
+{
+    float total[$groups * 12];
+    for (int group = 0; group < $groups; group++)
+        total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, total + 3 * nb * group, nb);
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        const int8_t *xg = x;
+        for (int group = 0; group < $groups; group++, scales += LANES) {
+            vint sum[12];
+            clear_digits(sum, nb);
+            #pragma GCC unroll 2
+            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
+                ahead(codes, 2 * LANES * sizeof *codes);
+                #pragma GCC unroll 2
+                for (int half = 0; half < 2; half++) {
+                    vint eight = vi_load(codes + half * LANES);
+                    multiply_add_digits(vi_twice_e2m1(eight), xg + 8 * half, sum, nb);
+                    multiply_add_digits(vi_twice_e2m1(vi_shift_right(eight, 4)), xg + 8 * half + 4, sum, nb);
+                }
+            }
+            vfloat half_scale = vf_mul($scale, vf_set1(0.5f));
+            add_digits(acc, sum, total + 3 * nb * group, vf_set1(12), half_scale, digit_units(x, nb), nb);
+        }
+    }
+}
+""")
+
+_FP4_PAIRS = Template("""\
+INLINE void {name}(const int32_t *codes, const uint8_t *scales,$tensor const int unit, bf16 *pairs)
+{
+    static const bf16 value[32] __attribute__((aligned(64))) = {$bf16};
+    codes += unit * (BK / 8) * LANES;
+    scales += unit * $groups * LANES;
+    for (int group = 0; group < $groups; group++, pairs += $size * LANES, scales += LANES) {
+        #pragma GCC unroll 4
+        for (int k = 0; k < $size; k += 8, codes += LANES) {
+            vint eight = vi_load(codes);
+            ahead(codes, LANES * sizeof *codes);
+            #pragma GCC unroll 4
+            for (int j = 0; j < 4; j++)
+                vp_store(pairs + (k + 2 * j) * LANES, vp_look_up(value, vp_step(eight, j)));
+        }
+        vp_scale(pairs, $size, $scale);
+    }
+}
+""")
+
+_FP4_DECODE = Template("""\
+static void {name}(
+    const uint8_t *codes, const uint8_t *scales,$tensor $T *out, const int64_t stride)
+{
+    static const float value[16] = {$values};
+    for (int row = 0; row < BM; row++, out += stride)
+        for (int group = 0; group < $groups; group++) {
+            const float scale = ${kind}_to_float(*scales++)$over;
+            for (int k = group * $size; k < (group + 1) * $size; k += 2, codes++) {
+                out[k] = float_to_$T(value[*codes & 15] * scale);
+                out[k + 1] = float_to_$T(value[*codes >> 4] * scale);
+            }
+        }
+}
+""")
+
+
+def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
+    """The C of 8-bit floats, `groups` groups of `size` columns to a tile; None where size % 4 != 0."""
+    if size % 4:
+        return None
+    # a code of e4m3, read as fp16, is 1/256 of what it means: 448 times any scale is finite, and so is 256 times
+    unit = "256" if kind == "e4m3" else "1"
+    names = {"T": dtype, "groups": str(groups), "size": str(size), "kind": kind, "unit": unit}
+    pairs = TilePairs(_FP8_PAIRS.substitute(names), size, scaled=True) if dtype == "bf16" and size % 32 == 0 else None
+
+    def pack(planes: Planes) -> Planes:
+        return {name: to_lanes(plane) for name, plane in planes.items()}
+
+    def unpack(packed: Planes, tile: Tile) -> Planes:
+        return {name: from_lanes(plane, tile[0]) for name, plane in packed.items()}
+
+    return TileMac(_FP8.substitute(names), pack, _FP8_DECODE.substitute(names), pairs=pairs, unpack=unpack)
+
+
+def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
+    """The C of 4-bit floats with scales of a kind: e8m0, or e4m3 and a tensor scale."""
+    own = kind == "e4m3"
+    values = e2m1_values()
+    names = {
+        "T": dtype,
+        "groups": str(groups),
+        "size": str(size),
+        "kind": kind,
+        "tensor": " const float *tensor_scale," if own else "",
+        "over": " * *tensor_scale" if own else "",
+        "scale": f"vf_load_{kind}(scales)",
+        "values": ", ".join(f"{value:.1f}f" for value in values.tolist()),
+        "nibbles": ", ".join(str(_affine_c._INT4_ORDER.index(column)) for column in range(8)),
+        "bf16": ", ".join(_bf16_words(values.repeat(2))),
+    }
+    if own:
+        names["scale"] = f"vf_mul({names['scale']}, vf_set1(*tensor_scale))"
+    pairs = (
+        TilePairs(_FP4_PAIRS.substitute(names), groups * size) if dtype == "bf16" and groups * size % 32 == 0 else None
+    )
+
+    def pack(planes: Planes) -> Planes:
+        codes = _affine_c.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)
+        return {**planes, "codes": codes, "scales": to_lanes(planes["scales"])}
+
+    def unpack(packed: Planes, tile: Tile) -> Planes:
+        codes = _lane_order.nibble_codes(packed, tile, groups)["codes"] ^ 0x88
+        return {**packed, "codes": codes, "scales": from_lanes(packed["scales"], tile[0])}
+
+    return TileMac(
+        _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs, unpack=unpack
+    )
+
+
+def _bf16_words(values: Tensor) -> list[str]:
+    return [f"{word & 0xFFFF:#x}" for word in values.bfloat16().view(torch.int16).tolist()]

@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=MODELS, help="default: gpt and minilm")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     arguments = parser.parse_args()
-    console = Console(width=120)
+    console = Console(width=130)
     if arguments.quick:
         for record in quick(console):
             show(record, console)

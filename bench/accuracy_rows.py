@@ -12,6 +12,9 @@ Steps = tuple[dict[str, dict[str, Any]], ...]
 
 PATTERNS: dict[str, dict[str, Any]] = {"2:4": {"n": 2, "m": 4}, "50%": {"sparsity": 0.5}}
 """Patterns of zeros that every layer gets, as options of an operator."""
+MOSAIC = "25%, mosaic"
+"""2:4 and dense tiles of 64 x 64, half of each."""
+ALL_PATTERNS = (*PATTERNS, MOSAIC)
 GROUP = 128
 """Weights along K that share a scale in the rows of group quantization, as in SLiM's paper."""
 ADAPTERS = {"": (), "Naive-LoRA": ("naive_lora",), "SLiM-LoRA": ("slim_lora",)}
@@ -24,7 +27,7 @@ class Row:
     """One way to compress a model.
 
     Attributes:
-        pattern: of zeros: "dense", "2:4" or "50%".
+        pattern: of zeros: "dense", or one of ALL_PATTERNS.
         pruning, quantization, adapter: methods as the table names them, "" where there is none.
         steps: operators of `stoicc.ops` in order.
         sequential: calibrated on what the compressed layers before it produce, not on what the dense ones do.
@@ -63,6 +66,9 @@ def adapter_steps(adapter: str) -> Steps:
 
 def pruning_steps(pattern: str) -> dict[str, Steps]:
     """Who can choose the zeros of a pattern."""
+    if pattern == MOSAIC:
+        methods = ("magnitude", "Wanda", "SparseGPT")
+        return {name: step("tile_mosaic", sparsity=0.25, method=name.lower()) for name in methods}
     options = PATTERNS[pattern]
     found = {"magnitude": step("nm_magnitude" if "n" in options else "magnitude", **options)}
     if "n" not in options:
@@ -75,6 +81,7 @@ QUANTIZERS = {
     "SLiM-Quant": step("slim_quant", bits=4),
     "SLiM-Quant-O": step("slim_quant", bits=4, activation_aware=True),
     "group AbsMax": step("group_absmax", bits=4, group_size=GROUP),
+    "OPTQ": step("optq", bits=4, group_size=GROUP),
 }
 
 
@@ -103,8 +110,11 @@ def pruned_and_quantized(pattern: str) -> Iterator[Row]:
     chosen = pruning_steps(pattern)
     for pruning in ("magnitude", "Wanda"):
         yield Row(pattern, pruning, "group AbsMax", "", chosen[pruning] + QUANTIZERS["group AbsMax"])
-    ((operator, options),) = chosen["SparseGPT"][0].items()
-    yield Row(pattern, "SparseGPT", "OPTQ", "", step(operator, **options, bits=4, group_size=GROUP))
+    if pattern in PATTERNS:  # one sweep prunes and quantizes
+        joint = step("sparsegpt", **PATTERNS[pattern], bits=4, group_size=GROUP)
+    else:
+        joint = chosen["SparseGPT"] + QUANTIZERS["OPTQ"]
+    yield Row(pattern, "SparseGPT", "OPTQ", "", joint)
     for quantization in ("AbsMax", "SLiM-Quant"):
         yield Row(pattern, "Wanda", quantization, "", QUANTIZERS[quantization] + chosen["Wanda"])
     for adapter in ("Naive-LoRA", "SLiM-LoRA", QUANTIZED_ADAPTER):
@@ -117,9 +127,9 @@ def pruned_and_quantized(pattern: str) -> Iterator[Row]:
 def all_rows() -> list[Row]:
     """Every row of the full table, the dense model first."""
     rows = [Row("dense", "", "", "", ())]
-    rows += [row for pattern in PATTERNS for row in pruned(pattern)]
+    rows += [row for pattern in ALL_PATTERNS for row in pruned(pattern)]
     rows += quantized()
-    return rows + [row for pattern in PATTERNS for row in pruned_and_quantized(pattern)]
+    return rows + [row for pattern in ALL_PATTERNS for row in pruned_and_quantized(pattern)]
 
 
 def quick_rows() -> list[Row]:
@@ -152,8 +162,9 @@ def orders() -> list[Order]:
     found = [Order("SLiM-Quant < AbsMax", "4 bits", ("dense, SLiM-Quant", "dense, AbsMax"))]
     adapters = ("SLiM-LoRA", "Naive-LoRA", "")
     weighed = "SLiM-LoRA < Naive-LoRA < none"
+    found.append(Order("OPTQ < AbsMax", "4 bits, groups", ("dense, OPTQ", "dense, group AbsMax")))
     found.append(Order(weighed, "4 bits", tuple(_name("dense", "", "SLiM-Quant", each) for each in adapters)))
-    for pattern in PATTERNS:
+    for pattern in ALL_PATTERNS:
         pruning = tuple(_name(pattern, each) for each in ("SparseGPT", "Wanda", "magnitude"))
         found.append(Order("SparseGPT < Wanda < magnitude", pattern, pruning))
         joint = (("SparseGPT", "OPTQ"), ("Wanda", "group AbsMax"), ("magnitude", "group AbsMax"))

@@ -20,7 +20,7 @@ def unpack_crumbs(packed: Tensor) -> Tensor:
 
 def pack_bits(codes: Tensor) -> Tensor:
     """Zeros and ones u8 `[..., n]` -> bytes `[..., n / 8]`, the first of eight in the lowest bit."""
-    packed = codes[..., 0::8].clone()
+    packed = codes[..., 0::8].clone(memory_format=torch.contiguous_format)  # else a view of no entries has odd strides
     for i in range(1, 8):
         packed |= codes[..., i::8] << i
     return packed

@@ -113,8 +113,8 @@ def test_split_batches_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the parts of a batch do not fit the workspace, pieces give the same bits as one run."""
     case = make_case(replace(PLAIN, split=True, beside="all"), (37, 53))
     whole = check(case, 40, torch.float32)
-    monkeypatch.setattr("stoicc.codegen.triton.backend.PARTS_BYTES", 1)
-    monkeypatch.setattr("stoicc.codegen.triton.backend.ROUND", 16)
+    monkeypatch.setattr("stoicc.codegen.triton.launch.PARTS_BYTES", 1)
+    monkeypatch.setattr("stoicc.codegen.triton.launch.ROUND", 16)
     executor = TritonBackend().build(case.module, case.pools, "tiles", "error")
     assert executor.workspace_bytes(40, torch.float32) < 40 * 37 * 8 * 4
     assert torch.equal(check(case, 40, torch.float32), whole)

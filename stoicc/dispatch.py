@@ -36,8 +36,8 @@ def new_handle(kernel: "Kernel") -> int:
 def execute(kind: str, x: Tensor, workspace: Tensor | None, handle: int) -> Tensor:
     """y `[N, M]` of a kernel for x `[N, K]`, through the op of this executor kind.
 
-    Where nobody but the executor would see the op, it runs without torch's dispatcher: that takes tens of
-    microseconds, and ten times that where a large weight has just pushed the dispatcher out of the caches.
+    Where nobody but the executor would see the op, it runs without torch's dispatcher, which a large weight
+    pushes out of the caches on each call, so that it would have to come back from memory on the next.
     """
     if _unwatched(x):
         return _run(kind, x, workspace, handle)

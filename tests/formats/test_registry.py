@@ -20,7 +20,11 @@ def test_text_round_trip():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int5", r"format 'int5': expected a registered format, found .*; did you mean int8 or int4 or int3\?"),
+        (
+            "int5",
+            r"format 'int5': expected a registered format, found an unknown name; "
+            r"did you mean int8 or int4 or int3\?",
+        ),
         ("zzz", r"known formats are bitmap, dense, empty"),
         ("int4<groups=3>", r"expected one of the options group_size, zero_points, found 'groups'"),
         ("int4<group_size=abc>", r"option group_size: expected int, found 'abc'"),

@@ -106,12 +106,12 @@ def test_same_bits_for_any_thread_count():
 def test_a_huge_batch_runs_in_pieces_with_the_same_bits(monkeypatch):
     case = mosaic((130, 390), SOME_FORMATS, "bf16", beside=EVERYTHING, activation="gelu", parts=3)
     executor = CpuBackend().build(case.module, case.pools, "tiles", "error")
-    x = torch.randn(203, 390).bfloat16()
-    whole, bytes_ = run(executor, x, "bf16", 130), executor.workspace_bytes(203, x.dtype)
+    x = torch.randn(1603, 390).bfloat16()  # beside which scratch that no batch changes is small
+    whole, bytes_ = run(executor, x, "bf16", 130), executor.workspace_bytes(1603, x.dtype)
     monkeypatch.setattr("stoicc.codegen.cpu.backend.WORKSPACE_BYTES", bytes_ // 3)
     executor = CpuBackend().build(case.module, case.pools, "tiles", "error")
-    assert executor.workspace_bytes(203, x.dtype) < 0.6 * bytes_
-    assert executor.workspace_bytes(10**6, x.dtype) == executor.workspace_bytes(203, x.dtype)
+    assert executor.workspace_bytes(1603, x.dtype) < bytes_ // 2
+    assert executor.workspace_bytes(10**6, x.dtype) == executor.workspace_bytes(1603, x.dtype)
     assert torch.equal(run(executor, x, "bf16", 130), whole)
 
 

@@ -38,7 +38,7 @@ class Plan:
         batch: windows a step, each of the model's context.
     """
 
-    steps: int = 4200
+    steps: int = 3000
     batch: int = 16
     rate: float = 2e-3
     warmup: int = 100

@@ -18,14 +18,15 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from stoicc.ir.codes import Elements, TileCodes, nonzero_codes
 from stoicc.ir.dtypes import DTYPE_NAMES, bits, itemsize
 from stoicc.ir.errors import FormatError
 from stoicc.ir.fragment import Fragment, Planes, Tile
 from stoicc.ir.options import print_options, read_options
 
 __all__ = [
-    "Approximation", "Fragment", "Plane", "PlaneKind", "Planes", "Tile", "TileCodes", "TileCost", "TileFormat",
-    "TileMac", "TilePairs", "TritonDecode", "nonzero_codes", "squared_error", "tile_shape",
+    "Approximation", "Elements", "Fragment", "Plane", "PlaneKind", "Planes", "Tile", "TileCodes", "TileCost",
+    "TileFormat", "TileMac", "TilePairs", "TritonDecode", "nonzero_codes", "squared_error", "tile_shape",
 ]  # fmt: skip
 
 
@@ -86,31 +87,6 @@ class Approximation(NamedTuple):
     error: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class TileCodes:
-    """Codes of a batch of tiles as a quantizing operator made them; nothing is guessed.
-
-    A weight is `(code - zero) * scale`, with zero = 2**(bits - 1) where `zeros` is None.
-
-    Attributes:
-        codes: uint8 `[tiles, BM, BK]`, unsigned codes of `bits` bits.
-        scales: `[tiles, BM, groups]` in the weight's dtype; groups = max(1, BK / group_size).
-        zeros: uint8 `[tiles, BM, groups]`, or None for symmetric codes.
-        bits: width of a code.
-        group_size: weights along K that share a scale; 0 means the whole row.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor | None
-    bits: int
-    group_size: int
-
-    def select(self, chosen: Tensor) -> "TileCodes":
-        zeros = None if self.zeros is None else self.zeros[chosen]
-        return TileCodes(self.codes[chosen], self.scales[chosen], zeros, self.bits, self.group_size)
-
-
 @dataclass(frozen=True)
 class TritonDecode:
     """A format's device decode for the portable Triton dialect.
@@ -120,11 +96,11 @@ class TritonDecode:
             `(one pointer per plane at this tile's entry..., BM, BK, DTYPE, **constants)`
             returning the `[BM, BK]` block in DTYPE, equal to `decode` bit for bit. The last
             three are `tl.constexpr`. A RAGGED plane passes its pointer and then its count.
-        constants: further constexpr arguments, by name.
+        constants: further constexpr arguments, by name; also `@triton.jit` functions that `function` calls.
     """
 
     function: Any
-    constants: Mapping[str, int | float | bool] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,6 +214,8 @@ class TileFormat(ABC):
     """
 
     name: ClassVar[str]
+    by_default: ClassVar[bool] = True
+    """Whether it is one of those to choose from where a user names no formats."""
 
     # -- storage ---------------------------------------------------------------------------
 
@@ -341,6 +319,19 @@ class TileFormat(ABC):
         """Planes from an operator's codes and scales, as they are."""
         raise FormatError(f"format {self}: expected floats, found quantized codes; allow a format that holds codes")
 
+    # -- composition: `stoicc/formats/masked.py` takes positions from one format and values from another ---------
+
+    def keep(self, importance: Tensor) -> Tensor | None:
+        """Bool `[T, BM, BK]`: the weights kept of tiles where some matter (> 0) and others are zeros (0).
+
+        None, the default: the format has no positions of its own.
+        """
+        return None
+
+    def elements(self, tile: Tile, dtype: str) -> Elements | None:
+        """How one code for each weight is stored, or None where planes are anything else."""
+        return None
+
     # -- devices ---------------------------------------------------------------------------
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
@@ -379,13 +370,6 @@ class TileFormat(ABC):
 def tile_shape(tiles: Tensor) -> Tile:
     """(BM, BK) of a batch `[T, BM, BK]`."""
     return tiles.shape[1], tiles.shape[2]
-
-
-def nonzero_codes(codes: TileCodes) -> Tensor:
-    """Bool `[T, BM, BK]`: where a code differs from its zero point."""
-    if codes.zeros is None:
-        return codes.codes != 1 << (codes.bits - 1)
-    return (codes.codes.unflatten(2, (codes.zeros.shape[2], -1)) != codes.zeros[..., None]).flatten(2)
 
 
 def squared_error(tiles: Tensor, decoded: Tensor, statistics: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Options of formats and passes as text: the fields of a frozen dataclass, printed and read back.
 
-A field's type is int, float, bool, str, `Literal[...]`, None or a union of those. What is printed
+A field's type is int, float, bool, str, `Literal[...]`, None or a union of those, or a tile format. What is printed
 reads back as the same value; a value that would not is refused when it is printed.
 """
 
@@ -8,7 +8,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
@@ -34,6 +34,17 @@ def option_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
+def split_list(text: str, separators: str = ",") -> list[str]:
+    """The parts of a text between separators; those between < and > separate nothing."""
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter == "<") - (letter == ">")
+        if letter in separators and depth <= 0:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
+
+
 def split_options(text: str, where: str, kind: type[StoiccError]) -> dict[str, str]:
     """`a=1, b=2` as a dict of texts; "" has no options.
 
@@ -42,7 +53,7 @@ def split_options(text: str, where: str, kind: type[StoiccError]) -> dict[str, s
         kind: the error to raise where the text is no list of options, or names one twice.
     """
     pairs: dict[str, str] = {}
-    for part in text.split(",") if text.strip() else ():
+    for part in split_list(text) if text.strip() else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise kind(f"{where}: expected option=value, found {brief(repr(part.strip()))}; correct the text")
@@ -101,7 +112,8 @@ def _print(hint: Any, value: object, where: str, kind: type[StoiccError]) -> str
         back = _read(hint, text, where, kind)
     except StoiccError:
         back = _RESERVED
-    if back != value or isinstance(back, bool) != isinstance(value, bool) or _RESERVED & set(text):
+    nested = any(choice in NESTED for choice in _choices(hint))
+    if back != value or isinstance(back, bool) != isinstance(value, bool) or (_RESERVED & set(text) and not nested):
         raise kind(
             f"{where}: expected {_describe(hint)} that reads back from its text, found {brief(repr(value))}; "
             "correct the value, and use none of , < > { } in it"
@@ -111,6 +123,8 @@ def _print(hint: Any, value: object, where: str, kind: type[StoiccError]) -> str
 
 def _read(hint: Any, text: str, where: str, kind: type[StoiccError]) -> Any:
     for choice in _choices(hint):
+        if choice in NESTED:
+            return NESTED[choice](text)
         try:
             return _READERS[choice](text) if choice in _READERS else _literal(choice, text)
         except (KeyError, ValueError):
@@ -151,6 +165,9 @@ def _integer(text: str) -> int:
 def _string(text: str) -> str:
     return text.strip()
 
+
+NESTED: dict[type, Callable[[str], object]] = {}
+"""How a field that holds a format is read: text with options of its own, and sentences of its own where it is wrong."""
 
 _READERS: dict[Any, Any] = {
     int: _integer,

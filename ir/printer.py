@@ -36,7 +36,8 @@ from stoicc.ir.schedule import Schedule, TileCsr, WorkItem
 from stoicc.ir.types import Beside, Module, Pool, Segment, TileProgram
 
 WORD = r"[A-Za-z_][\w.\-]*"
-FORMAT = r"[A-Za-z_]\w*(?:<[^<>\"\n/]*>)?"
+_OPTIONS = r"[^<>\"\n/]"
+FORMAT = rf"[A-Za-z_]\w*(?:<{_OPTIONS}*(?:<{_OPTIONS}*>{_OPTIONS}*)*>)?"
 PASS = r"[A-Za-z_][\w\-]*(?:\{[^{}\"\n/]*\})?"
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

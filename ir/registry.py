@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import FormatError, brief
 from stoicc.ir.format import TileFormat
-from stoicc.ir.options import split_options
+from stoicc.ir.options import NESTED, split_options
 
-_TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:<([^<>]*)>)?\s*")
+_TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:<(.*)>)?\s*", re.DOTALL)
+_MOST_NESTED = 8
+"""Formats inside formats; more are a mistake."""
 
 
 class Registry:
@@ -59,7 +61,7 @@ class Registry:
     def parse(self, text: str) -> TileFormat:
         """The format that a text such as `int4<group_size=128>` names."""
         match = _TEXT.fullmatch(text)
-        if match is None:
+        if match is None or not _nests(match.group(2) or ""):
             raise FormatError(f"format {brief(repr(text))}: expected name or name<option=value, ...>; correct the text")
         name, options = match.groups()
         if name not in self._formats:
@@ -100,7 +102,18 @@ def _origin(fmt: TileFormat) -> tuple[str, str]:
     return type(fmt).__module__, type(fmt).__qualname__
 
 
+def _nests(text: str) -> bool:
+    """Whether every < of a text has its >."""
+    depth = 0
+    for letter in text:
+        depth += (letter == "<") - (letter == ">")
+        if not 0 <= depth < _MOST_NESTED:
+            return False
+    return depth == 0
+
+
 REGISTRY = Registry()
+NESTED[TileFormat] = REGISTRY.parse
 
 
 def register_format(fmt: TileFormat) -> TileFormat:

@@ -256,7 +256,25 @@ def _reject(fmt: TileFormat, tiles: Tensor, slots: Tensor) -> Tensor:
 def _merge(parts: list[tuple[Tensor, Planes]], tiles: int) -> Planes:
     """Planes of disjoint sets of tiles, put back in tile order."""
     merged: Planes = {}
-    for where, planes in parts:
-        for name, plane in planes.items():
-            merged.setdefault(name, plane.new_empty(tiles, *plane.shape[1:]))[where] = plane
+    ragged = {name.removesuffix("_ptr") for _, planes in parts for name in planes if f"{name}_ptr" in planes}
+    for name in parts[0][1]:
+        if name in ragged:
+            merged |= _merge_runs(name, parts, tiles)
+        elif name.removesuffix("_ptr") not in ragged:
+            for where, planes in parts:
+                merged.setdefault(name, planes[name].new_empty(tiles, *planes[name].shape[1:]))[where] = planes[name]
     return merged
+
+
+def _merge_runs(name: str, parts: list[tuple[Tensor, Planes]], tiles: int) -> Planes:
+    """A RAGGED plane of disjoint sets of tiles, and its offsets, put back in tile order."""
+    counts = torch.zeros(tiles + 1, dtype=torch.int64)
+    for where, planes in parts:
+        counts[where + 1] = planes[f"{name}_ptr"].diff()
+    offsets = counts.cumsum(0)
+    whole = parts[0][1][name].new_empty(int(offsets[-1]), *parts[0][1][name].shape[1:])
+    for where, planes in parts:
+        own = planes[f"{name}_ptr"]
+        moved = (offsets[where] - own[:-1]).repeat_interleave(own.diff())
+        whole[torch.arange(len(moved)) + moved] = planes[name]
+    return {name: whole, f"{name}_ptr": offsets}

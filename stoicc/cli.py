@@ -9,7 +9,6 @@ stoicc compress model.py:load --recipe recipe.yaml --calibration model.py:batche
 """
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from stoicc.files import check_output, is_artefact, read_weight
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import InputError, StoiccError, brief
 from stoicc.ir.printer import print_module
+from stoicc.ir.options import split_list
 from stoicc.ir.registry import find_format
 from stoicc.ir.types import Module
 from stoicc.model.command import compress_command, report_command
@@ -217,7 +217,7 @@ def _read_text(file: Path) -> str:
 
 def _formats(text: str | None) -> list[str] | None:
     """Formats of a list; a ',' between < and > belongs to a format's options."""
-    return None if text is None else [part.strip() for part in re.split(r"[;,](?![^<>]*>)", text)]
+    return None if text is None else [part.strip() for part in split_list(text, ",;")]
 
 
 def _tile(text: str | None) -> tuple[int, int] | None:

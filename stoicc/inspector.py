@@ -48,7 +48,7 @@ def inspect(
         weight: `[M, K]` torch tensor, numpy array, scipy sparse matrix (f32, f16, bf16), or an
             operator's result.
         formats: formats to choose from, by text (`"int4<group_size=128>"`) or as objects;
-            default: every registered one.
+            default: every registered one that is `by_default`.
         tile: (BM, BK), powers of two from 16 to 256; default the operators' tile, else
             (64, 128) for codes in groups of 128 and more, else (64, 64).
         tile_map: a format for each tile, `[tile rows][tile columns]` of texts or formats; in
@@ -153,7 +153,7 @@ def _candidates(
     if formats is not None:
         chosen = as_formats(formats)
     else:
-        chosen = as_formats(registered())
+        chosen = tuple(fmt for fmt in as_formats(registered()) if fmt.by_default)
         for sheet in lowered.sheets:
             variants = [fmt.for_codes(sheet.bits, sheet.group_size, sheet.zeros is not None) for fmt in chosen]
             fitting = [fmt for fmt in variants if fmt is not None]

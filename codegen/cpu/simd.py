@@ -1,7 +1,7 @@
 """The vector vocabulary: which primitives there are, and the text of those that a kernel uses.
 
 `simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
-scalars, and what builds on those names. `simd_vnni.h`, `simd_amx.h` and `simd_octets.h` add products of their
+scalars, and what builds on those names, `simd_kept.h` codes of which some are kept. `simd_vnni.h`, `simd_amx.h` and `simd_octets.h` add products of their
 own to AVX-512, `simd_vbmi2.h` has better forms of some of its names. An emitted file holds only the definitions it
 needs.
 """
@@ -14,11 +14,11 @@ from importlib.resources import files
 ISAS = ("amx", "vnni", "avx512", "avx2", "portable")
 """Instruction sets, the best first: `amx` has all of `vnni`, and that all of `avx512`."""
 _HEADERS = {
-    "amx": ("avx512", "common", "vnni", "amx", "octets", "vbmi2"),
-    "vnni": ("avx512", "common", "vnni"),
-    "avx512": ("avx512", "common"),
-    "avx2": ("avx2", "common"),
-    "portable": ("portable", "common"),
+    "amx": ("avx512", "common", "kept", "vnni", "amx", "octets", "vbmi2"),
+    "vnni": ("avx512", "common", "kept", "vnni"),
+    "avx512": ("avx512", "common", "kept"),
+    "avx2": ("avx2", "common", "kept"),
+    "portable": ("portable", "common", "kept"),
 }
 _NAME = re.compile(
     r"(?:typedef .*?|^\} |^(?:static inline|static|INLINE) (?:const )?\w+ \*?)(\w+)(?=;$|\(| __attribute__)",

@@ -22,3 +22,69 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask,
     *first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     *second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }
+
+/* The kept codes of one block, a byte each, row by row; `none` where none is kept. */
+INLINE vint vi_kept(uint64_t mask, const uint8_t **codes, const uint8_t *end, vint none, const int bits)
+{
+    const int bytes = (__builtin_popcountll(mask) * bits + 7) / 8;
+    const uint8_t *p = *codes;
+    __m512i each;
+    *codes = p + bytes;
+    if (bits == 8) {
+        const __mmask64 there = bytes < 64 ? ((uint64_t)1 << bytes) - 1 : ~(uint64_t)0;
+        each = p + 64 <= end ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(there, p);
+    } else if (bits == 4) {
+        const __mmask32 there = (__mmask32)(((uint64_t)1 << bytes) - 1);
+        __m256i two = p + 32 <= end ? _mm256_loadu_si256((const void *)p) : _mm256_maskz_loadu_epi8(there, p);
+        __m512i wide = _mm512_cvtepu8_epi16(two);
+        each = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
+    } else {
+        const __mmask16 there = (__mmask16)((1u << bytes) - 1);
+        __m128i four = p + 16 <= end ? _mm_loadu_si128((const void *)p) : _mm_maskz_loadu_epi8(there, p);
+        __m512i wide = _mm512_cvtepu8_epi32(four);
+        wide = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 6));
+        each = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), _mm512_set1_epi8(3));
+    }
+    return _mm512_mask_expand_epi8(none, mask, each);
+}
+
+/* What stands where no code is kept, as `vi_kept` takes it. */
+INLINE vint vi_none(const int8_t *rows, const int otherwise, const int bits)
+{
+    const __m512i most = _mm512_set1_epi8((char)((1 << bits) - 1));
+    if (!rows)
+        return _mm512_and_si512(_mm512_set1_epi8((char)otherwise), most);
+    __m512i row = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)rows));
+    row = _mm512_mullo_epi32(row, _mm512_set1_epi32(0x01010101));
+    return _mm512_and_si512(_mm512_add_epi8(row, _mm512_set1_epi8((char)otherwise)), most);
+}
+
+/* As many blocks as codes fit a byte, each code in its field: a word of 16 rows. The bits of a code
+ * that are set in `flip` are turned. No byte is read from `end` on. */
+INLINE const uint8_t *spread_word(
+    const int64_t *masks, const uint8_t *codes, const uint8_t *end, const int8_t *rows, const int otherwise,
+    const int flip, const int bits, uint8_t *to)
+{
+    const __m512i none = vi_none(rows, otherwise, bits);
+    __m512i word = vi_kept((uint64_t)masks[0], &codes, end, none, bits);
+    #pragma GCC unroll 4
+    for (int field = 1; field < 8 / bits; field++) {
+        __m512i next = vi_kept((uint64_t)masks[field], &codes, end, none, bits);
+        word = _mm512_or_si512(word, _mm512_slli_epi32(next, bits * field));
+    }
+    _mm512_storeu_si512(to, _mm512_xor_si512(word, _mm512_set1_epi8((char)(flip * (255 / ((1 << bits) - 1))))));
+    return codes;
+}
+
+/* One block of bytes, column by column. */
+INLINE const uint8_t *spread_columns(
+    const int64_t *masks, const uint8_t *codes, const uint8_t *end, const int8_t *rows, const int otherwise,
+    const int flip, const int bits, uint8_t *to)
+{
+    const __m512i fours = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+    const __m512i columns = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i block = vi_kept((uint64_t)masks[0], &codes, end, vi_none(rows, otherwise, bits), bits);
+    block = _mm512_permutexvar_epi32(columns, _mm512_shuffle_epi8(block, fours));
+    _mm512_storeu_si512(to, _mm512_xor_si512(block, _mm512_set1_epi8((char)flip)));
+    return codes;
+}

@@ -12,6 +12,7 @@ in order, so that a result never depends on the order in which programs run.
 import hashlib
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 from stoicc.codegen.triton import sources
 from stoicc.codegen.triton.loops import FormatLoop, loop_arguments, loops_of, scheduled
@@ -86,7 +87,7 @@ def epilogue_arguments(beside: Beside) -> tuple[str, ...]:
 
 
 def _assemble(module: Module, loops: tuple[FormatLoop, ...], kernels: list[str], about: str) -> str:
-    imports, functions = sources.inline(loop.decode.function for loop in loops)
+    imports, functions = sources.inline(function for loop in loops for function in _functions(loop))
     head = [f'"""{about}\n\nEmitted by stoicc; edit the schedule or the format, not this file.\n"""', ""]
     lines = [*head, "import triton", "import triton.language as tl", *imports]
     return "\n".join(lines) + "\n\n\n" + "\n\n\n".join([*functions, *kernels]) + "\n"
@@ -228,13 +229,22 @@ def _decode_call(module: Module, loop: FormatLoop, tile: str) -> list[str]:
         else:
             arguments.append(use.name)
     rows, columns = module.tiles.tile
-    constants = [f"{name}={value!r}" for name, value in loop.decode.constants.items()]
+    constants = [f"{name}={_constant(value)}" for name, value in loop.decode.constants.items()]
     arguments += [str(rows), str(columns), TRITON_DTYPES[module.tiles.dtype], *constants]
     name = loop.decode.function.fn.__name__
     line = f"w = {name}({', '.join(arguments)})"
     if len(line) <= 100:
         return [line]
     return [f"w = {name}(", *(f"    {part}" for part in wrap(arguments, 96)), ")"]
+
+
+def _functions(loop: FormatLoop) -> list[Any]:
+    """A decode, after those that are passed to it."""
+    return [value for value in loop.decode.constants.values() if hasattr(value, "fn")] + [loop.decode.function]
+
+
+def _constant(value: Any) -> str:
+    return str(value.fn.__name__) if hasattr(value, "fn") else repr(value)
 
 
 def _store_parts(rows: int) -> list[str]:

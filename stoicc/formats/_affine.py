@@ -11,16 +11,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stoicc.formats._kept_device import affine_values, symmetric_values
 from stoicc.ir.dtypes import BITS_VIEW, TORCH_DTYPES, bits
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import (
     Approximation,
+    Elements,
     Plane,
     PlaneKind,
     Planes,
     Tile,
     TileCodes,
     TileFormat,
+    TritonDecode,
     squared_error,
 )
 
@@ -233,6 +236,13 @@ class Affine(TileFormat):
         grid = self.grid(tiles.shape[2])
         codes = absmax(self.prune(tiles, statistics), slots, grid, self.bits, self.group_size, self.zero_points)
         return Approximation(self.from_planes(codes), squared_error(tiles, dequantize(codes, tiles.dtype), statistics))
+
+    def elements(self, tile: Tile, dtype: str) -> Elements | None:
+        if [plane.name for plane in self.code_planes(tile)] != ["codes"]:
+            return None
+        values = TritonDecode(affine_values if self.zero_points else symmetric_values)
+        zeros = "zeros" if self.zero_points else None
+        return Elements("codes", self.bits, values, self.grid(tile[1]).per_tile, zeros)
 
     def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
         """Zero what the format cannot keep (nothing here; 2:4 formats drop two of four)."""

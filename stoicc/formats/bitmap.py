@@ -139,6 +139,9 @@ class Bitmap(TileFormat):
     def reject(self, tiles: Tensor) -> Tensor:
         return torch.zeros(tiles.shape[0], dtype=torch.bool)
 
+    def keep(self, importance: Tensor) -> Tensor:
+        return importance > 0
+
     def tile_bytes(self, tiles: Tensor, dtype: str) -> Tensor:
         kept = bits(tiles).ne(0).flatten(1).sum(1)
         return kept.double() * TORCH_DTYPES[dtype].itemsize + super().tile_bytes(tiles, dtype)

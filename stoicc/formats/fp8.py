@@ -16,9 +16,10 @@ from stoicc.formats._affine import GroupGrid, finite_scale, share
 from stoicc.formats._block_float import BlockFloat, block_amax, scaled
 from stoicc.formats._device import load_groups, scale_codes
 from stoicc.formats._float_device import e4m3, e5m2
+from stoicc.formats._kept_device import e4m3_values, e5m2_values
 from stoicc.formats._table import FP8_MAX, exact_power, fp8_codes, fp8_values
 from stoicc.ir.dtypes import bits
-from stoicc.ir.format import Plane, Planes, Tile, TileMac, TritonDecode
+from stoicc.ir.format import Elements, Plane, Planes, Tile, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 
 
@@ -80,6 +81,10 @@ class Fp8(BlockFloat):
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         function = decode_e4m3 if self.kind == "e4m3" else decode_e5m2
         return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
+
+    def elements(self, tile: Tile, dtype: str) -> Elements:
+        values = TritonDecode(e4m3_values if self.kind == "e4m3" else e5m2_values)
+        return Elements("codes", 8, values, self.grid(tile[1]).per_tile, lanes="columns")
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile

@@ -16,8 +16,9 @@ from stoicc.formats._affine import GroupGrid, pack_nibbles, unpack_nibbles
 from stoicc.formats._block_float import BlockFloat, block_amax, scaled, whole_blocks
 from stoicc.formats._device import load_groups, load_words, scale_codes
 from stoicc.formats._float_device import e2m1, e8m0
+from stoicc.formats._kept_device import mxfp4_values
 from stoicc.formats._table import e8m0_values, floor_exponent, fp4_codes, fp4_values
-from stoicc.ir.format import Plane, Planes, Tile, TileMac, TritonDecode
+from stoicc.ir.format import Elements, Plane, Planes, Tile, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 
 BLOCK = 32
@@ -60,6 +61,9 @@ class Mxfp4(BlockFloat):
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_mxfp4)
+
+    def elements(self, tile: Tile, dtype: str) -> Elements:
+        return Elements("codes", 4, TritonDecode(mxfp4_values), tile[1] // BLOCK)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         return _float_c.fp4_mac(dtype, tile[1] // BLOCK, BLOCK, "e8m0")

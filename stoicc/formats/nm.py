@@ -99,6 +99,9 @@ class Nm(TileFormat):
         held = tiles.where(_nm.largest(weighted, self.n, self.m), 0)
         return Approximation(self.encode(held), squared_error(tiles, held, statistics))
 
+    def keep(self, importance: Tensor) -> Tensor:
+        return _nm.largest(importance, self.n, self.m)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         strip = _mask.ROWS * tile[1] * self.n // self.m
         return TritonDecode(decode_nm, {"PAIRED": dtype == "bf16", "STRIP": strip})

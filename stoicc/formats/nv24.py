@@ -136,6 +136,9 @@ class Nv24(TileFormat):
         planes = self.encode(tiles.where(kept, 0))
         return Approximation(planes, squared_error(tiles, tiles.where(kept, 0), statistics))
 
+    def keep(self, importance: Tensor) -> Tensor:
+        return _nm.top2(importance)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_nv24)
 

@@ -17,9 +17,10 @@ from stoicc.formats._affine import GroupGrid, pack_nibbles, share, unpack_nibble
 from stoicc.formats._block_float import BlockFloat, block_amax, scaled, whole_blocks
 from stoicc.formats._device import load_groups, load_words, scale_codes
 from stoicc.formats._float_device import e2m1, e4m3
+from stoicc.formats._kept_device import nvfp4_values
 from stoicc.formats._table import E2M1_MAX, FP8_MAX, exact_power, fp4_codes, fp4_values, fp8_codes, fp8_values
 from stoicc.ir.dtypes import bits
-from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileMac, TritonDecode
+from stoicc.ir.format import Elements, Plane, PlaneKind, Planes, Tile, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 
 BLOCK = 16
@@ -87,6 +88,9 @@ class Nvfp4(BlockFloat):
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_nvfp4)
+
+    def elements(self, tile: Tile, dtype: str) -> Elements:
+        return Elements("codes", 4, TritonDecode(nvfp4_values), tile[1] // BLOCK)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         return _float_c.fp4_mac(dtype, tile[1] // BLOCK, BLOCK, "e4m3")

@@ -29,6 +29,17 @@ NARROW = [
     "nm",
     "nm<n=1, m=4>",
 ]
+COMPOSED = [
+    "masked",
+    "masked<values=int4<group_size=16, zero_points=true>>",
+    "masked<values=int8<group_size=0>>",
+    "masked<mask=nv24, values=int8<group_size=32, zero_points=true>>",
+    "masked<mask=nm<n=3, m=16>, values=int2<group_size=16, zero_points=true>>",
+    "masked<mask=nm, values=fp8>",
+    "masked<values=fp8<kind=e5m2, group_size=16>>",
+    "masked<mask=nv24, values=mxfp4>",
+    "masked<mask=nv24, values=nvfp4>",
+]
 FORMATS = [
     "empty",
     "dense",
@@ -37,17 +48,20 @@ FORMATS = [
     *(f"{name}<group_size={size}>" for name in AFFINE for size in GROUPS),
     *(f"{name}<group_size={size}, zero_points=true>" for name in AFFINE for size in (64, 0)),
     *NARROW,
+    *COMPOSED,
 ]
+RAGGED = ("bitmap", *COMPOSED)
+"""With runs of their own length, which are in the order of lanes as they are."""
 
 
 def untried(text: str) -> set[str]:
     """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not."""
     c_code = {"C multiply equals decode", "C panel decode equals decode", "packed planes unpack to themselves"}
-    if text != "empty":  # runs of their own length are in the order of lanes as they are
-        c_code = {"packed planes unpack to themselves"} if text == "bitmap" else set()
+    if text != "empty":
+        c_code = {"packed planes unpack to themselves"} if text in RAGGED else set()
     on_gpu = torch.cuda.is_available() and text != "empty"
     tensor_cores = (
-        text not in ("empty", "bitmap", *NARROW) and "=16" not in text
+        text not in ("empty", *RAGGED, *NARROW) and "=16" not in text
     )  # a product sums 32 columns that share a scale
     return (
         c_code
@@ -59,7 +73,7 @@ def untried(text: str) -> set[str]:
 @pytest.mark.parametrize("text", FORMATS)
 def test_built_in_formats_keep_the_contract(text):
     # groups of 128 are shared as those of a row are, and the further formats differ little by dtype: one is enough
-    dtypes = ("bf16",) if "=128" in text or text in NARROW else ("f32", "f16", "bf16")
+    dtypes = ("bf16",) if "=128" in text or text in (*NARROW, *COMPOSED[1:]) else ("f32", "f16", "bf16")
     assert check_format(text, dtypes=dtypes) == tuple(name for name in CHECKS if name not in untried(text))
 
 

@@ -16,6 +16,11 @@ FORMATS = (
     "mxfp4",
     "nvfp4",
     "nm<n=3, m=16>",
+    "masked<values=int8<zero_points=true>>",
+    "masked<mask=nm<n=2, m=16>, values=int4<group_size=16>>",
+    "masked<mask=nv24, values=int2<group_size=0, zero_points=true>>",
+    "masked<values=fp8<kind=e5m2>>",
+    "masked<mask=nv24, values=nvfp4>",
 )
 
 

@@ -37,6 +37,12 @@ BUILT_IN = [
         for options in ("group_size=16, zero_points=true", "group_size=0")
     ),
     *("fp8", "fp8<kind=e5m2, group_size=16>", "mxfp4", "nvfp4", "nm", "nm<n=3, m=4>"),
+    "masked<values=int4<group_size=16>>",
+    "masked<mask=nm, values=int8<group_size=0, zero_points=true>>",
+    "masked<mask=nv24, values=fp8>",
+    "masked<values=fp8<kind=e5m2>>",
+    "masked<values=int2<group_size=16>>",
+    *("masked<values=mxfp4>", "masked<mask=nv24, values=nvfp4>"),
 ]
 
 

@@ -1,0 +1,56 @@
+/* Codes of which only some are stored. A block is 16 rows by 4 columns: its mask has bit 4 r + c for row r of
+ * column c, its codes follow each other from a byte of their own. */
+
+/* Bytes that the codes of n blocks take. */
+static inline int kept_bytes(const int64_t *masks, int n, const int bits)
+{
+    int bytes = 0;
+    for (int i = 0; i < n; i++)
+        bytes += (__builtin_popcountll((uint64_t)masks[i]) * bits + 7) / 8;
+    return bytes;
+}
+
+/* Codes of one block to 64 bytes, row by row; where none is kept, `otherwise` and what its row has in `rows`, if any.
+ * Returns where the next block's codes are. */
+static inline const uint8_t *spread_block(
+    uint64_t mask, const uint8_t *codes, const int8_t *rows, const int otherwise, const int bits, uint8_t *to)
+{
+    const int most = (1 << bits) - 1;
+    int place = 0;
+    for (int i = 0; i < 64; i++, mask >>= 1) {
+        const int none = (otherwise + (rows ? rows[i / 4] : 0)) & most;
+        to[i] = mask & 1 ? (uint8_t)(codes[place / 8] >> place % 8 & most) : (uint8_t)none;
+        place += bits * (int)(mask & 1);
+    }
+    return codes + (place + 7) / 8;
+}
+
+/* As many blocks as codes fit a byte, each code in its field: a word of 16 rows. The bits of a code
+ * that are set in `flip` are turned. No byte is read from `end` on. */
+INLINE const uint8_t *spread_word(
+    const int64_t *masks, const uint8_t *codes, const uint8_t *end, const int8_t *rows, const int otherwise,
+    const int flip, const int bits, uint8_t *to)
+{
+    uint8_t block[64];
+    codes = spread_block((uint64_t)masks[0], codes, rows, otherwise, bits, to);
+    for (int field = 1; field < 8 / bits; field++) {
+        codes = spread_block((uint64_t)masks[field], codes, rows, otherwise, bits, block);
+        for (int i = 0; i < 64; i++)
+            to[i] |= (uint8_t)(block[i] << bits * field);
+    }
+    for (int i = 0; i < 64; i++)
+        to[i] ^= (uint8_t)(flip * (255 / ((1 << bits) - 1)));
+    return codes;
+}
+
+/* One block of bytes, column by column. */
+INLINE const uint8_t *spread_columns(
+    const int64_t *masks, const uint8_t *codes, const uint8_t *end, const int8_t *rows, const int otherwise,
+    const int flip, const int bits, uint8_t *to)
+{
+    uint8_t block[64];
+    codes = spread_block((uint64_t)masks[0], codes, rows, otherwise, bits, block);
+    for (int i = 0; i < 64; i++)
+        to[i % 4 * 16 + i / 4] = (uint8_t)(block[i] ^ flip);
+    return codes;
+}

@@ -1,0 +1,152 @@
+"""C code of composed formats: kept codes to their places in the first-level cache, then the C of the format of values.
+
+Whatever that has - floats, digits, matrix units - it multiplies words that are spread just before, so that a format
+composes with another without C of its own. What is not kept is the code of zero.
+"""
+
+import re
+from dataclasses import replace
+from string import Template
+
+import torch
+
+from stoicc.codegen.cpu.plan import C_TYPES
+from stoicc.formats._kept import COLUMNS
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
+from stoicc.ir.format import Elements, PlaneKind, Planes, Tile, TileFormat, TileMac
+
+_SPREAD = Template("""\
+/* Codes of some columns of a strip, of which some are kept, in the order of $values. */
+INLINE const uint8_t *{name}_spread(
+    const int64_t *masks, const uint8_t *codes, const uint8_t *end,$zeros uint8_t *to, const int columns)
+{
+    #pragma GCC unroll 2
+    for (int k = 0; k < columns; k += $step, masks += $step / 4, to += 64) {
+        ahead(codes, 64);
+        codes = $spread(masks, codes, end, $rows, $otherwise, $flip, $bits, to);
+    }
+    return codes;
+}
+""")
+
+_TILE = Template("""\
+INLINE void {name}($arguments, const $x *x, float *acc, const int nb)
+{
+    uint8_t whole[BM * BK * $bits / 8] __attribute__((aligned(64)));
+    const uint8_t *from = codes;
+    for (int strip = 0; strip < STRIPS; strip++)
+        from = {name}_spread(
+            masks + strip * (BK / 4), from, codes + count,$strip_zeros whole + strip * (BK * $bits * 2), BK);
+    {name}_values($given, x, acc, nb);
+}
+""")
+
+_UNIT = Template("""\
+INLINE $returns {name}($arguments, const int unit, $element *to)
+{
+    enum { SIZE = $columns, UNITS = BK / SIZE };
+    uint8_t whole[BM * BK * $bits / 8] __attribute__((aligned(64)));
+    const int64_t *strip = masks + unit / UNITS * (BK / 4);
+    const int before = unit % UNITS * (SIZE / 4); /* blocks of the strip that come first */
+    const uint8_t *from = codes + starts[unit / UNITS] + kept_bytes(strip, before, $bits);
+    {name}_spread(strip + before, from, codes + count,$unit_zeros whole + unit * (SIZE * $bits * 2), SIZE);
+    $give{name}_values($given, unit, to);
+}
+""")
+
+_DECODE = Template("""\
+static void {name}($arguments, $T *out, const int64_t stride)
+{
+    uint8_t whole[BM * BK * $bits / 8];
+    memset(whole, 0, sizeof whole);
+    for (int strip = 0; strip < BM / 16; strip++)
+        for (int k = 0; k < BK; k += 4) {
+            int place = 0;
+            for (uint64_t mask = (uint64_t)masks[strip * (BK / 4) + k / 4]; mask; mask &= mask - 1, place += $bits) {
+                const int bit = __builtin_ctzll(mask), at = ((strip * 16 + bit / 4) * BK + k + bit % 4) * $bits;
+                whole[at / 8] |= (uint8_t)((codes[place / 8] >> place % 8 & $most) << at % 8);
+            }
+            codes += (place + 7) / 8;
+        }
+    {name}_values($given, out, stride);
+    for (int row = 0; row < BM; row++)
+        for (int k = 0; k < BK; k++)
+            if (!((uint64_t)masks[row / 16 * (BK / 4) + k / 4] >> (row % 16 * 4 + k % 4) & 1))
+                out[row * stride + k] = 0;
+}
+""")
+
+
+def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -> TileMac | None:
+    """The C of a format of values for tiles of which it holds the codes of some; None where it has none that serves."""
+    code, planes = values.tile_mac(tile, dtype), values.planes(tile, dtype)
+    step = COLUMNS * (8 // elements.bits) if elements.lanes == "words" else COLUMNS
+    ragged = any(plane.kind is PlaneKind.RAGGED for plane in planes)
+    if code is None or ragged or tile[1] // elements.groups % step:
+        return None
+    inner_pack = code.pack
+    zeros_tile, most = _zeros(values, tile, dtype), (1 << elements.bits) - 1
+    code_of_zero = int(zeros_tile[elements.plane].flatten()[0]) & most
+    zero = inner_pack(zeros_tile)
+    point = 0 if elements.zeros is None else int(zero[elements.zeros].flatten()[0])  # as C reads it
+    others = [plane.name for plane in planes if plane.name != elements.plane]
+    packed = [f"const {C_TYPES[DTYPE_NAMES[zero[name].dtype]]} *{name}" for name in others]
+    canonical = [f"const {C_TYPES[plane.dtype]} *{plane.name}" for plane in planes if plane.name != elements.plane]
+    zeros = elements.zeros
+    names = {
+        "values": str(values),
+        "bits": str(elements.bits),
+        "most": str(most),
+        "T": dtype,
+        "step": str(step),
+        "spread": "spread_word" if elements.lanes == "words" else "spread_columns",
+        "arguments": ", ".join((*_OWN, *packed)),
+        "given": ", ".join("(const void *)whole" if p.name == elements.plane else p.name for p in planes),
+        "zeros": f" const int8_t *{zeros}," if zeros else "",
+        "rows": f"{zeros} + k / {tile[1] // elements.groups} * 16" if zeros else "0",
+        "otherwise": str((code_of_zero - point) & most),
+        "flip": str((code_of_zero ^ int(zero[elements.plane].view(torch.uint8).flatten()[0])) & most),
+        "strip_zeros": f" {zeros} + strip * {elements.groups * 16}," if zeros else "",
+    }
+    spread = _SPREAD.substitute(names)
+
+    def function(template: Template, inner: str, **more: str) -> str:
+        own = re.sub(rf" *ahead\({elements.plane}\b[^;]*;\n", "", inner)  # they are in the cache by now
+        own = own.replace("{name}", "{name}_values")
+        return f"{own}\n{spread if template is not _DECODE else ''}\n{template.substitute({**names, **more})}"
+
+    def unit(inner: str, columns: int, element: str, returns: str) -> str:
+        give = "return " if returns == "vfloat" else ""
+        first = f"unit / UNITS * {elements.groups * 16} + unit % UNITS * SIZE / {tile[1] // elements.groups} * 16"
+        unit_zeros = f" {zeros} + {first}," if zeros else ""
+        more = {"columns": str(columns), "element": element, "returns": returns, "give": give}
+        return function(_UNIT, inner, **more, unit_zeros=unit_zeros)
+
+    def pack(planes: Planes) -> Planes:
+        own = {name: planes[name] for name in ("masks", "starts", "codes", "codes_ptr") if name in planes}
+        filled = {elements.plane: _zeros(values, tile, dtype)[elements.plane], **{n: planes[n] for n in others}}
+        side = inner_pack(filled)
+        return {**own, **{name: side[name] for name in others}}
+
+    pairs, octets = code.pairs, code.octets
+    if pairs is not None:
+        returns = "vfloat" if pairs.scaled else "void"
+        pairs = replace(pairs, source=unit(pairs.source, pairs.columns, "bf16", returns))
+    if octets is not None:
+        octets = replace(octets, source=unit(octets.source, octets.columns, "int8_t", "vfloat"))
+    return TileMac(
+        function(_TILE, code.source, x="float"),
+        pack,
+        function(_DECODE, code.decode, arguments=", ".join((*_OWN, *canonical))) if code.decode else "",
+        function(_TILE, code.digits, x="int8_t") if code.digits else "",
+        pairs,
+        octets,
+    )
+
+
+_OWN = ("const int64_t *masks", "const int32_t *starts", "const uint8_t *codes", "const int64_t count")
+
+
+def _zeros(values: TileFormat, tile: Tile, dtype: str) -> Planes:
+    """The planes of a tile of zeros."""
+    return {n: p.contiguous() for n, p in values.encode(torch.zeros(1, *tile, dtype=TORCH_DTYPES[dtype])).items()}

@@ -1,0 +1,122 @@
+"""Triton decode of composed formats: the codes of kept weights to their places, then the other format's decode."""
+
+import triton
+import triton.language as tl
+
+from stoicc.formats._device import load_groups, scale_codes, shift_codes
+from stoicc.formats._float_device import e2m1_at, e4m3, e5m2, e8m0
+from stoicc.formats._mask import ones
+
+
+@triton.jit
+def to_rows(blocks, BM: tl.constexpr, BK: tl.constexpr):
+    """`[BM / 16, BK / 4]` -> `[BM, BK / 4]`: each block's value in all of its rows."""
+    return tl.reshape(tl.broadcast_to(blocks[:, None, :], (BM // 16, 16, BK // 4)), (BM, BK // 4))
+
+
+@triton.jit
+def kept_codes(masks, starts, codes, BM: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr):
+    """Whether each weight is kept (0 or 1), and its code, both uint32 `[BM, BK]`.
+
+    A block is 64 weights of four columns; of a row of one, its word of the mask, whichever half, has four bits.
+    """
+    strips = tl.arange(0, BM // 16)[:, None]
+    words = tl.load(masks + strips * (BK // 4) + tl.arange(0, BK // 4)[None, :])
+    low, high = words.to(tl.uint32), (words >> 32).to(tl.uint32)
+    sizes = ((ones(low) + ones(high)) * BITS + 7) // 8
+    base = tl.cumsum(sizes, 1) - sizes + tl.load(starts + strips)
+    row = tl.arange(0, BM)[:, None] & 15
+    own = tl.where(row < 8, to_rows(low, BM, BK), to_rows(high, BM, BK))
+    above = tl.where(row < 8, 0, to_rows(ones(low), BM, BK))
+    bit = (row.to(tl.uint32) & 7) * 4
+    one = tl.full((BM, 1), 1, tl.uint32)
+    rank = above + ones(own & ((one << bit) - 1))
+    four = own >> bit
+    k0, k1, k2, k3 = four & 1, (four >> 1) & 1, (four >> 2) & 1, (four >> 3) & 1
+    kept = tl.reshape(tl.join(tl.join(k0, k2), tl.join(k1, k3)), (BM, BK))
+    r1 = rank + k0.to(tl.int32)
+    r2 = r1 + k1.to(tl.int32)
+    r3 = r2 + k2.to(tl.int32)
+    at = tl.reshape(tl.join(tl.join(rank, r2), tl.join(r1, r3)), (BM, BK)) * BITS
+    first = to_rows(base, BM, BK)
+    first = tl.reshape(tl.broadcast_to(first[:, :, None], (BM, BK // 4, 4)), (BM, BK))
+    found = tl.load(codes + first + at // 8, mask=kept != 0, other=0).to(tl.uint32)
+    return kept, (found >> (at & 7).to(tl.uint32)) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def decode_kept(
+    masks, starts, codes, count, scales,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
+    VALUES: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Kept weights of codes with one plane beside them, zeros between."""
+    kept, code = kept_codes(masks, starts, codes, BM, BK, BITS)
+    return tl.where(kept != 0, VALUES(code, scales, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
+
+
+@triton.jit
+def decode_kept_2(
+    masks, starts, codes, count, scales, second,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
+    VALUES: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Kept weights of codes with two planes beside them, zeros between."""
+    kept, code = kept_codes(masks, starts, codes, BM, BK, BITS)
+    return tl.where(kept != 0, VALUES(code, scales, second, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
+
+
+# ---- what a code means, for `Elements.values` ---------------------------------------------------
+
+
+@triton.jit
+def symmetric_values(
+    codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr
+):
+    """`(code - half the range) * scale`."""
+    steps = codes.to(tl.float32) - (1 << (BITS - 1)) * 1.0
+    return scale_codes(steps, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+
+
+@triton.jit
+def affine_values(
+    codes, scales, zeros,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """`(code - zero) * scale`."""
+    steps = shift_codes(codes.to(tl.float32), load_groups(zeros, BM, GROUPS), GROUPS)
+    return scale_codes(steps, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+
+
+@triton.jit
+def e4m3_values(
+    codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr
+):
+    """fp8 of kind e4m3 times a scale."""
+    return scale_codes(e4m3(codes), load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+
+
+@triton.jit
+def e5m2_values(
+    codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr
+):
+    """fp8 of kind e5m2 times a scale."""
+    return scale_codes(e5m2(codes), load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+
+
+@triton.jit
+def mxfp4_values(
+    codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr
+):
+    """4-bit floats times a power of two."""
+    return scale_codes(e2m1_at(codes, 0), e8m0(load_groups(scales, BM, GROUPS)), GROUPS, DTYPE)
+
+
+@triton.jit
+def nvfp4_values(
+    codes, scales, tensor_scale,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """4-bit floats times a block's scale times the tensor's."""
+    scale = e4m3(load_groups(scales, BM, GROUPS)) * tl.load(tensor_scale)
+    return scale_codes(e2m1_at(codes, 0), scale, GROUPS, DTYPE)

@@ -1,0 +1,176 @@
+"""A format of zeros over a format of codes: positions from one, values from the other.
+
+`masked<mask=nm<n=2, m=8>, values=int4<group_size=128>>` stores 4-bit codes of two of eight weights, one bit a weight
+for where they stand, and the scales of int4. Any format with `keep` is a mask, any with `elements` gives values; both
+are asked through the doors of TileFormat alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stoicc.formats import _kept, _kept_c
+from stoicc.formats._kept_device import decode_kept, decode_kept_2
+from stoicc.formats.bitmap import Bitmap
+from stoicc.formats.int4 import Int4
+from stoicc.ir.dtypes import DTYPE_NAMES, bits
+from stoicc.ir.errors import FormatError
+from stoicc.ir.format import (
+    Approximation,
+    Elements,
+    Plane,
+    PlaneKind,
+    Planes,
+    Tile,
+    TileCodes,
+    TileFormat,
+    TileMac,
+    TritonDecode,
+    nonzero_codes,
+    squared_error,
+    tile_shape,
+)
+from stoicc.ir.registry import register_format
+
+
+@dataclass(frozen=True)
+class Masked(TileFormat):
+    """Masks i64 `[BM / 16, BK / 4]`, the codes of what is not zero, and what else the format of values stores.
+
+    `stoicc/formats/_kept.py` has the order of bits and codes. A -0.0 is kept where the values have one.
+
+    Attributes:
+        mask: which weights may be kept.
+        values: how those that are no zeros are stored; groups of scales are those of the whole tile.
+    """
+
+    name: ClassVar[str] = "masked"
+    by_default: ClassVar[bool] = False  # it would win by bytes where the format of values alone is faster
+    mask: TileFormat = Bitmap()
+    values: TileFormat = Int4()
+
+    def __post_init__(self) -> None:
+        if self.mask.keep(torch.zeros(1, 16, 64)) is None:
+            raise FormatError(
+                f"format masked: expected a mask that says which weights it keeps, found {self.mask}; use bitmap, nm, "
+                "nv24 or a format of yours with `keep`"
+            )
+
+    def elements_of(self, tile: Tile, dtype: str) -> Elements:
+        """How the values are stored; FormatError where they are not one code for each weight."""
+        _kept.check_tile(self.name, tile)
+        self.mask.planes(tile, dtype)  # refuses groups that do not meet the tile
+        elements = self.values.elements(tile, dtype)
+        if elements is None:
+            raise FormatError(
+                f"format masked: expected values with one code of 2, 4 or 8 bits for each weight, found {self.values}; "
+                "use int2, int4, int8, fp8, mxfp4, nvfp4 or a format of yours with `elements`"
+            )
+        return elements
+
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        elements = self.elements_of(tile, dtype)
+        strips = tile[0] // _kept.ROWS
+        return (
+            Plane("masks", "i64", (strips, tile[1] // _kept.COLUMNS)),
+            Plane("starts", "i32", (strips,)),
+            Plane("codes", "u8", (), PlaneKind.RAGGED),
+            *(plane for plane in self.values.planes(tile, dtype) if plane.name != elements.plane),
+        )
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return self.encode_shared(tiles, torch.arange(tiles.shape[0]))
+
+    def encode_shared(self, tiles: Tensor, slots: Tensor) -> Planes:
+        return self._keep(self.values.encode_shared(tiles, slots), bits(tiles).ne(0), DTYPE_NAMES[tiles.dtype])
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        elements = self.elements_of(tile, dtype)
+        codes, kept = _kept.unpack(planes, elements.bits)
+        own = {"masks", "starts", "codes", "codes_ptr"}
+        whole = {name: plane for name, plane in planes.items() if name not in own}
+        values = self.values.decode({elements.plane: _kept.pack_rows(codes, elements.bits), **whole}, tile, dtype)
+        return values.where(kept, 0)
+
+    def reject(self, tiles: Tensor) -> Tensor:
+        return self._outside(bits(tiles).ne(0)) | self.values.reject(tiles)
+
+    def reject_shared(self, tiles: Tensor, slots: Tensor) -> Tensor:
+        return self._outside(bits(tiles).ne(0)) | self.values.reject_shared(tiles, slots)
+
+    def why(self, tile: Tensor) -> str:
+        owner = self.mask if self._outside(bits(tile[None]).ne(0)).any() else self.values
+        return owner.why(tile)
+
+    def tile_bytes(self, tiles: Tensor, dtype: str) -> Tensor:
+        width = self.elements_of(tile_shape(tiles), dtype).bits
+        runs = _kept.run_bytes(_kept.in_blocks(bits(tiles).ne(0)), width).flatten(1).sum(1)
+        return runs.double() + super().tile_bytes(tiles, dtype)
+
+    # -- lossy doors, and codes of operators -------------------------------------------------
+
+    def approximate(self, tiles: Tensor, slots: Tensor, statistics: Tensor | None = None) -> Approximation:
+        """Zeros where the mask drops the least of a group, then the nearest planes of what is left."""
+        importance = tiles.float().abs()
+        importance = importance if statistics is None else importance * statistics[:, None, :].sqrt()
+        kept = self.mask.keep(importance.where(bits(tiles).ne(0), 0))
+        assert kept is not None
+        held = tiles.where(kept, 0)
+        whole, dtype = self.values.approximate(held, slots, statistics).planes, DTYPE_NAMES[tiles.dtype]
+        back = self.values.decode(whole, tile_shape(tiles), dtype).where(kept & bits(held).ne(0), 0)
+        return Approximation(self._keep(whole, bits(back).ne(0), dtype), squared_error(tiles, back, statistics))
+
+    @property
+    def planes_hold_codes(self) -> bool:
+        return self.values.planes_hold_codes
+
+    def reject_codes(self, codes: TileCodes) -> Tensor:
+        return self.values.reject_codes(codes) | self._outside(nonzero_codes(codes))
+
+    def from_planes(self, codes: TileCodes) -> Planes:
+        return self._keep(self.values.from_planes(codes), nonzero_codes(codes), DTYPE_NAMES[codes.scales.dtype])
+
+    @property
+    def bits(self) -> Any:
+        """Width of the codes of the values, for those who quantize for them; `group_size`, `zero_points` likewise."""
+        return getattr(self.values, "bits")  # noqa: B009 (not every format has it)
+
+    @property
+    def group_size(self) -> Any:
+        return getattr(self.values, "group_size")  # noqa: B009
+
+    @property
+    def zero_points(self) -> Any:
+        return getattr(self.values, "zero_points")  # noqa: B009
+
+    # -- devices -----------------------------------------------------------------------------
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
+        elements, count = self.elements_of(tile, dtype), len(self.planes(tile, dtype)) - 3
+        if elements.values is None or count not in (1, 2):
+            return None
+        constants = {"VALUES": elements.values.function, "BITS": elements.bits, "GROUPS": elements.groups}
+        return TritonDecode(decode_kept if count == 1 else decode_kept_2, constants)
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        return _kept_c.masked_mac(self.values, self.elements_of(tile, dtype), tile, dtype)
+
+    # -- help --------------------------------------------------------------------------------
+
+    def _outside(self, nonzero: Tensor) -> Tensor:
+        """Bool `[T]`: tiles with a weight where the mask keeps none."""
+        kept = self.mask.keep(nonzero.float())
+        assert kept is not None
+        return (nonzero & ~kept).flatten(1).any(1)
+
+    def _keep(self, whole: Planes, kept: Tensor, dtype: str) -> Planes:
+        """Of the planes of values the codes of what is kept, and all others as they are."""
+        elements = self.elements_of(tile_shape(kept), dtype)
+        rest = dict(whole)
+        codes = _kept.unpack_rows(rest.pop(elements.plane), elements.bits)
+        return {**_kept.pack(codes, kept, elements.bits), **rest}
+
+
+register_format(Masked())

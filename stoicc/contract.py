@@ -105,6 +105,9 @@ class Contract:
             whole = _whole_numbers(width, dense, generator)
             kinds[f"{width}-bit whole"] = whole
             kinds[f"{width}-bit whole 2:4"] = whole.where(torch.arange(self.tile[1]) % 4 < 2, 0)
+            kept = self.fmt.keep(whole.float().abs())
+            if kept is not None:
+                kinds[f"{width}-bit whole, with zeros of its own,"] = whole.where(kept, 0)
         return {**kinds, **self._nearest(dense)}
 
     def _nearest(self, dense: Tensor) -> dict[str, Tensor]:

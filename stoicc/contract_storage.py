@@ -15,7 +15,7 @@ from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.registry import REGISTRY, Registry
 from stoicc.ops.group_absmax import group_absmax
 from stoicc.ops.nm_magnitude import nm_magnitude
-from stoicc.tiling import to_tiles
+from stoicc.tiling import from_tiles, to_tiles
 
 
 def declared(c: Contract) -> Problems:
@@ -278,14 +278,17 @@ def codes(c: Contract) -> Problems:
         yield "planes_hold_codes is True but there is no `bits` and `group_size` to quantize for"
         return
     refusals = []
-    for source in (values, nm_magnitude(values)):
+    tiles = to_tiles(values, c.tile)
+    kept = c.fmt.keep(tiles.float().abs())
+    own = () if kept is None else (from_tiles(tiles.where(kept, 0), (3 * c.tile[0], 3 * c.tile[1])),)
+    for source in (values, nm_magnitude(values), *own):
         compressed = group_absmax(source, width, size, bool(zero_points))
         try:
             tiled = inspect(compressed, tile=c.tile, tile_map=c.tile_map(9, 3))
-        except FormatError as error:  # 2:4 formats refuse the first source
+        except FormatError as error:  # formats of zeros refuse the first source
             refusals.append(str(error))
             continue
         if not torch.equal(bits(tiled.to_dense()), bits(compressed.dense())):
             yield "an operator's codes do not decode to the operator's own values"
-    if len(refusals) == 2:
+    if len(refusals) == 2 + len(own):
         yield f"no codes of an operator are held, dense or 2:4: {refusals[1]}"

@@ -109,6 +109,9 @@ class Masked(TileFormat):
         runs = _kept.run_bytes(_kept.in_blocks(bits(tiles).ne(0)), width).flatten(1).sum(1)
         return runs.double() + super().tile_bytes(tiles, dtype)
 
+    def keep(self, importance: Tensor) -> Tensor | None:
+        return self.mask.keep(importance)
+
     # -- lossy doors, and codes of operators -------------------------------------------------
 
     def approximate(self, tiles: Tensor, slots: Tensor, statistics: Tensor | None = None) -> Approximation:

@@ -34,7 +34,7 @@ COMPOSED = [
     "masked<values=int4<group_size=16, zero_points=true>>",
     "masked<values=int8<group_size=0>>",
     "masked<mask=nv24, values=int8<group_size=32, zero_points=true>>",
-    "masked<mask=nm<n=3, m=16>, values=int2<group_size=16, zero_points=true>>",
+    "masked<mask=nm<n=3, m=16>, values=int2<group_size=16>>",
     "masked<mask=nm, values=fp8>",
     "masked<values=fp8<kind=e5m2, group_size=16>>",
     "masked<mask=nv24, values=mxfp4>",

@@ -46,8 +46,9 @@ class Elements:
             block in DTYPE, where GROUPS is `groups`. None: composed formats have no device decode either.
         groups: of columns that share a scale in a tile.
         zeros: the plane of zero points `[BM, groups]`, or None where one code is zero everywhere.
-        lanes: order of the packed plane that `TileMac` code reads. "words": 32-bit lanes of 16 rows, in which field i
-            (`bits` wide) of byte b is column 4 i + b of those of the word. "columns": bytes, 16 rows of a column.
+        lanes: order of the packed plane that `TileMac` code reads, without which composed formats have no C. "words":
+            32-bit lanes of 16 rows, in which field i (`bits` wide) of byte b is column 4 i + b of those of the word.
+            "columns": bytes, 16 rows of a column.
     """
 
     plane: str
@@ -55,7 +56,7 @@ class Elements:
     values: "TritonDecode | None" = None
     groups: int = 1
     zeros: str | None = None
-    lanes: Literal["words", "columns"] = "words"
+    lanes: Literal["words", "columns"] | None = None
 
 
 def nonzero_codes(codes: TileCodes) -> Tensor:

@@ -19,8 +19,8 @@ import stoicc
 from stoicc.files import check_output, is_artefact, read_weight
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import InputError, StoiccError, brief
-from stoicc.ir.printer import print_module
 from stoicc.ir.options import split_list
+from stoicc.ir.printer import print_module
 from stoicc.ir.registry import find_format
 from stoicc.ir.types import Module
 from stoicc.model.command import compress_command, report_command

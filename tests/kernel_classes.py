@@ -45,8 +45,12 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "narrow": ("int2", "int3", "int3<group_size=0, zero_points=true>"),
     "floats": ("fp8", "fp8<kind=e5m2, group_size=16>", "mxfp4", "nvfp4"),
     "composed": (
-        "masked", "masked<mask=nm, values=int8<group_size=0, zero_points=true>>", "masked<mask=nv24, values=fp8>",
-        "masked<values=mxfp4>", "masked<values=nvfp4>", "masked<values=int2>",
+        "masked",
+        "masked<mask=nm, values=int8<group_size=0, zero_points=true>>",
+        "masked<mask=nv24, values=fp8>",
+        "masked<values=mxfp4>",
+        "masked<values=nvfp4>",
+        "masked<values=int2>",
     ),
 }
 """Formats that are compiled and run in a few classes only: a decode does not depend on what follows it."""

@@ -242,7 +242,7 @@ class Affine(TileFormat):
             return None
         values = TritonDecode(affine_values if self.zero_points else symmetric_values)
         zeros = "zeros" if self.zero_points else None
-        return Elements("codes", self.bits, values, self.grid(tile[1]).per_tile, zeros)
+        return Elements("codes", self.bits, values, self.grid(tile[1]).per_tile, zeros, "words")
 
     def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
         """Zero what the format cannot keep (nothing here; 2:4 formats drop two of four)."""

@@ -82,7 +82,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
     code, planes = values.tile_mac(tile, dtype), values.planes(tile, dtype)
     step = COLUMNS * (8 // elements.bits) if elements.lanes == "words" else COLUMNS
     ragged = any(plane.kind is PlaneKind.RAGGED for plane in planes)
-    if code is None or ragged or tile[1] // elements.groups % step:
+    if code is None or elements.lanes is None or ragged or tile[1] // elements.groups % step:
         return None
     inner_pack = code.pack
     zeros_tile, most = _zeros(values, tile, dtype), (1 << elements.bits) - 1
@@ -123,7 +123,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         return function(_UNIT, inner, **more, unit_zeros=unit_zeros)
 
     def pack(planes: Planes) -> Planes:
-        own = {name: planes[name] for name in ("masks", "starts", "codes", "codes_ptr") if name in planes}
+        own: Planes = {name: planes[name] for name in ("masks", "starts", "codes", "codes_ptr")}
         filled = {elements.plane: _zeros(values, tile, dtype)[elements.plane], **{n: planes[n] for n in others}}
         side = inner_pack(filled)
         return {**own, **{name: side[name] for name in others}}

@@ -15,33 +15,43 @@ def to_rows(blocks, BM: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def kept_codes(masks, starts, codes, BM: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr):
+def columns(first, second, third, fourth, BM: tl.constexpr, BK: tl.constexpr):
+    """`[BM, BK / 4]` of each of four columns -> `[BM, BK]`."""
+    return tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), (BM, BK))
+
+
+@triton.jit
+def kept_codes(masks, starts, codes, count, BM: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr):
     """Whether each weight is kept (0 or 1), and its code, both uint32 `[BM, BK]`.
 
-    A block is 64 weights of four columns; of a row of one, its word of the mask, whichever half, has four bits.
+    A block is 64 weights of four columns. Of a row of one, four bits of the mask say what is kept, and its codes, at
+    most four, follow each other: they are loaded as one word.
     """
     strips = tl.arange(0, BM // 16)[:, None]
     words = tl.load(masks + strips * (BK // 4) + tl.arange(0, BK // 4)[None, :])
     low, high = words.to(tl.uint32), (words >> 32).to(tl.uint32)
-    sizes = ((ones(low) + ones(high)) * BITS + 7) // 8
-    base = tl.cumsum(sizes, 1) - sizes + tl.load(starts + strips)
+    fewer = ones(low)
+    sizes = ((fewer + ones(high)) * BITS + 7) >> 3
+    start = (tl.cumsum(sizes, 1) - sizes + tl.load(starts + strips)) * 8
     row = tl.arange(0, BM)[:, None] & 15
     own = tl.where(row < 8, to_rows(low, BM, BK), to_rows(high, BM, BK))
-    above = tl.where(row < 8, 0, to_rows(ones(low), BM, BK))
+    start = tl.where(row < 8, to_rows(start, BM, BK), to_rows(start + fewer * BITS, BM, BK))
     bit = (row.to(tl.uint32) & 7) * 4
     one = tl.full((BM, 1), 1, tl.uint32)
-    rank = above + ones(own & ((one << bit) - 1))
+    at = start + ones(own & ((one << bit) - 1)) * BITS
+    byte = at >> 3
+    word = tl.load(codes + byte, mask=byte < count, other=0).to(tl.uint32)
+    for i in tl.static_range(1, (BITS * 3 + 7) // 8 + 1):
+        more = tl.load(codes + byte + i, mask=byte + i < count, other=0).to(tl.uint32)
+        word = word | (more << (8 * i))
+    if BITS < 8:
+        word = word >> (at & 7).to(tl.uint32)
     four = own >> bit
     k0, k1, k2, k3 = four & 1, (four >> 1) & 1, (four >> 2) & 1, (four >> 3) & 1
-    kept = tl.reshape(tl.join(tl.join(k0, k2), tl.join(k1, k3)), (BM, BK))
-    r1 = rank + k0.to(tl.int32)
-    r2 = r1 + k1.to(tl.int32)
-    r3 = r2 + k2.to(tl.int32)
-    at = tl.reshape(tl.join(tl.join(rank, r2), tl.join(r1, r3)), (BM, BK)) * BITS
-    first = to_rows(base, BM, BK)
-    first = tl.reshape(tl.broadcast_to(first[:, :, None], (BM, BK // 4, 4)), (BM, BK))
-    found = tl.load(codes + first + at // 8, mask=kept != 0, other=0).to(tl.uint32)
-    return kept, (found >> (at & 7).to(tl.uint32)) & ((1 << BITS) - 1)
+    second = word >> (k0 * BITS)
+    third = second >> (k1 * BITS)
+    code = columns(word, second, third, third >> (k2 * BITS), BM, BK) & ((1 << BITS) - 1)
+    return columns(k0, k1, k2, k3, BM, BK), code
 
 
 @triton.jit
@@ -51,7 +61,7 @@ def decode_kept(
     VALUES: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Kept weights of codes with one plane beside them, zeros between."""
-    kept, code = kept_codes(masks, starts, codes, BM, BK, BITS)
+    kept, code = kept_codes(masks, starts, codes, count, BM, BK, BITS)
     return tl.where(kept != 0, VALUES(code, scales, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
 
 
@@ -62,7 +72,7 @@ def decode_kept_2(
     VALUES: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Kept weights of codes with two planes beside them, zeros between."""
-    kept, code = kept_codes(masks, starts, codes, BM, BK, BITS)
+    kept, code = kept_codes(masks, starts, codes, count, BM, BK, BITS)
     return tl.where(kept != 0, VALUES(code, scales, second, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stoicc.formats import _kept, _kept_c
 from stoicc.formats._kept_device import decode_kept, decode_kept_2
+from stoicc.formats._mask import ROWS
 from stoicc.formats.bitmap import Bitmap
 from stoicc.formats.int4 import Int4
 from stoicc.ir.dtypes import DTYPE_NAMES, bits
@@ -34,6 +35,8 @@ from stoicc.ir.format import (
 )
 from stoicc.ir.registry import register_format
 
+_MASK, _VALUES = Bitmap(), Int4()
+
 
 @dataclass(frozen=True)
 class Masked(TileFormat):
@@ -48,8 +51,8 @@ class Masked(TileFormat):
 
     name: ClassVar[str] = "masked"
     by_default: ClassVar[bool] = False  # it would win by bytes where the format of values alone is faster
-    mask: TileFormat = Bitmap()
-    values: TileFormat = Int4()
+    mask: TileFormat = _MASK
+    values: TileFormat = _VALUES
 
     def __post_init__(self) -> None:
         if self.mask.keep(torch.zeros(1, 16, 64)) is None:
@@ -72,7 +75,7 @@ class Masked(TileFormat):
 
     def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
         elements = self.elements_of(tile, dtype)
-        strips = tile[0] // _kept.ROWS
+        strips = tile[0] // ROWS
         return (
             Plane("masks", "i64", (strips, tile[1] // _kept.COLUMNS)),
             Plane("starts", "i32", (strips,)),

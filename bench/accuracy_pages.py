@@ -17,7 +17,7 @@ def rows_table(record: Record) -> Table:
     names = _columns(record)
     for index, name in enumerate(names):
         table.add_column(name, justify="left" if index < 4 else "right", no_wrap=True)
-    for _, section in groupby(record.rows, lambda found: (found.pattern, found.row.bits)):
+    for _, section in groupby(record.rows, lambda found: (found.pattern, bool(found.quantization))):
         for found in section:
             table.add_row(*_cells(found, record))
         table.add_section()

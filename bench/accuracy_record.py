@@ -1,11 +1,14 @@
 """What `bench.accuracy` found, as data: rows with scores, and published orders with what became of them."""
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.accuracy_rows import Order, Row
@@ -24,7 +27,7 @@ class Found:
         scores: mean over the items of the evaluation, by name.
         seconds: to compress and to score.
         formats: tiles by format.
-        sequential: as in `Row`.
+        sequential, budget, keep: as in `Row`.
     """
 
     pattern: str
@@ -38,11 +41,14 @@ class Found:
     seconds: float
     formats: dict[str, int]
     sequential: bool = True
+    budget: dict[str, float] | None = None
+    keep: float | None = None
 
     @property
     def row(self) -> Row:
         """What was done."""
-        return Row(self.pattern, self.pruning, self.quantization, self.adapter, tuple(self.steps), self.sequential)
+        options = self.sequential, self.budget, self.keep
+        return Row(self.pattern, self.pruning, self.quantization, self.adapter, tuple(self.steps), *options)
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,37 @@ class Record:
             for one in data["outcomes"]
         )
         return Record(**data)
+
+
+class RowFolder:
+    """Rows of one subject that were measured, kept so that a run that was stopped goes on.
+
+    A row is known by what was done and by what the subject says of itself; the code is not part of that.
+    """
+
+    def __init__(self, path: Path, about: str) -> None:
+        self._path, self._about = path, about
+        path.mkdir(parents=True, exist_ok=True)
+
+    def read(self, row: Row) -> tuple[Found, dict[str, Tensor]] | None:
+        """What an earlier run found; None where it did not come so far."""
+        file = self._file(row)
+        if not file.exists():
+            return None
+        data = json.loads(file.read_text())
+        return Found(**data["found"]), {name: torch.tensor(values) for name, values in data["scores"].items()}
+
+    def write(self, found: Found, scores: Mapping[str, Tensor]) -> None:
+        """Keep a row, whole or not at all."""
+        lists = {name: values.tolist() for name, values in scores.items()}
+        file = self._file(found.row)
+        scratch = file.with_suffix(".tmp")
+        scratch.write_text(json.dumps({"found": asdict(found), "scores": lists}))
+        scratch.replace(file)
+
+    def _file(self, row: Row) -> Path:
+        digest = hashlib.blake2b(json.dumps([self._about, asdict(row)]).encode(), digest_size=6).hexdigest()
+        return self._path / f"{re.sub(r'[^a-zA-Z0-9]+', '-', row.name)}-{digest}.json"
 
 
 def outcome(

@@ -14,12 +14,17 @@ PATTERNS: dict[str, dict[str, Any]] = {"2:4": {"n": 2, "m": 4}, "50%": {"sparsit
 """Patterns of zeros that every layer gets, as options of an operator."""
 MOSAIC = "25%, mosaic"
 """2:4 and dense tiles of 64 x 64, half of each."""
+SPARSER = "70%"
+"""Unstructured; where OWL's paper (arXiv 2310.05175) shows what uneven layers gain."""
+OWL = "OWL"
 ALL_PATTERNS = (*PATTERNS, MOSAIC)
 GROUP = 128
 """Weights along K that share a scale in the rows of group quantization, as in SLiM's paper."""
 ADAPTERS = {"": (), "Naive-LoRA": ("naive_lora",), "SLiM-LoRA": ("slim_lora",)}
 DENSE_INPUTS = "dense inputs"
 QUANTIZED_ADAPTER = "SLiM-LoRA, 4 bits"
+AVERAGE = "3 bits on average"
+ZERO_POINTS = "zero points"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Row:
         pruning, quantization, adapter: methods as the table names them, "" where there is none.
         steps: operators of `stoicc.ops` in order.
         sequential: calibrated on what the compressed layers before it produce, not on what the dense ones do.
+        budget: sparsity or bits that all layers have together; None where each has the same.
+        keep: share of the neurons of every MLP that stay; None where all do.
     """
 
     pattern: str
@@ -39,17 +46,14 @@ class Row:
     adapter: str
     steps: Steps
     sequential: bool = True
+    budget: dict[str, float] | None = None
+    keep: float | None = None
 
     @property
     def name(self) -> str:
         """Unique, and short enough for a line of text."""
         dense = "" if self.sequential else DENSE_INPUTS
         return ", ".join(filter(None, [self.pattern, self.pruning, self.quantization, self.adapter, dense]))
-
-    @property
-    def bits(self) -> int:
-        """Of a weight that is kept."""
-        return 4 if self.quantization else 16
 
 
 def step(operator: str, **options: Any) -> Steps:
@@ -95,6 +99,39 @@ def pruned(pattern: str) -> Iterator[Row]:
     if pattern == "2:4":
         for pruning in ("Wanda", "SparseGPT"):
             yield Row(pattern, pruning, "", "", chosen[pruning], sequential=False)
+    if pattern == "50%":
+        yield uneven(pattern, 0.5)
+
+
+def sparser() -> Iterator[Row]:
+    """Even and uneven layers where most weights go."""
+    for pruning in ("magnitude", "Wanda"):
+        yield Row(SPARSER, pruning, "", "", step(pruning.lower(), sparsity=0.7))
+    yield uneven(SPARSER, 0.7)
+    yield Row(SPARSER, "SparseGPT", "", "", step("sparsegpt", sparsity=0.7))
+
+
+def uneven(pattern: str, sparsity: float) -> Row:
+    """Wanda with sparsity by OWL's outlier ratios."""
+    return Row(pattern, f"Wanda, {OWL}", "", "", step("wanda"), budget={"sparsity": sparsity})
+
+
+def narrow() -> Iterator[Row]:
+    """Width pruning: neurons of the MLPs go."""
+    for keep in (0.75, 0.5):
+        yield Row(f"{1 - keep:.0%} of neurons", "Minitron", "", "", (), keep=keep)
+
+
+def other_widths() -> Iterator[Row]:
+    """Codes of 8, 3 and 2 bits in groups, and 3 bits on average."""
+    yield Row("dense", "", "group AbsMax, 8 bits", "", step("group_absmax", bits=8, group_size=GROUP))
+    for bits in (3, 2):
+        for name in ("group AbsMax", "OPTQ"):
+            steps = step(name.lower().replace(" ", "_"), bits=bits, group_size=GROUP)
+            yield Row("dense", "", f"{name}, {bits} bits", "", steps)
+    yield Row("dense", "", f"OPTQ, 2 bits, {ZERO_POINTS}", "", step("optq", bits=2, group_size=GROUP, zero_points=True))
+    steps = step("group_absmax", group_size=GROUP)
+    yield Row("dense", "", f"group AbsMax, {AVERAGE}", "", steps, budget={"bits": 3})
 
 
 def quantized() -> Iterator[Row]:
@@ -128,7 +165,7 @@ def all_rows() -> list[Row]:
     """Every row of the full table, the dense model first."""
     rows = [Row("dense", "", "", "", ())]
     rows += [row for pattern in ALL_PATTERNS for row in pruned(pattern)]
-    rows += quantized()
+    rows += [*sparser(), *narrow(), *quantized(), *other_widths()]
     return rows + [row for pattern in ALL_PATTERNS for row in pruned_and_quantized(pattern)]
 
 
@@ -163,7 +200,16 @@ def orders() -> list[Order]:
     adapters = ("SLiM-LoRA", "Naive-LoRA", "")
     weighed = "SLiM-LoRA < Naive-LoRA < none"
     found.append(Order("OPTQ < AbsMax", "4 bits, groups", ("dense, OPTQ", "dense, group AbsMax")))
+    for bits in (3, 2):
+        names = tuple(f"dense, {each}, {bits} bits" for each in ("OPTQ", "group AbsMax"))
+        found.append(Order("OPTQ < AbsMax", f"{bits} bits, groups", names))
+    even = "dense, group AbsMax, 3 bits"
+    found.append(Order("uneven < even", "3 bits, groups", (f"dense, group AbsMax, {AVERAGE}", even)))
+    for pattern in ("50%", SPARSER):
+        found.append(Order("OWL < even", pattern, (_name(pattern, "Wanda", OWL), _name(pattern, "Wanda"))))
     found.append(Order(weighed, "4 bits", tuple(_name("dense", "", "SLiM-Quant", each) for each in adapters)))
+    pruners = tuple(_name(SPARSER, each) for each in ("SparseGPT", "Wanda", "magnitude"))
+    found.append(Order("SparseGPT < Wanda < magnitude", SPARSER, pruners))
     for pattern in ALL_PATTERNS:
         pruning = tuple(_name(pattern, each) for each in ("SparseGPT", "Wanda", "magnitude"))
         found.append(Order("SparseGPT < Wanda < magnitude", pattern, pruning))

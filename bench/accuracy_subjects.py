@@ -32,6 +32,7 @@ class Subject:
         score: scores of the model, or of a compressed one, on data that calibration has not seen.
         better: "lower" or "higher" by the name of a score; the first decides orders.
         about: what it is and on what it is measured, in sentences.
+        neurons: patterns of the layers that make the neurons of MLPs and of those that read them, for width pruning.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subject:
     score: Callable[[nn.Module], Scores]
     better: Mapping[str, str]
     about: str
+    neurons: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
 
 def gpt(count: tuple[int, int] = (32, 512), on_step: OnStep | None = None, plan: Plan | None = None) -> Subject:
@@ -60,7 +62,8 @@ def gpt(count: tuple[int, int] = (32, 512), on_step: OnStep | None = None, plan:
         f"of {config.context} bytes; evaluation: {count[1]} windows of held-out files."
     )
     model = found.model.bfloat16()
-    return Subject("GPT", model, ("blocks.*",), calibration, score, {"bits/byte": "lower"}, about)
+    neurons = (("blocks.{}.mlp.fc",), ("blocks.{}.mlp.proj",))
+    return Subject("GPT", model, ("blocks.*",), calibration, score, {"bits/byte": "lower"}, about, neurons)
 
 
 def minilm_is_installed() -> bool:
@@ -82,7 +85,8 @@ def minilm(count: tuple[int, int] = (128, 800), layers: tuple[str, ...] = ("*.en
         f"standard library; evaluation: {len(texts)} others, from docstrings of held-out files and the documentation "
         "topics."
     )
-    return replace(subject, name="all-MiniLM-L6-v2", layers=layers, about=about)
+    neurons = (("*.encoder.layer.{}.intermediate.dense",), ("*.encoder.layer.{}.output.dense",))
+    return replace(subject, name="all-MiniLM-L6-v2", layers=layers, about=about, neurons=neurons)
 
 
 def calibration_sentences(corpus: Corpus) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import stoicc
 from bench import accuracy, accuracy_subjects
 from bench.accuracy_pages import PAGE, orders_table, rows_table
-from bench.accuracy_record import Found, Record, outcome
+from bench.accuracy_record import Found, Record, RowFolder, outcome
 from bench.accuracy_rows import Order, Row, all_rows, orders, quick_rows, step
 from bench.accuracy_subjects import Subject, encoder, neighbours, synthetic
 from bench.gpt import Gpt, GptConfig, next_byte_bits
@@ -41,6 +41,7 @@ def subject() -> Subject:
         lambda m: {"bits/byte": next_byte_bits(m, tokens).mean(1)},
         better,
         "It.",
+        (("blocks.{}.mlp.fc",), ("blocks.{}.mlp.proj",)),
     )
 
 
@@ -90,6 +91,28 @@ def test_run_orders_and_pages(subject, tmp_path):
     console = Console(file=StringIO(), width=140)
     console.print(rows_table(again), orders_table(again))
     assert "magnitude" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_neurons_go_and_budgets_are_spread(subject):
+    rows = {row.name: row for row in all_rows()}
+    found, _ = accuracy.measure(subject, rows["50% of neurons, Minitron"], "reference")
+    assert found.bytes_per_weight == pytest.approx(4 * (4 + 4) / 12)  # half of the MLP, which is 8 of 12 parts
+    assert found.row == rows["50% of neurons, Minitron"]
+    assert accuracy.run(replace(subject, neurons=None), [found.row], quiet()).rows == ()
+    even, uneven = (accuracy.measure(subject, rows[name], "reference")[0] for name in ("70%, Wanda", "70%, Wanda, OWL"))
+    assert even.bytes_per_weight == pytest.approx(uneven.bytes_per_weight, rel=0.01)
+    assert even.scores != uneven.scores
+
+
+def test_rows_are_taken_up_after_a_stop(subject, tmp_path, monkeypatch):
+    folder = RowFolder(tmp_path, subject.about)
+    first = accuracy.run(subject, [DENSE, HALF], quiet(), "reference", folder=folder)
+    monkeypatch.setattr(accuracy, "measure", lambda *_: pytest.fail("a row that is there was measured again"))
+    assert accuracy.run(subject, [DENSE, HALF], quiet(), "reference", folder=folder) == first
+    kept = folder.read(HALF)
+    assert kept is not None
+    assert len(kept[1]["bits/byte"]) == 16
+    assert RowFolder(tmp_path, "Another model.").read(HALF) is None
 
 
 def test_rows_after_the_deadline_are_named(subject):

@@ -25,6 +25,7 @@ from stoicc.model.calibration import (
 from stoicc.model.folder import Made, ResumeFolder
 from stoicc.model.layers import Layer, Surgery, find_layers
 from stoicc.model.one_layer import compress_layer
+from stoicc.model.parking import Parking
 from stoicc.model.progress import Show, layer_bar
 from stoicc.model.recipe import Recipe, RecipeLike
 from stoicc.model.width import prune_width
@@ -47,6 +48,10 @@ def compress(
     Layers are taken in the order in which the model calls them. Those that see the very same tensor
     (q, k and v) form a stage; its statistics are collected in a run of the calibration batches of
     its own, so one gram matrix is alive at a time. `stoicc.report(model)` then prints a table.
+
+    Beside the model, memory holds what one layer needs: dense weights whose layers were replaced wait in files
+    without a name, in the folder for temporary files, until all is done. With `sequential=False` or
+    `in_place=False` the dense weights stay in memory, and kernels add up beside them.
 
     Args:
         model: any module; each `nn.Linear` that the recipe names becomes a `stoicc.Kernel`. Layers of
@@ -74,34 +79,64 @@ def compress(
         raise InputError(f"compress: expected a torch.nn.Module, found {type(model).__name__}")
     if not in_place:
         model = _copied(model, find_layers(model, chosen))
-    layers = find_layers(model, chosen)
+    find_layers(model, chosen)  # which may refuse the model, before anything is run
     batches = None if calibration is None else Calibration(calibration)
     surgery = Surgery(model)
+    parking = Parking() if in_place and sequential else None
     try:
-        if chosen.width:
-            prune_width(model, chosen.width, batches, surgery)
-            layers = find_layers(model, chosen)
-        layers = spread_budgets(model, layers, batches)
-        surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
-        found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none")
-        options = f"sequential={sequential}, dtype={dtype}"
-        folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, chosen, found, options))
-        with layer_bar(len(layers), progress) as show:
-            work = _Work(model, batches, folder, dtype, show)
-            later: dict[str, Kernel] = {}
-            for stage in (*found.stages, *(Stage((layer,), 0) for layer in found.unseen)):
-                made = work.stage(stage)
-                if sequential:
-                    surgery.replace(made)
-                else:
-                    later.update(made)
-            surgery.replace(later)
-        if batches is not None:
-            try_out(model, batches)
+        _replace_layers(model, chosen, batches, surgery, parking, resume, sequential, dtype, progress)
     except BaseException:
         surgery.undo()
         raise
+    finally:
+        surgery.forget()
+        if parking is not None:
+            parking.fetch()
     return model
+
+
+def _replace_layers(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Calibration | None,
+    surgery: Surgery,
+    parking: Parking | None,
+    resume: str | PathLike[str] | None,
+    sequential: bool,
+    dtype: torch.dtype,
+    progress: bool | None,
+) -> None:
+    """The work of `compress`, in a frame of its own: nothing of it holds a dense weight afterwards."""
+    if recipe.width:
+        prune_width(model, recipe.width, batches, surgery)
+    layers = spread_budgets(model, find_layers(model, recipe), batches)
+    surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
+    found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none")
+    options = f"sequential={sequential}, dtype={dtype}"
+    folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, recipe, found, options))
+    with layer_bar(len(layers), progress) as show:
+        work = _Work(model, batches, folder, dtype, show)
+        later: dict[str, Kernel] = {}
+        for stage in (*found.stages, *(Stage((layer,), 0) for layer in found.unseen)):
+            made = work.stage(stage)
+            if sequential:
+                surgery.replace(made)
+            else:
+                later.update(made)
+            if parking is not None:
+                _park(model, stage, parking)
+        surgery.replace(later)
+    if batches is not None:
+        try_out(model, batches)
+
+
+def _park(model: nn.Module, stage: Stage, parking: Parking) -> None:
+    """Take the dense weights of a finished stage out of memory, but for those that the model still reads."""
+    held = {id(parameter) for parameter in model.parameters()}
+    for layer in stage.layers:
+        weight = layer.modules[layer.name].weight
+        if id(weight) not in held:
+            parking.park(weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,6 +147,10 @@ class Surgery:
             module, attribute, value = self._changed.pop()
             setattr(module, attribute, value)
 
+    def forget(self) -> None:
+        """Let go of what was changed: there is nothing to undo any more."""
+        self._changed.clear()
+
     def __len__(self) -> int:
         """How many changes there are to undo."""
         return len(self._changed)

@@ -1,5 +1,6 @@
 """The inverse of a layer's damped Hessian, and its Cholesky factor, which the sweeps walk along."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ class InverseHessian:
 
 
 def invert(who: str, statistics: Statistics, damping: float) -> InverseHessian:
-    """Factorise in float64; where that fails, damping is raised tenfold until it does not.
+    """Factorise in float64; where that fails, damping is raised tenfold until it does not, with a warning.
 
     Raises:
         InputError: a damping that is negative or not finite, or a matrix that no damping mends.
@@ -48,6 +49,7 @@ def invert(who: str, statistics: Statistics, damping: float) -> InverseHessian:
             said = f"damping {damping:g}"
             if tried != damping:
                 said = f"damping raised from {damping:g} to {tried:g} (the Hessian was not positive definite)"
+                warnings.warn(f"{who}: {said}", stacklevel=4)  # the operator's caller
             upper = _inverse(reversed_).to(statistics.dtype)
             return InverseHessian(upper, statistics.dead, said + dead_channels(statistics))
         tried = max(10 * tried, 1e-4)

@@ -195,9 +195,12 @@ class CompressedWeight:
 
     def nodes(self) -> Iterator[tuple[int, Node, list[int]]]:
         """(id, node, inputs in order) in topological order."""
-        for index in nx.lexicographical_topological_sort(self.graph):
-            edges = sorted(self.graph.in_edges(index, data="position"), key=lambda edge: edge[2])
-            yield index, self.graph.nodes[index]["node"], [edge[0] for edge in edges]
+        bare = nx.DiGraph()  # networkx's views make a graph a cycle, which would keep the tensors until it is collected
+        bare.add_nodes_from(self.graph)
+        bare.add_edges_from((start, end) for start, ends in self.graph.adjacency() for end in ends)
+        for index in nx.lexicographical_topological_sort(bare):
+            inputs = {start: self.graph.get_edge_data(start, index)["position"] for start in bare.predecessors(index)}
+            yield index, self.graph.nodes[index]["node"], sorted(inputs, key=inputs.__getitem__)
 
     @property
     def shape(self) -> torch.Size:

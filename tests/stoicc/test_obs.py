@@ -141,7 +141,9 @@ def test_results_survive_lowering(dtype):
 
 def test_damping_is_raised_where_it_does_not_do_and_the_result_says_so():
     few = Statistics.of(torch.randn(4, 12))  # 4 samples: rank 4 of 12
-    pruned = stoicc.ops.obs(torch.randn(3, 12), few, damping=0.0)
+    with pytest.warns(UserWarning, match="ops.obs: damping raised from 0 to 0.0001") as warned:
+        pruned = stoicc.ops.obs(torch.randn(3, 12), few, damping=0.0)
+    assert warned[0].filename == __file__
     assert "damping raised from 0 to 0.0001 (the Hessian was not positive definite)" in str(pruned)
     assert pruned.dense().isfinite().all()
     assert "damping 0.01" in str(stoicc.ops.obs(torch.randn(3, 12), few))

@@ -205,7 +205,8 @@ def test_dead_channels_go_first_and_move_nothing():
 
 
 def test_damping_is_raised_where_it_does_not_do_and_the_result_says_so():
-    pruned = stoicc.ops.sparsegpt(torch.randn(4, 64), Statistics.of(torch.randn(9, 64)), damping=0)
+    with pytest.warns(UserWarning, match=r"ops.sparsegpt: damping raised from 0 to 0.0001"):
+        pruned = stoicc.ops.sparsegpt(torch.randn(4, 64), Statistics.of(torch.randn(9, 64)), damping=0)
     assert "damping raised from 0 to 0.0001" in str(pruned)
 
 

@@ -34,7 +34,7 @@ STAGES = {
     "grids": ("_rounding.py", "begin"),
     "static grids": ("optq.py", "_all_grids"),
     "codes": ("_rounding.py", "round"),
-    "columns": ("_sweep.py", "_block"),
+    "columns": ("_sweep.py", "block"),
     "sweep": ("_sweep.py", "run"),
     "select": ("_choosing.py", "all_but"),
     "clip": ("slim_quant.py", "best_clip"),

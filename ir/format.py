@@ -22,10 +22,11 @@ from stoicc.ir.codes import Elements, TileCodes, nonzero_codes
 from stoicc.ir.dtypes import DTYPE_NAMES, bits, itemsize
 from stoicc.ir.errors import FormatError
 from stoicc.ir.fragment import Fragment, Planes, Tile
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.options import print_options, read_options
 
 __all__ = [
-    "Approximation", "Elements", "Fragment", "Plane", "PlaneKind", "Planes", "Tile", "TileCodes", "TileCost",
+    "Approximation", "Elements", "Fragment", "Lattice", "Plane", "PlaneKind", "Planes", "Tile", "TileCodes", "TileCost",
     "TileFormat", "TileMac", "TilePairs", "TritonDecode", "nonzero_codes", "squared_error", "tile_shape",
 ]  # fmt: skip
 
@@ -330,6 +331,10 @@ class TileFormat(ABC):
 
     def elements(self, tile: Tile, dtype: str) -> Elements | None:
         """How one code for each weight is stored, or None where planes are anything else."""
+        return None
+
+    def lattice(self, tile: Tile) -> Lattice | None:
+        """What single weights of such a tile may be, so that a sweep can round one after the other; None: unknown."""
         return None
 
     # -- devices ---------------------------------------------------------------------------

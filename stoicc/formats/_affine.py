@@ -26,6 +26,7 @@ from stoicc.ir.format import (
     TritonDecode,
     squared_error,
 )
+from stoicc.ir.lattice import Lattice
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ class Affine(TileFormat):
     def keeps(self, codes: TileCodes) -> Tensor:
         """Bool `[T]`: tiles whose codes have the structure that this format can hold."""
         return torch.ones(codes.codes.shape[0], dtype=torch.bool)
+
+    def lattice(self, tile: Tile) -> Lattice | None:
+        if self.grid(tile[1]).kind is not PlaneKind.TILE:  # a scale that tiles share is not the tile's own choice
+            return None
+        return Lattice(self.bits, self.group_size, self.zero_points)
 
     def grid(self, columns: int) -> GroupGrid:
         return GroupGrid.of(self.group_size, columns, self.name)

@@ -12,6 +12,7 @@ from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
 from stoicc.ir.fragment import Operands
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -72,6 +73,9 @@ class Dense(TileFormat):
 
     def encode(self, tiles: Tensor) -> Planes:
         return {"values": tiles}
+
+    def lattice(self, tile: Tile) -> Lattice:
+        return Lattice()
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
         return planes["values"]

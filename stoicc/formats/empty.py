@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stoicc.ir.dtypes import bits
 from stoicc.ir.format import Approximation, Plane, Planes, Tile, TileCodes, TileFormat, nonzero_codes, squared_error
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -22,6 +23,9 @@ class Empty(TileFormat):
 
     def encode(self, tiles: Tensor) -> Planes:
         return {}
+
+    def lattice(self, tile: Tile) -> Lattice:
+        return Lattice(keep=(0, 1))
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
         raise AssertionError("empty tiles have no planes to decode; callers leave them at zero")

@@ -1,6 +1,6 @@
 """4-bit codes on 2:4 structure: codes of the two kept weights of each four, and their columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
 from stoicc.formats._device import load_groups, quads, scale_codes, shift_codes, spread_codes, spread_groups
 from stoicc.formats._fragments import affine_fragment
 from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -54,6 +55,10 @@ class Int4Nv24(Affine):
             Plane("codes", "u8", (rows, columns // 4)),
             Plane("positions", "u8", (rows, columns // 8)),
         )
+
+    def lattice(self, tile: Tile) -> Lattice | None:
+        found = super().lattice(tile)
+        return None if found is None else replace(found, keep=(2, 4))
 
     def keeps(self, codes: TileCodes) -> Tensor:
         return ~_nm.overfull(nonzero_codes(codes))

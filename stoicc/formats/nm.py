@@ -27,6 +27,7 @@ from stoicc.ir.format import (
     TritonDecode,
     squared_error,
 )
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -76,6 +77,9 @@ class Nm(TileFormat):
         values = _mask.in_order(tiles, paired)[kept]
         stored = tiles.shape[1] * tiles.shape[2] * self.n // self.m
         return {"masks": _mask.pack_bits(kept), "values": values.view(tiles.shape[0], stored)}
+
+    def lattice(self, tile: Tile) -> Lattice:
+        return Lattice(keep=(self.n, self.m))
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
         kept, values = _mask.unpack_bits(planes["masks"]), planes["values"]

@@ -30,6 +30,7 @@ from stoicc.ir.format import (
     squared_error,
 )
 from stoicc.ir.fragment import Operands
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -119,6 +120,9 @@ class Nv24(TileFormat):
     def encode(self, tiles: Tensor) -> Planes:
         values, positions = _nm.compress(tiles, _nm.group_masks(bits(tiles).ne(0)))
         return {"values": values, "positions": positions}
+
+    def lattice(self, tile: Tile) -> Lattice:
+        return Lattice(keep=(2, 4))
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
         values = planes["values"]

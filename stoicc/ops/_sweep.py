@@ -117,11 +117,11 @@ class Sweep:
         work = work.contiguous()  # a column is one run of memory
         kept = torch.ones(work.shape, dtype=torch.bool) if self.gone is None else ~self.gone
         for block in blocks(len(work), 1 if self.rule is None else self.rule.span, self.rounding.span):
-            errors = self._block(work, kept, block)
+            errors = self.block(work, kept, block)
             work[block.stop :].addmm_(upper[block, block.stop :].T, errors, alpha=-1)
         return work.T, kept.T
 
-    def _block(self, work: Tensor, kept: Tensor, block: slice) -> Tensor:
+    def block(self, work: Tensor, kept: Tensor, block: slice) -> Tensor:
         """Sweep over one block in place; each column's error over U_jj, `[columns, M]`."""
         upper, current = self.inverse.upper[block, block], work[block]
         errors = torch.empty_like(current)

@@ -32,6 +32,7 @@ from stoicc.model.reporting import report
 from stoicc.model.saving import load_model, save_model
 from stoicc.model.width_rule import Width
 from stoicc.passes import Pipeline
+from stoicc.policy.budget import Budget
 from stoicc.pools import TiledWeight
 from stoicc.retile import retile
 from stoicc.tuning_result import TuningResult
@@ -40,6 +41,7 @@ from stoicc.tuning_space import Space
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "CodegenError",
     "FormatError",
     "InputError",

@@ -51,6 +51,7 @@ class Chooser:
         formats: to choose from, cheapest first.
         requested: an index into `formats` per tile `[tile rows, tile columns]`, or None to choose.
         approximate: encode a requested format with loss where a tile does not fit.
+        importance: `[K]`, what an error in each column counts then; None for one.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Chooser:
         formats: tuple[TileFormat, ...],
         requested: Tensor | None,
         approximate: bool,
+        importance: Tensor | None = None,
     ) -> None:
         self.lowered, self.tile, self.formats = lowered, tile, formats
         self.requested, self.approximate = requested, approximate
         self.dtype = DTYPE_NAMES[lowered.values.dtype]
         self.grid = grid_of((lowered.values.shape[0], lowered.values.shape[1]), tile)
+        self.importance = None if importance is None else to_tiles(importance[None].float(), (1, tile[1])).squeeze(1)
         self.planes = [fmt.planes(tile, self.dtype) for fmt in formats]
 
     def chunks(self) -> Iterator[Chunk]:
@@ -113,7 +116,8 @@ class Chooser:
         if left.any():
             tiles, slots = chunk.pick(chosen[left]), self._slots(chunk, index, chosen[left])
             if self.requested is not None and self.approximate:
-                planes = guarded(fmt, "approximate", tiles, lambda: fmt.approximate(tiles, slots).planes)
+                weights = None if self.importance is None else self.importance[chunk.columns[chosen[left]]]
+                planes = guarded(fmt, "approximate", tiles, lambda: fmt.approximate(tiles, slots, weights).planes)
             else:
                 planes = guarded(fmt, "encode", tiles, lambda: fmt.encode_shared(tiles, slots))
             parts.append((left.nonzero().flatten(), planes))

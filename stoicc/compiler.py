@@ -11,7 +11,11 @@ from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
 from stoicc.kernel import Kernel
+from stoicc.ops.statistics import Statistics
 from stoicc.passes import Pipeline, default_pipeline, initial_schedule, is_weight_pass
+from stoicc.policy.applying import Wanted, tiled_within
+from stoicc.policy.budget import Budget
+from stoicc.policy.choose import Choice, Task
 from stoicc.pools import TiledWeight
 from stoicc.targets import backend_for, backend_named, check_target
 from stoicc.weights import FormatLike, TileMap
@@ -31,10 +35,12 @@ def compile(  # the name is the contract of design and README
     schedule: Schedule | None = None,
     on_missing: str = "error",
     name: str = "weight",
+    policy: Budget | None = None,
+    statistics: Statistics | None = None,
 ) -> Kernel:
     """Compile a weight matrix to a kernel: `kernel(x)` is `F.linear(x, weight, bias)`.
 
-    Lossless, unless a tile map with `approximate=True` asks otherwise: `kernel.to_dense()` equals the
+    Lossless, unless a policy, or a tile map with `approximate=True`, asks otherwise: `kernel.to_dense()` equals the
     weight (or the operator's own matrix) bit for bit.
 
     Args:
@@ -51,42 +57,68 @@ def compile(  # the name is the contract of design and README
         schedule: a schedule to use as it is, in place of a pipeline.
         on_missing: what to do with a format that has no code for the target: "error", or
             "dense" to materialise its tiles when the executor is built.
+        policy: a `Budget`: each tile gets the format that serves the output best within it, of the formats that
+            the budget names. `kernel.choice` then tells what was chosen between what.
+        statistics: of the layer's inputs (`stoicc.ops.Statistics`), for the policy; with a gram matrix, tiles are
+            rounded in a sweep in which the weights to come make up for the errors. Without any, all inputs count alike.
 
     Raises:
         StoiccError: one sentence that says where, what was expected and found, and the way out.
     """
+    if statistics is not None and policy is None:
+        raise InputError("compile: expected a policy with statistics, found none; pass policy=stoicc.Budget(...)")
     if pipeline is not None and schedule is not None:
         raise InputError("compile: expected a pipeline or a schedule, found both; give one")
     check_target(target)
     device = _device(weight, target)
     on_weight, passes = _pipeline(pipeline, _pipeline_target(target, device)).split()
     applied = tuple(str(step) for step in on_weight)
+    choice: Choice | None = None
     if isinstance(weight, nn.Linear):
         bias = weight.bias if bias is None else bias
         weight = weight.weight
     if isinstance(weight, (TiledWeight, Kernel)):
-        options = {"formats": formats, "tile": tile, "tile_map": tile_map, "bias": bias, "activation": activation}
+        given = {"formats": formats, "tile": tile, "tile_map": tile_map, "bias": bias, "activation": activation}
+        options = {**given, "policy": policy}
         _refuse_options({**options, "approximate": approximate or None, "name": None if name == "weight" else name})
         tiled = weight.tiled() if isinstance(weight, Kernel) else weight
         applied = _made_with(weight)
         passes = replace(passes, passes=(*on_weight, *passes.passes))  # which say what they lack, if anything
     else:
         usable = backend_for(target, device).has_code if on_missing == "error" else everything
-        tiled = inspect_for(
-            usable,
-            weight,
-            formats,
-            tile,
-            tile_map,
-            approximate=approximate,
-            name=name,
-            bias=bias,
-            activation=activation,
-            passes=on_weight,
-        )
+        wanted = Wanted(usable, name, bias, activation)
+        if policy is not None:
+            options = {"formats": formats, "tile_map": tile_map, "approximate": approximate or None}
+            _refuse_with_policy({**options, **{str(step): step for step in on_weight}})
+            backend = _pipeline_target(target, device)
+            tiled, choice = tiled_within(Task.of(weight, statistics, policy, tile, usable, backend), wanted)
+        else:
+            tiled = inspect_for(
+                usable,
+                weight,
+                formats,
+                tile,
+                tile_map,
+                approximate=approximate,
+                name=name,
+                bias=bias,
+                activation=activation,
+                passes=on_weight,
+            )
     module = _scheduled(tiled, applied, passes, schedule)
     _check_code(module.tiles, target, device, on_missing)
-    return Kernel(module, tiled.pools, target, on_missing).to(device)
+    kernel = Kernel(module, tiled.pools, target, on_missing).to(device)
+    kernel.choice = choice
+    return kernel
+
+
+def _refuse_with_policy(options: dict[str, Any]) -> None:
+    """What says how tiles are made, beside a policy that does."""
+    if taken := [option for option, value in options.items() if value is not None]:
+        raise InputError(
+            f"compile: expected no {', '.join(taken)} with a policy, which chooses the tiles itself, found both; name "
+            "formats in the Budget"
+        )
 
 
 def _refuse_options(options: dict[str, Any]) -> None:

@@ -97,10 +97,12 @@ def inspect_for(
     bias: Tensor | None,
     activation: str | None,
     passes: Sequence[WeightPass] = (),
+    importance: Tensor | None = None,
 ) -> TiledWeight:
     """As `inspect`, where the default formats are those that `usable` admits (that a target runs).
 
-    `passes` may reorder the rows before the weight is cut in tiles.
+    `passes` may reorder the rows before the weight is cut in tiles. `importance [K]` is what an error in each column
+    counts where tiles are approximated.
     """
     if tile_map is not None and formats is not None:
         raise InputError("inspect: expected formats or a tile_map, found both; the map names the formats")
@@ -123,7 +125,7 @@ def inspect_for(
     else:
         allowed = _candidates(formats, lowered, chosen_tile, usable)
     lowered = run_weight_passes(passes, lowered, chosen_tile, allowed)
-    chooser = Chooser(lowered, chosen_tile, allowed, requested, approximate)
+    chooser = Chooser(lowered, chosen_tile, allowed, requested, approximate, importance)
     beside = beside_pools(lowered, bias, activation)
     builder = PoolBuilder(name, shape, chosen_tile, DTYPE_NAMES[lowered.values.dtype], allowed)
     for chunk in chooser.chunks():

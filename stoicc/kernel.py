@@ -17,6 +17,7 @@ from stoicc.ir.errors import InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
 from stoicc.ir.verify import verify, verify_pools, verify_runnable
+from stoicc.policy.choose import Choice
 from stoicc.pools import Pools, TiledWeight, aligned, effective_matrix, structure_hash
 from stoicc.record import LayerRecord
 from stoicc.stats import KernelStats, kernel_stats
@@ -42,6 +43,7 @@ class Kernel(nn.Module):
         target: as given to `stoicc.compile`.
         device: where the pools are, and x is expected.
         record: what `stoicc.compress` did to the layer, or None; kept by copies and pickling.
+        choice: what a budget chose between, or None without one; kept by copies and pickling.
     """
 
     def __init__(self, module: Module, pools: Pools, target: str = "auto", on_missing: str = "error") -> None:
@@ -57,6 +59,7 @@ class Kernel(nn.Module):
         self.target = check_target(target)
         self.on_missing = on_missing
         self.record: LayerRecord | None = None
+        self.choice: Choice | None = None
         for pool in module.tiles.pools():
             self.register_buffer(pool.name, pools[pool.name])
         self._built_for: tuple[object, ...] = ()
@@ -256,7 +259,7 @@ class Kernel(nn.Module):
         real = self._store.real()  # the others are copies already
         pools = {name: pool.clone() if name in real else pool for name, pool in pools.items()}
         copied = Kernel(self._module, pools, self.target, self.on_missing)
-        copied.record = self.record
+        copied.record, copied.choice = self.record, self.choice
         memo[id(self)] = copied
         return copied.train(self.training)
 
@@ -279,7 +282,7 @@ class Kernel(nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         """Executors hold machine code and addresses; a copy makes its own."""
         made = (self._module, self.source_of_pools.whole(), self.target, self.on_missing)
-        return Kernel, made, {"record": self.record}
+        return Kernel, made, {"record": self.record, "choice": self.choice}
 
     def _settle(self, probe: Tensor) -> None:
         """Look up once what every call asks: where the pools are (with `probe`), and the backend."""

@@ -12,12 +12,11 @@ from stoicc.compiler import compile
 from stoicc.ir.errors import InputError, ParseError, StoiccError
 from stoicc.kernel import Kernel
 from stoicc.model.recipe import Rule, Step
+from stoicc.ops._output import output_error
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.lookup import find_operator
 from stoicc.ops.statistics import Statistics
 from stoicc.record import LayerRecord
-from stoicc.tiling import row_blocks
-from stoicc.weights import on_cpu
 
 
 def compress_layer(
@@ -43,7 +42,7 @@ def compress_layer(
         warnings.simplefilter("always")
         compressed = apply_steps(name, weight, rule.steps, statistics)
     kernels = [_compiled(name, compressed if rule.steps else weight, bias, rule.compile) for bias in biases]
-    error = None if statistics is None else output_error(weight, compressed, statistics)
+    error = None if statistics is None else output_error(weight, compressed.dense(), statistics)
     notes = (*_dead(statistics), *dict.fromkeys(str(warning.message) for warning in caught))
     record = LayerRecord(tuple(map(str, rule.steps)), error, time.perf_counter() - start, notes, narrowed_from)
     return [_noted(kernel.to(weight.device), record) for kernel in kernels], record
@@ -57,28 +56,6 @@ def apply_steps(name: str, weight: Tensor, steps: Sequence[Step], statistics: St
         operator = find_operator(step.operator)
         compressed = _in_place(where, operator, compressed, step.options, statistics)
     return compressed
-
-
-@on_cpu
-def output_error(weight: Tensor, compressed: CompressedWeight, statistics: Statistics) -> float:
-    """||X E^T|| / ||X W^T||, E = W - W_c, from the gram matrix of X: sqrt(tr(E G E^T) / tr(W G W^T)).
-
-    0.0 where X W^T is zero. Without a gram matrix, its diagonal stands for it.
-    """
-    dense, own = compressed.dense(), weight.detach().cpu()
-    lost = whole = 0.0
-    for rows in row_blocks((own.shape[0], own.shape[1])):
-        part = own[rows].to(statistics.dtype)
-        lost += _energy(part - dense[rows].to(statistics.dtype), statistics)
-        whole += _energy(part, statistics)
-    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
-
-
-def _energy(part: Tensor, statistics: Statistics) -> float:
-    """tr(P G P^T)."""
-    if statistics.gram is None:
-        return (part.square() * statistics.square).sum(dtype=torch.float64).item()
-    return ((part @ statistics.gram) * part).sum(dtype=torch.float64).item()
 
 
 def _compiled(name: str, weight: Any, bias: Tensor | None, options: Mapping[str, Any]) -> Kernel:

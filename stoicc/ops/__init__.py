@@ -6,6 +6,7 @@ from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.group_absmax import group_absmax
 from stoicc.ops.magnitude import magnitude
+from stoicc.ops.mosaic import mosaic
 from stoicc.ops.naive_lora import naive_lora
 from stoicc.ops.nm_magnitude import nm_magnitude
 from stoicc.ops.obd import obd, obd_prune
@@ -31,6 +32,7 @@ __all__ = [
     "load_statistics",
     "low_rank",
     "magnitude",
+    "mosaic",
     "naive_lora",
     "nm_magnitude",
     "obd",

@@ -15,6 +15,7 @@ from stoicc.ops._inputs import seen_by_tiles
 from stoicc.ops._rounding import CodeOptions, ToCodes
 from stoicc.ops._sweep import OfEach, Sweep, ToDtype
 from stoicc.ops.graph import CompressedWeight, Prune, Quantize, Update
+from stoicc.ops.lowering import lower
 from stoicc.ops.statistics import Statistics
 from stoicc.tiling import check_tile, grid_of, spread_tile_mask
 from stoicc.weights import FormatLike, as_tile_map, on_cpu
@@ -47,14 +48,27 @@ def mosaic(
             weights depend on one another (`TileFormat.lattice` is None).
     """
     compressed, state = unquantized("ops.mosaic", weight)
-    shape = (state.values.shape[0], state.values.shape[1])
-    formats, choice = as_tile_map(tile_map, grid_of(shape, check_tile(tile)))
+    check_tile(tile)
     inverse = invert("ops.mosaic", seen_by_tiles("ops.mosaic", state, statistics, gram=True), damping)
+    return swept_mosaic(compressed, inverse, tile_map, tile, clip)
+
+
+def swept_mosaic(
+    weight: CompressedWeight,
+    inverse: InverseHessian,
+    tile_map: Sequence[Sequence[FormatLike]],
+    tile: tuple[int, int],
+    clip: bool = True,
+) -> CompressedWeight:
+    """As `mosaic`, with an inverse Hessian that is there already, in the order of the tiles."""
+    state = lower(weight)
+    shape = (state.values.shape[0], state.values.shape[1])
+    formats, choice = as_tile_map(tile_map, grid_of(shape, tile))
     kept = torch.ones(shape, dtype=torch.bool).T if state.kept is None else state.kept.T.clone()
     lattices = [lattice_of("ops.mosaic", fmt, tile) for fmt in formats]
     swept = _Mosaic(inverse, lattices, choice, tile, clip).run(state.values, kept)
     what = f"mosaic of {', '.join(map(str, formats))}, {inverse.said}"
-    result = compressed.then(Update(swept.values, what), tile).then(Prune(kept.T, what), tile)
+    result = weight.then(Update(swept.values, what), tile).then(Prune(kept.T, what), tile)
     for sheet in swept.sheets.values():
         result = result.then(sheet.node(choice, tile), tile)
     return result
@@ -106,7 +120,10 @@ class _Sheet:
 
 @dataclass(frozen=True, eq=False)
 class _Swept:
+    """Attributes: values `[M, K]`; met `[M, K]`, the weights as they were when the sweep reached their tiles; codes."""
+
     values: Tensor
+    met: Tensor
     sheets: dict[CodeOptions, _Sheet]
 
 
@@ -129,15 +146,16 @@ class _Mosaic:
         """New values and codes; `kept [K, M]` is cleared where weights go."""
         upper = self.inverse.upper
         work = values.T.to(upper.dtype, memory_format=torch.contiguous_format, copy=True).contiguous()
-        sheets = self._sheets(values)
+        sheets, met = self._sheets(values), torch.empty_like(work)
         for column in range(self.choice.shape[1]):
             block = slice(column * self.tile[1], min((column + 1) * self.tile[1], len(work)))
+            met[block] = work[block]
             errors = torch.empty_like(work[block])
             for index in self.choice[:, column].unique().tolist():
                 rows = self._rows(column, index, values.shape[0])
                 errors[:, rows] = self._tiles(index, block, rows, values, work, kept, sheets)
             work[block.stop :].addmm_(upper[block, block.stop :].T, errors, alpha=-1)
-        return _Swept(work.T.to(values.dtype), sheets)
+        return _Swept(work.T.to(values.dtype), met.T.to(values.dtype), sheets)
 
     def _tiles(
         self,

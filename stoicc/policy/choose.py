@@ -1,0 +1,282 @@
+"""From a budget to a mosaic: measure every tile in every format, choose, and round with compensation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stoicc.ir.dtypes import DTYPE_NAMES
+from stoicc.ir.errors import FormatError, InputError
+from stoicc.ir.format import TileFormat
+from stoicc.ops._choosing import unquantized
+from stoicc.ops._hessian import InverseHessian, invert
+from stoicc.ops._inputs import seen_by_tiles
+from stoicc.ops.graph import CompressedWeight
+from stoicc.ops.lowering import Lowered, lower
+from stoicc.ops.mosaic import lattice_of
+from stoicc.ops.statistics import Statistics
+from stoicc.policy.budget import Budget
+from stoicc.policy.knapsack import solve
+from stoicc.policy.seconds import Clock, TileSeconds, program_of, tile_seconds
+from stoicc.policy.table import TileTable, measure, output_energy
+from stoicc.tiling import check_tile, grid_of
+from stoicc.weights import on_cpu
+
+WHO = "Budget"
+DAMPING = 0.01
+SAMPLE_ROWS = 4
+"""Tile rows, spread over the weight, on which orders of the columns are compared."""
+PAYS = 0.98
+"""Columns are reordered where that leaves at most this share of the squared error."""
+USUAL = 0.53
+"""Bytes per weight at which they are compared where a budget gives none: those of 4-bit codes."""
+TRIES = 5
+"""How often a bound on time is tightened where the mosaic as a whole misses it."""
+
+Usable = Callable[[TileFormat, tuple[int, int], str], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a budget chose, and between what.
+
+    Attributes:
+        table: of the weight in its final order of columns.
+        choice: `[T]`, the number of each tile's format in the table.
+        tile: the tile shape.
+        energy: squared norm of the layer's output, in the unit of the table's errors.
+        seconds: of a tile by format, where the budget is one of time.
+        batch: that the seconds are for.
+        columns: `[K]` the order of the columns, or None where they stay.
+    """
+
+    table: TileTable
+    choice: NDArray[np.int64]
+    tile: tuple[int, int]
+    energy: float
+    seconds: TileSeconds | None = None
+    batch: int = 1
+    columns: Tensor | None = None
+
+    @property
+    def predicted_error(self) -> float:
+        """||X (W - W_c)^T|| / ||X W^T||, as the table has it."""
+        return relative(self.table.error(self.choice), self.energy)
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Of the tiles and the order of the columns."""
+        return self.table.bytes_of(self.choice) / self.table.weights
+
+
+def relative(squared: float, energy: float) -> float:
+    """A relative error from a squared one; 0 for a layer without output."""
+    return float((squared / energy) ** 0.5) if energy > 0 else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """An order of the columns, None for the weight's own, and what is known of the inputs in it."""
+
+    columns: Tensor | None = None
+    seen: Statistics | None = None
+    inverse: InverseHessian | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A weight under a budget.
+
+    Attributes:
+        weight: not quantized.
+        statistics: of its inputs, or None.
+        backend: "cpu" or "triton", for times.
+        rows: `[M]`, what a squared error in each row of the output counts; None for one.
+    """
+
+    weight: CompressedWeight
+    statistics: Statistics | None
+    policy: Budget
+    tile: tuple[int, int]
+    formats: tuple[TileFormat, ...]
+    backend: str = "cpu"
+    rows: Tensor | None = None
+
+    @staticmethod
+    def of(
+        weight: Tensor | CompressedWeight,
+        statistics: Statistics | None,
+        policy: Budget,
+        tile: tuple[int, int] | None,
+        usable: Usable | None = None,
+        backend: str = "cpu",
+    ) -> "Task":
+        """A task from what users give; formats of the default that suit neither tile nor target are left out.
+
+        Raises:
+            InputError: a quantized weight, no statistics where they are needed, or a format without a lattice in a
+                sweep.
+        """
+        compressed, state = unquantized(WHO, weight)
+        shape = check_tile(tile or compressed.tile or (64, 64))
+        if not isinstance(policy, Budget):
+            raise InputError(f"policy: expected a Budget, found {type(policy).__name__}")
+        if policy.compensate and (statistics is None or statistics.gram is None):
+            raise InputError(
+                f"{WHO}: expected statistics with a gram matrix to compensate with, found none; collect them with "
+                "gram=True, or leave compensate out"
+            )
+        task = Task(compressed, statistics, policy, shape, policy.candidates, backend)
+        if policy.formats is None:
+            dtype = DTYPE_NAMES[state.values.dtype]
+            fitting = tuple(fmt for fmt in task.formats if _suits(fmt, shape, dtype, usable))
+            task = replace(task, formats=fitting)
+        if task.compensates:
+            for fmt in task.formats:
+                lattice_of(WHO, fmt, shape)
+        return task
+
+    @property
+    def compensates(self) -> bool:
+        """Whether a sweep rounds the tiles."""
+        if self.policy.compensate is not None:
+            return self.policy.compensate
+        return self.statistics is not None and self.statistics.gram is not None
+
+    def energy(self) -> float:
+        """Squared norm of the layer's output, in the unit of the table's errors."""
+        state = lower(self.weight)
+        if self.statistics is None:
+            return output_energy(state.values, None)
+        gram = self.statistics.gram is not None
+        return output_energy(state.values, seen_by_tiles(WHO, state, self.statistics, gram))
+
+    def table(self) -> tuple[TileTable, "Order"]:
+        """The table of the weight, and the order of the columns that it is in."""
+        state = lower(self.weight)
+        order = self._order(state)
+        return self._measured(state, order), order
+
+    def _order(self, state: Lowered) -> "Order":
+        """Input channels by energy, the largest first, where that is asked for or pays."""
+        if self.statistics is None or self.policy.sort_inputs is False or state.values.shape[1] <= self.tile[1]:
+            return self._ordered(state, None)
+        columns = seen_by_tiles(WHO, state, self.statistics).square.argsort(descending=True, stable=True)
+        by_energy = self._ordered(state, columns)
+        if self.policy.sort_inputs:
+            return by_energy
+        sample, as_it_is, found = _sample(state, self.tile[0]), self._ordered(state, None), []
+        for order in (as_it_is, by_energy):
+            table = self._measured(sample, order, len(sample.values) / len(state.values))
+            share = self.policy.bytes_per_weight
+            budget = (USUAL if share is None else share) * table.weights
+            try:
+                choice = solve(table.errors, table.bytes, budget - table.beside)
+            except ValueError:
+                return as_it_is  # the order's own bytes are beyond the budget
+            found.append(table.error(choice))
+        return by_energy if found[1] <= PAYS * found[0] else as_it_is
+
+    def _ordered(self, state: Lowered, columns: Tensor | None) -> "Order":
+        if self.statistics is None:
+            return Order()
+        seen = seen_by_tiles(WHO, state, self.statistics, gram=self.statistics.gram is not None)
+        seen = seen if columns is None else seen.select(columns)
+        return Order(columns, seen, invert(WHO, seen, DAMPING) if self.compensates else None)
+
+    def _measured(self, state: Lowered, order: "Order", share: float = 1.0) -> TileTable:
+        values = state.values if order.columns is None else state.values[:, order.columns]
+        table = measure(values, self.formats, self.tile, order.seen, order.inverse, self.rows)
+        return replace(table, beside=0 if order.columns is None else round(4 * len(order.columns) * share))
+
+
+def _suits(fmt: TileFormat, tile: tuple[int, int], dtype: str, usable: Usable | None) -> bool:
+    try:
+        fmt.planes(tile, dtype)
+    except FormatError:
+        return False
+    return usable is None or usable(fmt, tile, dtype)
+
+
+def _sample(state: Lowered, height: int) -> Lowered:
+    """A few whole tile rows, spread over the weight."""
+    count = -(-len(state.values) // height)
+    chosen = torch.linspace(0, count - 1, min(SAMPLE_ROWS, count)).long().unique()
+    rows = torch.cat([torch.arange(row * height, min((row + 1) * height, len(state.values))) for row in chosen])
+    return replace(state, values=state.values[rows], kept=None, row_permutation=None)
+
+
+@on_cpu
+def choose(task: Task) -> tuple[Choice, Order]:
+    """Measure, and choose within the budget.
+
+    Raises:
+        InputError: a budget that no choice of the candidates keeps.
+    """
+    table, order = task.table()
+    found = Choice(table, np.zeros(len(table.errors), dtype=np.int64), task.tile, task.energy(), columns=order.columns)
+    return within(found, task), order
+
+
+def within(found: Choice, task: Task) -> Choice:
+    """The choice from a measured table that keeps the budget of a task."""
+    policy = task.policy
+    if policy.error is not None:
+        return within_error(found, policy.error)
+    if policy.time_us is not None:
+        return _within_time(found, task, policy.time_us * 1e-6)
+    assert policy.bytes_per_weight is not None
+    return within_bytes(found, policy.bytes_per_weight)
+
+
+def within_bytes(found: Choice, bytes_per_weight: float) -> Choice:
+    """The least error at so many bytes per weight, or InputError."""
+    table = found.table
+    try:
+        choice = solve(table.errors, table.bytes, bytes_per_weight * table.weights - table.beside)
+    except ValueError as least:
+        floor = (float(str(least)) + table.beside) / table.weights
+        raise InputError(
+            f"{WHO}: expected at least {floor:.4g} bytes per weight, the least that the formats take, found "
+            f"{bytes_per_weight:g}; raise it, or add 'empty' to formats"
+        ) from None
+    return replace(found, choice=choice)
+
+
+def within_error(found: Choice, error: float) -> Choice:
+    """The fewest bytes at a relative error, as the table has it, or InputError."""
+    table = found.table
+    try:
+        choice = solve(table.bytes, table.errors, error * error * found.energy)
+    except ValueError as least:
+        raise InputError(
+            f"{WHO}: expected an error of at least {relative(float(str(least)), found.energy):.3g}, the least that the "
+            f"formats have, found {error:g}; raise it, or add 'dense' to formats"
+        ) from None
+    return replace(found, choice=choice)
+
+
+def _within_time(found: Choice, task: Task, seconds: float) -> Choice:
+    """The least error at a predicted time; tiles are paid by what each adds, and the sum is held to the prediction."""
+    table, clock = found.table, Clock.of(task.backend, task.policy.batch, measure=True)
+    shape, dtype = (task.weight.shape[0], task.weight.shape[1]), DTYPE_NAMES[task.weight.values().dtype]
+    times = tile_seconds(table.formats, shape, task.tile, dtype, clock)
+    costs = times.per_tile * table.bytes / np.maximum(table.bytes.mean(0), 1e-30)  # equal, but for ragged formats
+    room = seconds - times.fixed
+    least, target = float(costs.min(1).sum()), seconds
+    for _ in range(TRIES):
+        try:
+            choice = solve(table.errors, costs, room)
+        except ValueError:
+            break
+        predicted = clock.seconds(program_of(table.formats, choice, shape, task.tile, dtype))
+        if predicted <= target:
+            return replace(found, choice=choice, seconds=times, batch=task.policy.batch)
+        room *= (target - times.fixed) / max(predicted - times.fixed, 1e-30) * 0.995
+    raise InputError(
+        f"{WHO}: expected at least {(least + times.fixed) * 1e6:.4g} us at batch {task.policy.batch}, predicted for the "
+        f"fastest formats on this device, found {seconds * 1e6:g}; raise it, or add 'empty' to formats"
+    )

@@ -33,6 +33,7 @@ from stoicc.model.saving import load_model, save_model
 from stoicc.model.width_rule import Width
 from stoicc.passes import Pipeline
 from stoicc.policy.budget import Budget
+from stoicc.policy.pareto import Pareto, pareto
 from stoicc.pools import TiledWeight
 from stoicc.retile import retile
 from stoicc.tuning_result import TuningResult
@@ -46,6 +47,7 @@ __all__ = [
     "FormatError",
     "InputError",
     "Kernel",
+    "Pareto",
     "ParseError",
     "PassError",
     "Pipeline",
@@ -72,6 +74,7 @@ __all__ = [
     "load",
     "load_model",
     "ops",
+    "pareto",
     "register_format",
     "report",
     "retile",

@@ -88,8 +88,8 @@ def compile(  # the name is the contract of design and README
         usable = backend_for(target, device).has_code if on_missing == "error" else everything
         wanted = Wanted(usable, name, bias, activation)
         if policy is not None:
-            options = {"formats": formats, "tile_map": tile_map, "approximate": approximate or None}
-            _refuse_with_policy({**options, **{str(step): step for step in on_weight}})
+            said: dict[str, Any] = {"formats": formats, "tile_map": tile_map, "approximate": approximate or None}
+            _refuse_with_policy({**said, **{str(step): step for step in on_weight}})
             backend = _pipeline_target(target, device)
             tiled, choice = tiled_within(Task.of(weight, statistics, policy, tile, usable, backend), wanted)
         else:

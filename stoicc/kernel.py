@@ -18,6 +18,7 @@ from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
 from stoicc.ir.verify import verify, verify_pools, verify_runnable
 from stoicc.policy.choose import Choice
+from stoicc.policy.explain import Explanation, explain
 from stoicc.pools import Pools, TiledWeight, aligned, effective_matrix, structure_hash
 from stoicc.record import LayerRecord
 from stoicc.stats import KernelStats, kernel_stats
@@ -138,6 +139,19 @@ class Kernel(nn.Module):
         transient = max((executor.transient_bytes for executor in executors), default=0)
         dialect = backend_named(self._backend).dialect(self._module, self.device)
         return kernel_stats(self.program, packed, held + packed, self._workspace_bytes + transient, dialect)
+
+    def explain(self, row: int, column: int, batch: int | None = None) -> Explanation:
+        """Why tile (row, column) of the grid has its format: bytes, predicted time and error of each candidate.
+
+        A kernel that a budget made shows what the budget weighed; any other, what its tile would lose in each
+        format, all inputs alike. Times are for `batch` rows of x (default: the budget's, else 1), from the constants
+        of `stoicc.cost_model` where they were measured, else built-in ones.
+
+        Raises:
+            InputError: no such tile.
+        """
+        rows = batch or (1 if self.choice is None else self.choice.batch)
+        return explain(self.program, self.source_of_pools, self.choice, row, column, self._backend, rows)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file with the pools and the exact IR text; `stoicc.load` reads it."""

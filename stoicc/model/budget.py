@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from stoicc.model.recipe import Step
 
 
+SHARED = ("sparsity", "bits", "bytes_per_weight")
+"""What layers may have together."""
+
+
 @dataclass(frozen=True)
 class LayerBudget:
     """What the layers of a rule may have together; steps that leave `sparsity` or `bits` open get their share.
 
     Attributes:
         sparsity: share of all weights to drop, spread by OWL's outlier ratios.
+        bytes_per_weight: of all tiles, for steps of `budget_mosaic`: one multiplier over the tiles of all layers,
+            errors weighed by what they do to the model's output.
         bits: mean bits a weight, scales not counted, spread by a Hessian sensitivity (its diagonal).
         spread, times: OWL's lambda and M.
         widths: bits that a layer may have.
@@ -38,17 +44,18 @@ class LayerBudget:
     spread: float = 0.08
     times: float = 5.0
     widths: tuple[int, ...] = WIDTHS
+    bytes_per_weight: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("sparsity", "bits", "spread", "times"):
+        for name in (*SHARED, "spread", "times"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) and (value is not None or name not in ("sparsity", "bits")):
+            if not isinstance(value, (int, float)) and (value is not None or name not in SHARED):
                 raise InputError(f"budget: expected a number for {name}, found {value!r}")
         if not isinstance(self.widths, Sequence) or not all(isinstance(width, int) for width in self.widths):
             raise InputError(f"budget: expected widths as a list of bits, found {self.widths!r}")
         object.__setattr__(self, "widths", tuple(self.widths))
-        if self.sparsity is None and self.bits is None:
-            raise InputError("budget: expected sparsity or bits, found neither; give one")
+        if all(getattr(self, name) is None for name in SHARED):
+            raise InputError(f"budget: expected {', '.join(SHARED[:-1])} or {SHARED[-1]}, found none; give one")
 
     @staticmethod
     def of(given: object) -> "LayerBudget | None":
@@ -69,9 +76,14 @@ class LayerBudget:
         }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
+    @property
+    def reads_sums(self) -> bool:
+        """Whether sums over the inputs' channels are needed."""
+        return self.sparsity is not None or self.bits is not None
+
     def check(self, steps: Sequence["Step"]) -> None:
         """InputError where no step leaves open what the budget gives."""
-        for option in ("sparsity", "bits"):
+        for option in SHARED:
             if getattr(self, option) is not None and not any(is_open(step, option) for step in steps):
                 raise InputError(
                     f"budget: expected a step that takes {option} and leaves it open, found none in "
@@ -96,7 +108,8 @@ def spread_budgets(model: nn.Module, layers: Sequence["Layer"], calibration: "Ca
         return list(layers)
     if calibration is None:
         raise InputError("budget: expected calibration batches to measure layers with, found none; give some")
-    statistics = _statistics(model, meant, calibration)
+    of_sums = [layer for layer in meant if layer.rule.budget is not None and layer.rule.budget.reads_sums]
+    statistics = _statistics(model, of_sums, calibration) if of_sums else {}
     shares: dict[str, dict[str, float]] = {layer.name: {} for layer in meant}
     for rule in {id(layer.rule): layer.rule for layer in meant}.values():
         own = [layer for layer in meant if layer.rule is rule]
@@ -104,6 +117,9 @@ def spread_budgets(model: nn.Module, layers: Sequence["Layer"], calibration: "Ca
         for option, found in _shares(rule.budget, own, statistics).items():
             for name, share in found.items():
                 shares[name][option] = share
+        if rule.budget.bytes_per_weight is not None:
+            for name, share in _mosaic_shares(model, own, calibration, rule.budget.bytes_per_weight).items():
+                shares[name]["bytes_per_weight"] = share
     return [_with(layer, shares[layer.name]) if layer.name in shares else layer for layer in layers]
 
 
@@ -120,6 +136,22 @@ def _shares(
         measured = {layer.name: bit_sensitivity(layer.weight, statistics[layer.name]) for layer in layers}
         shares["bits"] = bit_budget(measured, sizes, budget.bits, budget.widths)
     return shares
+
+
+def _mosaic_shares(
+    model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration", bytes_per_weight: float
+) -> dict[str, float]:
+    """Bytes per weight of each layer, rounded up to what its tiles can have."""
+    from stoicc.model.mosaic_budget import layer_tables, spread_bytes  # it imports the policy, and this the recipe
+
+    step = layers[0].rule.steps[0]
+    if not is_open(step, "bytes_per_weight"):
+        raise InputError(
+            f"budget: expected the first step to leave bytes_per_weight open, found {step}; tiles are chosen from the "
+            "dense weight, so put it first"
+        )
+    tables = layer_tables(model, layers, calibration, {layer.name: step.options for layer in layers})
+    return spread_bytes(tables, bytes_per_weight)
 
 
 def _statistics(model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration") -> dict[str, Statistics]:

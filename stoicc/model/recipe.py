@@ -7,7 +7,7 @@ rules:
   - nm_magnitude: {n: 2, m: 4}
   - group_absmax: {bits: 4, group_size: 128}
   compile: {tile: [64, 64]}                         # options of stoicc.compile
-  # budget: {sparsity: 0.6}                         # or bits: uneven over layers, where steps leave it open
+  # budget: {sparsity: 0.6}                         # or bits, bytes_per_weight: uneven over layers, where open
 width:                                              # first of all: channels that go from coupled layers
 - {producers: "encoder.{}.up", consumers: "encoder.{}.down", keep: 0.75}
 """
@@ -85,7 +85,7 @@ class Rule:
             compiled as it is.
         exclude: patterns of layers that the rule leaves to later rules.
         compile: options of `stoicc.compile`: formats, tile, pipeline, target, on_missing.
-        budget: sparsity or bits that the layers have together, for steps that leave them open.
+        budget: sparsity, bits or bytes_per_weight that the layers have together, for steps that leave them open.
     """
 
     layers: tuple[str, ...]

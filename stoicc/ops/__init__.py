@@ -2,6 +2,7 @@
 
 from stoicc.ops import budgets
 from stoicc.ops.absmax import absmax
+from stoicc.ops.budget_mosaic import budget_mosaic
 from stoicc.ops.combine import low_rank, permute, scale, stack
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.group_absmax import group_absmax
@@ -26,6 +27,7 @@ __all__ = [
     "CompressedWeight",
     "Statistics",
     "absmax",
+    "budget_mosaic",
     "budgets",
     "collect",
     "group_absmax",

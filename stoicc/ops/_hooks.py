@@ -59,14 +59,13 @@ def _hook(name: str, see: See) -> Callable[..., None]:
     return before
 
 
-def run(model: nn.Module, batch: Any) -> None:
-    """Call a model with a tensor, a tuple of arguments or a mapping of them."""
+def run(model: nn.Module, batch: Any) -> Any:
+    """What a model returns for a tensor, a tuple of arguments or a mapping of them."""
     if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
 
 
 class Same:

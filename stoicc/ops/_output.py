@@ -1,5 +1,6 @@
 """How far a compressed weight's output is from the dense one's, from statistics of the inputs."""
 
+import torch
 from torch import Tensor
 
 from stoicc.ops.statistics import Statistics
@@ -16,19 +17,20 @@ def output_error(weight: Tensor, dense: Tensor, statistics: Statistics | None) -
     Args:
         weight, dense: W and W_c `[M, K]`.
     """
-    own = weight.detach().cpu()
-    lost = whole = 0.0
-    for rows in row_blocks((own.shape[0], own.shape[1])):
-        part = own[rows].to(dense.dtype if statistics is None else statistics.dtype)
-        lost += _energy(part - dense[rows].to(part.dtype), statistics)
-        whole += _energy(part, statistics)
+    lost, whole = squared_output(weight.float().cpu() - dense.float(), statistics), squared_output(weight, statistics)
     return float((max(lost, 0.0) / whole) ** 0.5) if whole > 0 else 0.0
 
 
-def _energy(part: Tensor, statistics: Statistics | None) -> float:
-    """tr(P G P^T)."""
-    if statistics is None:
-        return part.double().square().sum().item()
-    if statistics.gram is None:
-        return (part.square() * statistics.square).sum().double().item()
-    return ((part @ statistics.gram) * part).sum().double().item()
+@on_cpu
+def squared_output(matrix: Tensor, statistics: Statistics | None) -> float:
+    """||X P^T||^2 = tr(P G P^T) of P `[M, K]`, with G's diagonal, or the identity, where there is no more."""
+    total = 0.0
+    for rows in row_blocks((matrix.shape[0], matrix.shape[1])):
+        part = matrix[rows].detach().cpu()
+        if statistics is None:
+            squares = part.float().square()
+        else:
+            part = part.to(statistics.dtype)
+            squares = (part * statistics.square if statistics.gram is None else part @ statistics.gram) * part
+        total += float(squares.sum(dtype=torch.float64))
+    return total

@@ -1,17 +1,14 @@
 """A weight under a budget, as tiles: choose, round with compensation, encode, and see that an error is kept."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stoicc.inspector import Usable, inspect_for
 from stoicc.ir.errors import InputError
 from stoicc.ops._output import output_error
 from stoicc.ops.combine import permute
-from stoicc.ops.graph import CompressedWeight
-from stoicc.ops.mosaic import swept_mosaic
-from stoicc.policy.choose import WHO, Choice, Order, Task, choose, within_error
+from stoicc.policy.choose import WHO, Choice, Order, Task, choose, mosaic_of, within_error
 from stoicc.pools import TiledWeight
 
 TRIES = 6
@@ -26,13 +23,6 @@ class Wanted:
     name: str
     bias: Tensor | None
     activation: str | None
-
-
-def mosaic_of(task: Task, found: Choice, order: Order) -> CompressedWeight:
-    """The weight in the order of the choice, its tiles rounded in a sweep."""
-    ordered = task.weight if found.columns is None else permute(task.weight, columns=found.columns)
-    assert order.inverse is not None
-    return swept_mosaic(ordered, order.inverse, found.table.map(found.choice), task.tile)
 
 
 def tiled_within(task: Task, wanted: Wanted) -> tuple[TiledWeight, Choice]:
@@ -55,25 +45,27 @@ def tiled_within(task: Task, wanted: Wanted) -> tuple[TiledWeight, Choice]:
         found = within_error(found, aim)
         tiled = _tiled(task, found, order, wanted)
     raise InputError(
-        f"{WHO}: expected formats that reach an error of {goal:g}, found {reached:.3g} at best; raise it, or add 'dense' "
-        "to formats"
+        f"{WHO}: expected formats that reach an error of {goal:g}, found {reached:.3g} at best; raise it, or "
+        "add 'dense' to formats"
     )
 
 
 def _tiled(task: Task, found: Choice, order: Order, wanted: Wanted) -> TiledWeight:
-    beside = {"name": wanted.name, "bias": wanted.bias, "activation": wanted.activation}
-    if task.compensates:
+    """In a sweep, codes are carried and tiles are found again by what they hold; else formats encode what they get."""
+    swept = task.compensates
+    if swept:
         weight = mosaic_of(task, found, order)
-        return inspect_for(wanted.usable, weight, task.formats, task.tile, None, approximate=False, **beside)
-    ordered = task.weight if found.columns is None else permute(task.weight, columns=found.columns)
-    importance = None if order.seen is None else order.seen.mean_square
+    else:
+        weight = task.weight if found.columns is None else permute(task.weight, columns=found.columns)
     return inspect_for(
         wanted.usable,
-        ordered,
-        None,
+        weight,
+        task.formats if swept else None,
         task.tile,
-        found.table.map(found.choice),
-        approximate=True,
-        importance=importance,
-        **beside,
+        None if swept else found.table.map(found.choice),
+        approximate=not swept,
+        importance=None if swept or order.seen is None else order.seen.mean_square,
+        name=wanted.name,
+        bias=wanted.bias,
+        activation=wanted.activation,
     )

@@ -9,20 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stoicc.ir.dtypes import DTYPE_NAMES
-from stoicc.ir.errors import FormatError, InputError
+from stoicc.ir.errors import InputError
 from stoicc.ir.format import TileFormat
 from stoicc.ops._choosing import unquantized
 from stoicc.ops._hessian import InverseHessian, invert
 from stoicc.ops._inputs import seen_by_tiles
+from stoicc.ops._output import squared_output
+from stoicc.ops.combine import permute
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.lowering import Lowered, lower
-from stoicc.ops.mosaic import lattice_of
+from stoicc.ops.mosaic import lattice_of, swept_mosaic
 from stoicc.ops.statistics import Statistics
 from stoicc.policy.budget import Budget
 from stoicc.policy.knapsack import solve
 from stoicc.policy.seconds import Clock, TileSeconds, program_of, tile_seconds
-from stoicc.policy.table import TileTable, measure, output_energy
-from stoicc.tiling import check_tile, grid_of
+from stoicc.policy.table import TileTable, measure, stands_alone
+from stoicc.tiling import check_tile
 from stoicc.weights import on_cpu
 
 WHO = "Budget"
@@ -132,7 +134,8 @@ class Task:
         task = Task(compressed, statistics, policy, shape, policy.candidates, backend)
         if policy.formats is None:
             dtype = DTYPE_NAMES[state.values.dtype]
-            fitting = tuple(fmt for fmt in task.formats if _suits(fmt, shape, dtype, usable))
+            alone = (fmt for fmt in task.formats if stands_alone(fmt, shape, dtype))
+            fitting = tuple(fmt for fmt in alone if usable is None or usable(fmt, shape, dtype))
             task = replace(task, formats=fitting)
         if task.compensates:
             for fmt in task.formats:
@@ -150,9 +153,9 @@ class Task:
         """Squared norm of the layer's output, in the unit of the table's errors."""
         state = lower(self.weight)
         if self.statistics is None:
-            return output_energy(state.values, None)
+            return squared_output(state.values, None)
         gram = self.statistics.gram is not None
-        return output_energy(state.values, seen_by_tiles(WHO, state, self.statistics, gram))
+        return squared_output(state.values, seen_by_tiles(WHO, state, self.statistics, gram))
 
     def table(self) -> tuple[TileTable, "Order"]:
         """The table of the weight, and the order of the columns that it is in."""
@@ -191,14 +194,6 @@ class Task:
         values = state.values if order.columns is None else state.values[:, order.columns]
         table = measure(values, self.formats, self.tile, order.seen, order.inverse, self.rows)
         return replace(table, beside=0 if order.columns is None else round(4 * len(order.columns) * share))
-
-
-def _suits(fmt: TileFormat, tile: tuple[int, int], dtype: str, usable: Usable | None) -> bool:
-    try:
-        fmt.planes(tile, dtype)
-    except FormatError:
-        return False
-    return usable is None or usable(fmt, tile, dtype)
 
 
 def _sample(state: Lowered, height: int) -> Lowered:
@@ -277,6 +272,13 @@ def _within_time(found: Choice, task: Task, seconds: float) -> Choice:
             return replace(found, choice=choice, seconds=times, batch=task.policy.batch)
         room *= (target - times.fixed) / max(predicted - times.fixed, 1e-30) * 0.995
     raise InputError(
-        f"{WHO}: expected at least {(least + times.fixed) * 1e6:.4g} us at batch {task.policy.batch}, predicted for the "
-        f"fastest formats on this device, found {seconds * 1e6:g}; raise it, or add 'empty' to formats"
+        f"{WHO}: expected at least {(least + times.fixed) * 1e6:.4g} us at batch {task.policy.batch}, predicted for "
+        f"the fastest formats on this device, found {seconds * 1e6:g}; raise it, or add 'empty' to formats"
     )
+
+
+def mosaic_of(task: Task, found: Choice, order: Order) -> CompressedWeight:
+    """The weight in the order of the choice, its tiles rounded in a sweep."""
+    ordered = task.weight if found.columns is None else permute(task.weight, columns=found.columns)
+    assert order.inverse is not None
+    return swept_mosaic(ordered, order.inverse, found.table.map(found.choice), task.tile)

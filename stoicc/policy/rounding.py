@@ -12,11 +12,14 @@ RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of a group's range that are tried; the sweep tries more."""
 
 
-def lattice_errors(tiles: Tensor, lattice: Lattice, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+def lattice_errors(
+    tiles: Tensor, lattice: Lattice, weights: Tensor, dropped: Tensor, rows: Tensor | None = None
+) -> Tensor:
     """Weighted squared errors `[T]` of tiles `[T, BM, BK]`, float64.
 
     Args:
         weights: `[T, BK]`, what a squared error in each column counts.
+        dropped: `[T, BK]`, what the square of a weight that is dropped counts.
         rows: `[T, BM]`, what one in each row counts besides; None for one.
     """
     values, factor = tiles.float(), weights[:, None, :]
@@ -24,7 +27,7 @@ def lattice_errors(tiles: Tensor, lattice: Lattice, weights: Tensor, rows: Tenso
     if lattice.keep is not None:
         n, m = lattice.keep
         kept = torch.zeros_like(values, dtype=torch.bool) if n == 0 else _kept(values * factor.sqrt(), n, m)
-        lost = (values.square() * factor).masked_fill_(kept, 0).sum(2)
+        lost = (values.square() * dropped[:, None, :]).masked_fill_(kept, 0).sum(2)
         values = values * kept
     if lattice.bits is not None:
         lost = lost + _code_errors(values, lattice, factor, tiles.dtype)

@@ -66,7 +66,11 @@ class Clock:
 
 
 def program_of(
-    formats: tuple[TileFormat, ...], choice: NDArray[np.int64], shape: tuple[int, int], tile: tuple[int, int], dtype: str
+    formats: tuple[TileFormat, ...],
+    choice: NDArray[np.int64],
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    dtype: str,
 ) -> TileProgram:
     """A program of these tiles without contents, for predictions."""
     used, numbers = np.unique(choice, return_inverse=True)
@@ -82,9 +86,7 @@ def _uniform(text: str, shape: tuple[int, int], tile: tuple[int, int], dtype: st
     return program_of((fmt,), np.zeros(tiles, dtype=np.int64), shape, tile, dtype)
 
 
-def _segment(
-    fmt: TileFormat, number: int, tile_map: NDArray[np.int64], tile: tuple[int, int], dtype: str
-) -> Segment:
+def _segment(fmt: TileFormat, number: int, tile_map: NDArray[np.int64], tile: tuple[int, int], dtype: str) -> Segment:
     rows, columns = np.nonzero(tile_map == number)
     planes = fmt.planes(tile, dtype)
     pools = tuple(pool for plane in planes for pool in _pools(plane, number, rows, columns))

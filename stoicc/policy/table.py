@@ -15,7 +15,7 @@ from stoicc.ir.format import PlaneKind, TileFormat
 from stoicc.ops._hessian import InverseHessian
 from stoicc.ops.statistics import Statistics
 from stoicc.policy.rounding import lattice_errors
-from stoicc.tiling import grid_of, row_blocks, to_tiles
+from stoicc.tiling import grid_of, to_tiles
 
 CHUNK = 1 << 19
 """Weights that are encoded at a time, so that what encoding needs stays in cache."""
@@ -67,9 +67,9 @@ def measure(
 
     Without `inverse`, tiles are encoded and decoded by their format, and the error is tr(E G E^T) over the tile's own
     block of G = X^T X, of its diagonal where that is all there is, or of plain squares without statistics. With it, a
-    tile is rounded weight by weight as a sweep does, and column j of its error counts by 1 / U_jj**2, H^-1 = U^T U: what
-    is left of it once the columns to come have answered (Frantar and Alistarh 2023, Section 3). These
-    are exact for independent roundings, and tiles add up without cross terms.
+    tile is rounded weight by weight as a sweep does, and column j of its error counts by 1 / U_jj**2, H^-1 = U^T U:
+    what is left of it once the columns to come have answered (Frantar and Alistarh 2023, Section 3). Tiles then add
+    up without cross terms. Weights that are dropped count by H_jj: what would answer for them may be dropped as well.
 
     Args:
         values: `[M, K]` in tile order.
@@ -111,7 +111,7 @@ def merged(tables: Sequence[TileTable], factors: Sequence[float]) -> TileTable:
         InputError: tables of other formats.
     """
     if any(table.formats != tables[0].formats for table in tables):
-        raise InputError("budget: expected the same formats and dtype in every layer, found others; use two rules")
+        raise InputError("Budget: expected the same formats and dtype in every layer, found others; use two rules")
     tiles = sum(len(table.errors) for table in tables)
     return replace(
         tables[0],
@@ -126,19 +126,20 @@ def merged(tables: Sequence[TileTable], factors: Sequence[float]) -> TileTable:
 class _Weigher:
     """Errors of encoded tiles, weighted by what is known of the inputs."""
 
-    def __init__(
-        self, columns: int, width: int, seen: Statistics | None, inverse: InverseHessian | None
-    ) -> None:
+    def __init__(self, columns: int, width: int, seen: Statistics | None, inverse: InverseHessian | None) -> None:
         count = -(-columns // width)
-        self.compensated, self.blocks = inverse is not None, None
+        self.compensated, self.blocks, plain = inverse is not None, None, None
         extra = count * width - columns
         if inverse is not None:
             diagonal = (inverse.upper.diagonal().double() ** -2).masked_fill(inverse.dead, 0)
+            assert seen is not None
+            plain = torch.nn.functional.pad(seen.square.double(), (0, extra)).view(count, width).float()
         elif seen is not None:
             diagonal = seen.square.double()
         else:
             diagonal = torch.ones(columns, dtype=torch.float64)
         self.diagonal = torch.nn.functional.pad(diagonal, (0, extra)).view(count, width).float()
+        self.dropped = self.diagonal if plain is None else torch.maximum(plain, self.diagonal)
         if inverse is None and seen is not None and seen.gram is not None:
             gram = torch.nn.functional.pad(seen.gram, (0, extra, 0, extra)).view(count, width, count, width)
             self.blocks = gram.diagonal(dim1=0, dim2=2).permute(2, 0, 1).float().contiguous()
@@ -149,7 +150,9 @@ class _Weigher:
         repeats = len(tiles) // len(self.diagonal)
         lattice = fmt.lattice(shape) if self.compensated else None
         if lattice is not None:
-            return lattice_errors(tiles, lattice, self.diagonal.repeat(repeats, 1), rows)
+            return lattice_errors(
+                tiles, lattice, self.diagonal.repeat(repeats, 1), self.dropped.repeat(repeats, 1), rows
+            )
         lost = tiles.float() - _decoded(fmt, tiles, self.diagonal.repeat(repeats, 1)).float()
         if self.blocks is None:
             squares = lost.square().mul_(self.diagonal.repeat(repeats, 1)[:, None]).sum(2)
@@ -158,19 +161,6 @@ class _Weigher:
             squares = torch.bmm(by_column, self.blocks).mul_(by_column).sum(2)
             squares = squares.view(-1, repeats, shape[0]).transpose(0, 1).reshape(-1, shape[0])
         return (squares if rows is None else squares * rows).sum(1, dtype=torch.float64)
-
-
-def output_energy(values: Tensor, seen: Statistics | None) -> float:
-    """Squared norm of a layer's output, tr(W G W^T), in the unit of a table's errors."""
-    energy = 0.0
-    for rows in row_blocks((values.shape[0], values.shape[1])):
-        own = values[rows].float()
-        if seen is None:
-            squares = own.square()
-        else:
-            squares = (own * seen.square.float() if seen.gram is None else own @ seen.gram.float()).mul_(own)
-        energy += float(squares.sum(dtype=torch.float64))
-    return energy
 
 
 def _decoded(fmt: TileFormat, tiles: Tensor, weights: Tensor) -> Tensor:
@@ -183,13 +173,22 @@ def _decoded(fmt: TileFormat, tiles: Tensor, weights: Tensor) -> Tensor:
     return guarded(fmt, "decode", tiles, lambda: fmt.decode(planes, shape, dtype))
 
 
-def _refuse_shared(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> None:
+def stands_alone(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> bool:
+    """Whether a format suits a tile shape, and no tile of it shares planes with others."""
     try:
         kinds = {plane.kind for plane in fmt.planes(tile, dtype)}
+    except FormatError:
+        return False
+    return not kinds & {PlaneKind.GROUP, PlaneKind.MATRIX}
+
+
+def _refuse_shared(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> None:
+    try:
+        fmt.planes(tile, dtype)
     except FormatError as error:
-        raise FormatError(f"budget: {error}") from None
-    if kinds & {PlaneKind.GROUP, PlaneKind.MATRIX}:
+        raise FormatError(f"Budget: {error}") from None
+    if not stands_alone(fmt, tile, dtype):
         raise InputError(
-            f"budget: expected formats whose tiles stand alone, found {fmt}, which shares planes between tiles; give it "
-            f"a group_size that divides the tile's {tile[1]} columns, or leave it out"
+            f"Budget: expected formats whose tiles stand alone, found {fmt}, which shares planes between tiles; give "
+            f"it a group_size that divides the tile's {tile[1]} columns, or leave it out"
         )

@@ -1,0 +1,154 @@
+"""Bytes over the layers of a model: one multiplier for all their tiles, errors weighed by the model's own output.
+
+The error of a layer counts by what it does to what the model returns on the calibration inputs: each layer alone is
+rounded to 3-bit codes, the model is run, and the change of its output is set against the layer's own error. That is a
+forward-only measure of the layer's Gauss-Newton weight, and takes a run of all batches for each layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from stoicc.ir.errors import InputError
+from stoicc.model.calibration import Calibration, CalibrationLike, collect_stage, survey
+from stoicc.ops._hooks import watching
+from stoicc.ops._output import squared_output
+from stoicc.ops.group_absmax import group_absmax
+from stoicc.ops.statistics import Statistics
+from stoicc.policy.budget import Budget
+from stoicc.policy.choose import Choice, Task, within_bytes
+from stoicc.policy.table import TileTable, merged
+
+if TYPE_CHECKING:
+    from stoicc.model.layers import Layer
+
+PROBE_BITS, PROBE_GROUP = 3, 64
+"""What a layer is rounded to where its effect on the output is measured: enough to stand out from a dtype's rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTable:
+    """A layer's table, and what its squared errors count in the model's output.
+
+    Attributes:
+        factor: change of the model's output, as a share of its squared norm, per unit of the table's errors.
+    """
+
+    table: TileTable
+    factor: float
+
+
+def layer_tables(
+    model: nn.Module, layers: Sequence["Layer"], calibration: Calibration, policies: Mapping[str, Mapping[str, Any]]
+) -> dict[str, LayerTable]:
+    """Measure layers on the dense model, those that share an input at a time.
+
+    Args:
+        policies: options of `budget_mosaic` by layer.
+
+    Raises:
+        InputError: a layer that no batch calls, or what a budget refuses.
+    """
+    found = survey(model, layers, calibration)
+    if found.unseen:
+        raise InputError(
+            f"budget: expected batches that call every layer of the rule, found none for {found.unseen[0].name}; "
+            "exclude it, or calibrate with other batches"
+        )
+    reference = _output(model, calibration)
+    tables: dict[str, LayerTable] = {}
+    for stage in found.stages:
+        statistics = collect_stage(model, stage, calibration, torch.float32)
+        for layer in stage.layers:
+            task = _task(layer.weight.cpu(), statistics, policies[layer.name])
+            factor = _factor(model, layer, calibration, statistics, reference, 1 / len(layers))
+            tables[layer.name] = LayerTable(task.table()[0], factor)
+    return tables
+
+
+def spread_bytes(tables: Mapping[str, LayerTable], bytes_per_weight: float) -> dict[str, float]:
+    """Bytes per weight of each layer, from one choice over the tiles of all: one multiplier.
+
+    Raises:
+        InputError: fewer bytes than the formats take, or layers of different formats.
+    """
+    whole = _joined(tables)
+    nothing = np.zeros(len(whole.errors), dtype=np.int64)
+    choice = within_bytes(Choice(whole, nothing, (0, 0), 1.0), bytes_per_weight).choice
+    shares, first = {}, 0
+    for name, each in tables.items():
+        own = choice[first : first + len(each.table.errors)]
+        first += len(own)
+        shares[name] = each.table.bytes_of(own) / each.table.weights
+    return shares
+
+
+def model_table(
+    model: nn.Module,
+    calibration: "CalibrationLike | None",
+    options: Mapping[str, Any],
+    patterns: str | Sequence[str],
+) -> TileTable:
+    """All tiles of the layers that the patterns name, with errors as shares of the model's squared output."""
+    from stoicc.model.layers import find_layers
+    from stoicc.model.recipe import Recipe, Rule
+
+    if calibration is None:
+        raise InputError("pareto: expected calibration batches with a model, found none; give some")
+    layers = find_layers(model, Recipe([Rule(patterns)]))
+    tables = layer_tables(model, layers, Calibration(calibration), {layer.name: options for layer in layers})
+    return _joined(tables)
+
+
+def _joined(tables: Mapping[str, LayerTable]) -> TileTable:
+    return merged([each.table for each in tables.values()], [each.factor for each in tables.values()])
+
+
+def _task(weight: Tensor, statistics: Statistics, options: Mapping[str, Any]) -> Task:
+    given = {name: value for name, value in options.items() if name not in ("tile", "bytes_per_weight")}
+    policy = Budget(bytes_per_weight=0.5, compensate=True, **given)
+    return Task.of(weight, statistics, policy, options.get("tile"))
+
+
+def _factor(
+    model: nn.Module,
+    layer: "Layer",
+    calibration: Calibration,
+    statistics: Statistics,
+    reference: Tensor | None,
+    share: float,
+) -> float:
+    """What a unit of a layer's squared error does to the output: the layer's own, where the model has none."""
+    weight = layer.modules[layer.name].weight
+    dense = weight.detach().clone()
+    if reference is None:
+        energy = squared_output(dense, statistics)
+        return share / energy if energy > 0 else 0.0
+    rounded = group_absmax(dense, PROBE_BITS, PROBE_GROUP).dense()
+    lost = squared_output(dense.float().cpu() - rounded.float(), statistics)
+    try:
+        weight.data.copy_(rounded)
+        changed = _output(model, calibration)
+    finally:
+        weight.data.copy_(dense)
+    if changed is None or lost <= 0:
+        return 0.0
+    scale = float(reference.square().sum(dtype=torch.float64))
+    return float((changed - reference).square().sum(dtype=torch.float64)) / max(scale, 1e-300) / lost
+
+
+def _output(model: nn.Module, calibration: Calibration) -> Tensor | None:
+    """All floats that the model returns on all batches, `[floats]`; None where it returns none."""
+    parts: list[Tensor] = []
+    with watching(model, (), lambda name, x: None):
+        for forward in calibration.runs():
+            leaves = tree_leaves(forward(model))
+            parts += [
+                x.detach().float().flatten().cpu() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()
+            ]
+    return torch.cat(parts) if parts else None

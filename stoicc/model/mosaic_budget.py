@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stoicc.model.layers import Layer
 
 PROBE_BITS, PROBE_GROUP = 3, 64
-"""What a layer is rounded to where its effect on the output is measured: enough to stand out from a dtype's rounding."""
+"""What a layer is rounded to where its effect on the output is measured: above a dtype's rounding."""
 
 
 @dataclass(frozen=True, eq=False)

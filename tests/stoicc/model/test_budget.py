@@ -80,9 +80,12 @@ def test_a_budget_reads_back_as_it_was():
 
 
 BROKEN = [
-    ({"budget": {}}, "recipe, rule 1, budget: expected sparsity or bits, found neither; give one"),
-    ({"budget": 0.5}, "budget: expected sparsity, bits, spread, times, widths, found 0.5"),
-    ({"budget": {"bytes": 3}}, "budget: expected sparsity, bits, spread, times, widths, found {'bytes': 3}"),
+    ({"budget": {}}, "recipe, rule 1, budget: expected sparsity, bits or bytes_per_weight, found none; give one"),
+    ({"budget": 0.5}, "budget: expected sparsity, bits, spread, times, widths, bytes_per_weight, found 0.5"),
+    (
+        {"budget": {"bytes": 3}},
+        "budget: expected sparsity, bits, spread, times, widths, bytes_per_weight, found {'bytes': 3}",
+    ),
     ({"budget": {"sparsity": "half"}}, "budget: expected a number for sparsity, found 'half'"),
     ({"budget": {"bits": 4, "widths": 4}}, "budget: expected widths as a list of bits, found 4"),
     ({"budget": {"bits": 4}}, r"expected a step that takes bits and leaves it open, found none in wanda\(\)"),

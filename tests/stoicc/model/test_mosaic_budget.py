@@ -1,6 +1,7 @@
 """Bytes over the layers of a model: kept in sum, more of them where the model's output feels it more."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_bytes_are_kept_in_sum_and_uneven(rng):
 def test_a_layer_that_the_output_feels_gets_more(rng):
     shares = []
     for factor in (0.03, 30.0):
-        model = Transformer()
+        model: Any = Transformer()
         with torch.no_grad():
             model.blocks[1].down.weight *= factor  # what it adds to the stream
         kernels = kernels_of(stoicc.compress(model, {"rules": [RULE]}, token_batches()))

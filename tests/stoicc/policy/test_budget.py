@@ -122,7 +122,8 @@ def test_rows_can_count_differently(layer):
 
 
 def test_the_choice_is_kept_by_copies(layer):
-    kernel = compiled(*layer, Budget(bytes_per_weight=0.5))
+    weight, statistics = layer
+    kernel = compiled(weight, statistics, Budget(bytes_per_weight=0.5))
     assert copy.deepcopy(kernel).choice is kernel.choice
     buffer = io.BytesIO()
     torch.save(kernel, buffer)
@@ -186,7 +187,7 @@ def test_what_else_says_how_tiles_are_made_is_refused(layer):
     with pytest.raises(stoicc.InputError, match="expected a policy with statistics, found none"):
         stoicc.compile(weight, statistics=statistics)
     with pytest.raises(stoicc.InputError, match="policy: expected a Budget, found float"):
-        stoicc.compile(weight, policy=0.5)
+        compiled(weight, None, 0.5)
     with pytest.raises(stoicc.InputError, match="expected no policy with a weight that is inspected already"):
         stoicc.compile(stoicc.inspect(weight), policy=policy)
     with pytest.raises(stoicc.InputError, match="Budget: expected a weight that is not quantized yet"):

@@ -118,8 +118,8 @@ def spread_budgets(model: nn.Module, layers: Sequence["Layer"], calibration: "Ca
             for name, share in found.items():
                 shares[name][option] = share
         if rule.budget.bytes_per_weight is not None:
-            for name, share in _mosaic_shares(model, own, calibration, rule.budget.bytes_per_weight).items():
-                shares[name]["bytes_per_weight"] = share
+            for name, options in _mosaic_shares(model, own, calibration, rule.budget.bytes_per_weight).items():
+                shares[name].update(options)
     return [_with(layer, shares[layer.name]) if layer.name in shares else layer for layer in layers]
 
 
@@ -140,8 +140,8 @@ def _shares(
 
 def _mosaic_shares(
     model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration", bytes_per_weight: float
-) -> dict[str, float]:
-    """Bytes per weight of each layer, rounded up to what its tiles can have."""
+) -> dict[str, dict[str, float]]:
+    """Bytes per weight of each layer, and whether its inputs are sorted."""
     from stoicc.model.mosaic_budget import layer_tables, spread_bytes  # it imports the policy, and this the recipe
 
     step = layers[0].rule.steps[0]
@@ -150,8 +150,10 @@ def _mosaic_shares(
             f"budget: expected the first step to leave bytes_per_weight open, found {step}; tiles are chosen from the "
             "dense weight, so put it first"
         )
-    tables = layer_tables(model, layers, calibration, {layer.name: step.options for layer in layers})
-    return spread_bytes(tables, bytes_per_weight)
+    options = {**step.options, "bytes_per_weight": bytes_per_weight}
+    tables = layer_tables(model, layers, calibration, {layer.name: options for layer in layers})
+    shares = spread_bytes(tables, bytes_per_weight)
+    return {name: {"bytes_per_weight": shares[name], "sort_inputs": each.sorted} for name, each in tables.items()}
 
 
 def _statistics(model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration") -> dict[str, Statistics]:

@@ -37,10 +37,12 @@ class LayerTable:
 
     Attributes:
         factor: change of the model's output, as a share of its squared norm, per unit of the table's errors.
+        sorted: the table is in the order of the inputs' energy.
     """
 
     table: TileTable
     factor: float
+    sorted: bool
 
 
 def layer_tables(
@@ -49,7 +51,7 @@ def layer_tables(
     """Measure layers on the dense model, those that share an input at a time.
 
     Args:
-        policies: options of `budget_mosaic` by layer.
+        policies: options of `budget_mosaic` by layer, with the bytes per weight of all.
 
     Raises:
         InputError: a layer that no batch calls, or what a budget refuses.
@@ -67,7 +69,8 @@ def layer_tables(
         for layer in stage.layers:
             task = _task(layer.weight.cpu(), statistics, policies[layer.name])
             factor = _factor(model, layer, calibration, statistics, reference, 1 / len(layers))
-            tables[layer.name] = LayerTable(task.table()[0], factor)
+            table, order = task.table()
+            tables[layer.name] = LayerTable(table, factor, order.columns is not None)
     return tables
 
 
@@ -110,8 +113,7 @@ def _joined(tables: Mapping[str, LayerTable]) -> TileTable:
 
 
 def _task(weight: Tensor, statistics: Statistics, options: Mapping[str, Any]) -> Task:
-    given = {name: value for name, value in options.items() if name not in ("tile", "bytes_per_weight")}
-    policy = Budget(bytes_per_weight=0.5, compensate=True, **given)
+    policy = Budget(compensate=True, **{name: value for name, value in options.items() if name != "tile"})
     return Task.of(weight, statistics, policy, options.get("tile"))
 
 

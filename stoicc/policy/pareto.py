@@ -15,7 +15,7 @@ from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight
 from stoicc.ops.statistics import Statistics
 from stoicc.policy.budget import Budget
-from stoicc.policy.choose import Task, relative
+from stoicc.policy.choose import USUAL, Task, relative
 from stoicc.policy.knapsack import hull_steps
 from stoicc.policy.seconds import Clock, tile_seconds
 from stoicc.policy.table import TileTable
@@ -176,7 +176,7 @@ def pareto(
             raise InputError("pareto: expected axis 'bytes' for a model, found 'time'; take its layers one by one")
         if isinstance(statistics, Statistics):
             raise InputError("pareto: expected calibration batches with a model, found Statistics; give batches")
-        table = model_table(weight, statistics, {"formats": formats, "tile": tile}, layers)
+        table = model_table(weight, statistics, {"bytes_per_weight": USUAL, "formats": formats, "tile": tile}, layers)
         return _curve(table, 1.0, None, axis, points, f"{type(weight).__name__}, {table.weights:,d} weights")
     if statistics is not None and not isinstance(statistics, Statistics):
         raise InputError(f"pareto: expected Statistics with a weight, found {type(statistics).__name__}")

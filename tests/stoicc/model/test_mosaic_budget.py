@@ -10,7 +10,12 @@ import stoicc
 from stoicc.model.budget import LayerBudget
 from tests.models import Transformer, kernels_of, record_of, token_batches
 
-RULE = {"layers": "blocks.*", "steps": [{"budget_mosaic": {"sort_inputs": False}}], "budget": {"bytes_per_weight": 0.8}}
+RULE = {
+    "layers": "blocks.*",
+    "steps": [{"budget_mosaic": {"sort_inputs": False}}],
+    "budget": {"bytes_per_weight": 0.8},
+    "compile": {"target": "reference"},
+}
 
 
 def share_of(kernel):

@@ -1,0 +1,145 @@
+"""What `bench.budget` compares: formats for all tiles, and mosaics at the same bytes and between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+UNIFORM = {"int4_nv24": 3.25, "int3": 3.25, "int4": 4.25, "int8": 8.25}
+"""Formats that all tiles have, and their bits per weight."""
+BUDGETS = (3.25, 3.75, 4.25, 5.0, 6.0, 8.25)
+"""Bits per weight of the mosaics."""
+BASELINE = "int4_nv24"
+"""At its bytes a mosaic should have an error `MARGIN` lower."""
+MARGIN = 0.3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to compress every layer; all of them are rounded by the same sweep.
+
+    Attributes:
+        name: of the format, or of the mosaic.
+        bits: per weight that tiles (and the order of the columns) may take.
+        rule: of the recipe, but for the layers.
+    """
+
+    name: str
+    bits: float
+    rule: tuple[tuple[str, Any], ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all tiles have one format."""
+        return self.name.partition(",")[0] in UNIFORM
+
+
+MODEL, LAYER, DIAGONAL = "one multiplier", "layer by layer", "one multiplier, no weights of layers"
+
+
+def all_rows() -> list[Row]:
+    """Uniform formats, with the weight's own order of columns and by energy; then mosaics."""
+    rows = []
+    for name, bits in UNIFORM.items():
+        share = (bits + 1e-6) / 8
+        rows.append(Row(name, bits, _step(bytes_per_weight=share, formats=[name], sort_inputs=False)))
+        rows.append(
+            Row(f"{name}, sorted", bits, _step(bytes_per_weight=share + 1 / 8, formats=[name], sort_inputs=True))
+        )
+    for bits in BUDGETS:
+        rows.append(Row(MODEL, bits, (*_step(), ("budget", {"bytes_per_weight": bits / 8}))))
+        rows.append(Row(LAYER, bits, _step(bytes_per_weight=bits / 8)))
+    return rows
+
+
+def _step(**options: Any) -> tuple[tuple[str, Any], ...]:
+    return (("steps", [{"budget_mosaic": options}]),)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row and what was measured.
+
+    Attributes:
+        stored: bits per weight of tiles and orders.
+        draws: score for each draw of the calibration inputs: the error of the model over the dense one's.
+        formats: tiles by format in the first draw.
+    """
+
+    name: str
+    bits: float
+    stored: float
+    draws: list[float]
+    formats: dict[str, int]
+
+    @property
+    def mean(self) -> float:
+        """Over the draws."""
+        return sum(self.draws) / len(self.draws)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all tiles have one format."""
+        return self.name.partition(",")[0] in UNIFORM
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A mosaic against what it should beat, draw by draw.
+
+    Attributes:
+        what: the claim in words.
+        mosaic, other: means over draws.
+        gap: mean over draws of other - mosaic.
+        noise: twice the standard error of the gap over draws.
+        holds: whether the claim does.
+    """
+
+    what: str
+    mosaic: float
+    other: float
+    gap: float
+    noise: float
+    holds: bool
+
+
+def claims(rows: Sequence[Found], name: str = MODEL) -> list[Claim]:
+    """Every claim for which rows are there: at the bytes of formats, between them, and far below int4_nv24."""
+    mosaics = {found.bits: found for found in rows if found.name == name}
+    plain = [found for found in rows if found.name in UNIFORM]
+    best = {bits: min((f for f in plain if f.bits == bits), key=lambda f: f.mean) for bits in {f.bits for f in plain}}
+    found: list[Claim] = []
+    for bits, mosaic in sorted(mosaics.items()):
+        if bits in best:
+            other, what = best[bits].draws, f"{bits:g} bits: not worse than {best[bits].name}"
+            gap, noise = _gap(mosaic.draws, other)
+            found.append(_claim(what, mosaic, other, gap, noise, gap >= -noise))
+        elif min(best, default=bits) < bits < max(best, default=bits):
+            below, above = max(b for b in best if b < bits), min(b for b in best if b > bits)
+            share = (bits - below) / (above - below)
+            pairs = zip(best[below].draws, best[above].draws, strict=True)
+            line = [(1 - share) * low + share * high for low, high in pairs]
+            gap, noise = _gap(mosaic.draws, line)
+            what = f"{bits:g} bits: better than the line from {best[below].name} to {best[above].name}"
+            found.append(_claim(what, mosaic, line, gap, noise, gap > noise))
+    baseline = next((f for f in plain if f.name == BASELINE), None)
+    if baseline is not None and baseline.bits in mosaics:
+        mosaic = mosaics[baseline.bits]
+        gap, noise = _gap(mosaic.draws, baseline.draws)
+        what = f"{baseline.bits:g} bits: an error at least {MARGIN:.0%} below {BASELINE}'s"
+        holds = gap - noise >= MARGIN * baseline.mean
+        found.append(_claim(what, mosaic, baseline.draws, gap, noise, holds))
+    return found
+
+
+def _claim(what: str, mosaic: Found, other: Sequence[float], gap: float, noise: float, holds: bool) -> Claim:
+    return Claim(what, mosaic.mean, sum(other) / len(other), gap, noise, holds)
+
+
+def _gap(mosaic: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Mean of other - mosaic over draws, and twice its standard error (0 for a single draw)."""
+    gaps = [theirs - own for own, theirs in zip(mosaic, other, strict=True)]
+    mean = sum(gaps) / len(gaps)
+    if len(gaps) < 2:
+        return mean, 0.0
+    spread = (sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1)) ** 0.5
+    return mean, 2 * spread / len(gaps) ** 0.5

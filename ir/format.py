@@ -194,7 +194,7 @@ class TileMac:
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are the
             canonical planes bit for bit. With it a kernel that has packed its planes lets the canonical
-            ones go; without it, and with RAGGED planes, it keeps both.
+            ones go; without it, it keeps both. RAGGED planes of such a format stay as they are.
     """
 
     source: str

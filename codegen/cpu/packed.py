@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu.plan import FormatPart
 from stoicc.codegen.executor import PackedPlanes
-from stoicc.ir.format import PlaneKind, Planes, Tile
+from stoicc.ir.format import Planes, Tile
 from stoicc.ir.planes import pool_name
 
 
@@ -26,11 +26,7 @@ class PackedSegment:
 
 def can_unpack(part: FormatPart) -> bool:
     """Whether the canonical planes of a part can be had from its packed ones."""
-    return (
-        part.code.unpack is not None
-        and not part.materialised
-        and all(plane.kind is not PlaneKind.RAGGED for plane in part.planes)
-    )
+    return part.code.unpack is not None and not part.materialised
 
 
 def address_of_storage(tensor: Tensor) -> int:

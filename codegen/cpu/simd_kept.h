@@ -54,3 +54,34 @@ INLINE const uint8_t *spread_columns(
         to[i % 4 * 16 + i / 4] = (uint8_t)(block[i] ^ flip);
     return codes;
 }
+
+/* Words of those of sixteen rows that the mask names, to the places of their rows; zeros at others. The bits of a word
+ * that are set in `flip` are turned. No word is read after the last that is stored. */
+static inline void spread_words(uint32_t mask, const int32_t *p, const uint32_t flip, int32_t *to)
+{
+    for (int row = 0; row < 16; row++)
+        to[row] = mask >> row & 1 ? (int32_t)((uint32_t)*p++ ^ flip) : 0;
+}
+
+static inline void spread_f32(uint32_t mask, const f32 *p, f32 *to)
+{
+    spread_words(mask, (const int32_t *)p, 0, (int32_t *)to);
+}
+
+static inline void spread_bf16(uint32_t mask, const bf16 *p, bf16 *to)
+{
+    for (int row = 0; row < 16; row++)
+        to[row] = mask >> row & 1 ? *p++ : 0;
+}
+
+static inline void spread_f16(uint32_t mask, const f16 *p, f16 *to)
+{
+    spread_bf16(mask, p, to);
+}
+
+/* Bytes, of which some number is taken. */
+static inline void spread_bytes(uint32_t mask, const uint8_t *p, const int less, int8_t *to)
+{
+    for (int row = 0; row < 16; row++)
+        to[row] = mask >> row & 1 ? (int8_t)(*p++ - less) : 0;
+}

@@ -88,3 +88,33 @@ INLINE const uint8_t *spread_columns(
     _mm512_storeu_si512(to, _mm512_xor_si512(block, _mm512_set1_epi8((char)flip)));
     return codes;
 }
+
+/* Words of those of sixteen rows that the mask names, to the places of their rows; zeros at others. The bits of a word
+ * that are set in `flip` are turned. No word is read after the last that is stored. */
+static inline void spread_words(uint32_t mask, const int32_t *p, const uint32_t flip, int32_t *to)
+{
+    const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
+    __m512i words = _mm512_xor_si512(_mm512_maskz_loadu_epi32(there, p), _mm512_set1_epi32((int)flip));
+    _mm512_storeu_si512(to, _mm512_maskz_expand_epi32((__mmask16)mask, words));
+}
+
+static inline void spread_f32(uint32_t mask, const f32 *p, f32 *to)
+{
+    const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
+    _mm512_storeu_ps(to, _mm512_maskz_expand_ps((__mmask16)mask, _mm512_maskz_loadu_ps(there, p)));
+}
+
+static inline void spread_bf16(uint32_t mask, const bf16 *p, bf16 *to)
+{
+    const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
+    __m256i values = _mm256_maskz_expand_epi16((__mmask16)mask, _mm256_maskz_loadu_epi16(there, p));
+    _mm256_storeu_si256((__m256i *)to, values);
+}
+
+/* Bytes, of which some number is taken. */
+static inline void spread_bytes(uint32_t mask, const uint8_t *p, const int less, int8_t *to)
+{
+    const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
+    __m128i bytes = _mm_sub_epi8(_mm_maskz_loadu_epi8(there, p), _mm_set1_epi8((char)less));
+    _mm_storeu_si128((__m128i *)to, _mm_maskz_expand_epi8((__mmask16)mask, bytes));
+}

@@ -128,6 +128,13 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         side = inner_pack(filled)
         return {**own, **{name: side[name] for name in others}}
 
+    def unpack(packed: Planes, tile: Tile) -> Planes:
+        own = {name: plane for name, plane in packed.items() if name not in others}
+        assert code is not None
+        assert code.unpack is not None
+        side = code.unpack({elements.plane: zero[elements.plane], **{n: packed[n] for n in others}}, tile)
+        return {**own, **{name: side[name] for name in others}}
+
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
         returns = "vfloat" if pairs.scaled else "void"
@@ -141,6 +148,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         function(_TILE, code.digits, x="int8_t") if code.digits else "",
         pairs,
         octets,
+        unpack if code.unpack is not None else None,
     )
 
 

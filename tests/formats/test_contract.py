@@ -50,18 +50,15 @@ FORMATS = [
     *NARROW,
     *COMPOSED,
 ]
-RAGGED = ("bitmap", *COMPOSED)
-"""With runs of their own length, which are in the order of lanes as they are."""
-
 
 def untried(text: str) -> set[str]:
     """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not."""
     c_code = {"C multiply equals decode", "C panel decode equals decode", "packed planes unpack to themselves"}
-    if text != "empty":
-        c_code = {"packed planes unpack to themselves"} if text in RAGGED else set()
+    if text != "empty":  # runs of their own length are in the order of lanes as they are
+        c_code = {"packed planes unpack to themselves"} if text == "bitmap" else set()
     on_gpu = torch.cuda.is_available() and text != "empty"
     tensor_cores = (
-        text not in ("empty", *RAGGED, *NARROW) and "=16" not in text
+        text not in ("empty", "bitmap", *COMPOSED, *NARROW) and "=16" not in text
     )  # a product sums 32 columns that share a scale
     return (
         c_code

@@ -1,0 +1,135 @@
+"""C code of group-sparse int4: kept groups to the lanes of their rows, in the first-level cache, then the C of int4."""
+
+import re
+from dataclasses import replace
+from string import Template
+
+from stoicc.formats import _affine_c
+from stoicc.formats._affine import unpack_nibbles
+from stoicc.ir.format import Planes, Tile, TileMac
+
+_ARGUMENTS = """\
+const int16_t *masks, const int32_t *starts, const int32_t *codes, const int64_t words,
+    const $T *scales, const int64_t kept"""
+_ZERO_ARGUMENTS = ", const $byte *zeros, const int64_t again"
+
+_SPREAD = Template("""\
+/* Group `at` of a tile (of groups x strips) from where it is kept: codes, scales$and_zeros of sixteen rows. */
+INLINE void {name}_spread(
+    const uint32_t mask, const int32_t *codes, const $T *scales,$zeros_in
+    int32_t *codes_to, $T *scales_to$zeros_out)
+{
+    const int count = __builtin_popcount(mask);
+    ahead(codes, $size * 8);
+    #pragma GCC unroll 8
+    for (int w = 0; w < $size / 8; w++)
+        spread_words(mask, codes + w * count, 0x88888888, codes_to + w * LANES);
+    spread_$T(mask, scales, scales_to);
+$zero_step}
+""")
+
+_TILE = Template("""\
+INLINE void {name}(
+    $arguments, const $x *x, float *acc, const int nb)
+{
+    enum { GROUPS = BK / $size };
+    int32_t whole[BM * BK / 8] __attribute__((aligned(64)));
+    $T factor[STRIPS * GROUPS * LANES] __attribute__((aligned(64)));
+$zero_array    int first = 0; /* groups kept before */
+    #pragma GCC unroll 2
+    for (int i = 0; i < STRIPS * GROUPS; i++) {
+        const uint32_t mask = (uint16_t)masks[i];
+        {name}_spread(
+            mask, codes + first * ($size / 8), scales + first,$zero_from
+            whole + i * ($size / 8) * LANES, factor + i * LANES$zero_to);
+        first += __builtin_popcount(mask);
+    }
+    {name}_values(whole, factor,$zero_given x, acc, nb);
+}
+""")
+
+_UNIT = Template("""\
+INLINE vfloat {name}(
+    $arguments, const int unit, $element *to)
+{
+    enum { GROUPS = BK / $size };
+    int32_t whole[BM * BK / 8] __attribute__((aligned(64)));
+    $T factor[STRIPS * GROUPS * LANES] __attribute__((aligned(64)));
+$zero_array    int first = starts[unit / GROUPS];
+    for (int i = unit / GROUPS * GROUPS; i < unit; i++)
+        first += __builtin_popcount((uint16_t)masks[i]);
+    {name}_spread(
+        (uint16_t)masks[unit], codes + first * ($size / 8), scales + first,$zero_from
+        whole + unit * ($size / 8) * LANES, factor + unit * LANES$unit_zero_to);
+    return {name}_values(whole, factor,$zero_given unit, to);
+}
+""")
+
+_DECODE = Template("""\
+static void {name}(
+    $arguments, $T *out, const int64_t stride)
+{
+    for (int row = 0; row < BM; row++)
+        memset(out + row * stride, 0, BK * sizeof *out);
+    for (int strip = 0; strip < BM / 16; strip++, out += 16 * stride)
+        for (int group = 0; group < BK / $size; group++) {
+            const uint32_t all = (uint16_t)*masks++;
+            const int count = __builtin_popcount(all);
+            for (uint32_t mask = all; mask; mask &= mask - 1, codes++) {
+                const float scale = ${T}_to_float(*scales++), zero = $zero;
+                $T *to = out + __builtin_ctz(mask) * stride + group * $size;
+                for (int k = 0; k < $size; k++) {
+                    const uint32_t word = (uint32_t)codes[k / 8 * count];
+                    to[k] = float_to_$T(((word >> (k % 4 * 8 + k % 8 / 4 * 4) & 15) - zero) * scale);
+                }
+            }
+            codes += ($size / 8 - 1) * count;
+        }
+}
+""")
+
+
+def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac | None:
+    """The C for groups of `size` columns; zero points come as int4 packs them, less 8."""
+    groups = tile[1] // size
+    code = _affine_c.int4_mac(dtype, groups, size, zeros, unpack_nibbles)
+    if code is None:
+        return None
+    arguments = _ARGUMENTS + _ZERO_ARGUMENTS * zeros
+    names = {
+        "T": dtype,
+        "size": str(size),
+        "and_zeros": ", zeros" * zeros,
+        "zeros_in": " const uint8_t *zeros," * zeros,
+        "zeros_out": ", int8_t *zeros_to" * zeros,
+        "zero_step": "    spread_bytes(mask, zeros, 8, zeros_to);\n" * zeros,
+        "zero_array": "    int8_t zero[STRIPS * GROUPS * LANES] __attribute__((aligned(64)));\n" * zeros,
+        "zero_from": " zeros + first," * zeros,
+        "zero_to": ", zero + i * LANES" * zeros,
+        "unit_zero_to": ", zero + unit * LANES" * zeros,
+        "zero_given": " zero," * zeros,
+        "arguments": arguments.replace("$T", dtype).replace("$byte", "uint8_t"),
+        "zero": "*zeros++" if zeros else "8.0f",
+    }
+
+    def function(template: Template, inner: str, **more: str) -> str:
+        own = re.sub(r" *ahead\(codes\b[^;]*;\n", "", inner).replace("{name}", "{name}_values")
+        return f"{own}\n{_SPREAD.substitute(names)}\n{template.substitute({**names, **more})}"
+
+    def pack(planes: Planes) -> Planes:
+        return planes
+
+    pairs, octets = code.pairs, code.octets
+    if pairs is not None:
+        pairs = replace(pairs, source=function(_UNIT, pairs.source, element="bf16"))
+    if octets is not None:
+        octets = replace(octets, source=function(_UNIT, octets.source, element="int8_t"))
+    return TileMac(
+        function(_TILE, code.source, x="float"),
+        pack,
+        _DECODE.substitute(names),
+        function(_TILE, code.digits, x="int8_t") if code.digits else "",
+        pairs,
+        octets,
+        lambda packed, tile: packed,
+    )

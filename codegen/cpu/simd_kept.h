@@ -85,3 +85,9 @@ static inline void spread_bytes(uint32_t mask, const uint8_t *p, const int less,
     for (int row = 0; row < 16; row++)
         to[row] = mask >> row & 1 ? (int8_t)(*p++ - less) : 0;
 }
+
+/* One column of x in digits as a float. */
+static inline float digit_value(const int8_t *x, float unit)
+{
+    return (float)(x[0] + 256 * (x[16] + 256 * x[32])) * unit;
+}

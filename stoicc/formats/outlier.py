@@ -1,0 +1,219 @@
+"""A format of few bits, and a few weights of each tile in the weight's own dtype.
+
+Source: SpQR (Dettmers et al. 2023, arXiv 2306.03078): weights without which their group's quantization error is least
+are kept apart, anywhere. There a threshold chooses them, here a share of the tile.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stoicc.formats import _outlier_c
+from stoicc.formats._mask import offsets
+from stoicc.formats.int4 import Int4
+from stoicc.ir.dtypes import DTYPE_NAMES, bits, itemsize
+from stoicc.ir.errors import FormatError
+from stoicc.ir.format import (
+    Approximation,
+    Plane,
+    PlaneKind,
+    Planes,
+    Tile,
+    TileFormat,
+    TileMac,
+    TritonDecode,
+    squared_error,
+    tile_shape,
+)
+from stoicc.ir.registry import register_format
+
+SEGMENT = 32
+"""Columns of a row, at most, among which outliers are ranked."""
+MOST = 4
+"""Outliers of a segment, at most."""
+_OWN = ("counts", "columns", "columns_ptr", "outliers", "outliers_ptr")
+
+
+@triton.jit
+def put_outliers(w, counts, columns, outliers, BM: tl.constexpr, BK: tl.constexpr):
+    """The first outlier of every row, then the second of those that have one, and so on."""
+    count = tl.load(counts + tl.arange(0, BM)).to(tl.int32)
+    first = tl.cumsum(count, 0) - count
+    every = tl.arange(0, BK)[None, :]
+    for i in range(tl.max(count, 0)):
+        column = tl.load(columns + first + i, mask=i < count, other=0).to(tl.int32)
+        value = tl.load(outliers + first + i, mask=i < count, other=0.0)
+        here = (every == column[:, None]) & (i < count)[:, None]
+        w = tl.where(here, value[:, None], w)
+    return w
+
+
+@triton.jit
+def decode_outlier(
+    codes, scales, counts, columns, many, outliers, again,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, DECODE: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Outliers at their places among values of two planes."""
+    return put_outliers(DECODE(codes, scales, BM, BK, DTYPE, GROUPS), counts, columns, outliers, BM, BK)
+
+
+@triton.jit
+def decode_outlier_3(
+    codes, scales, zeros, counts, columns, many, outliers, again,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, DECODE: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Outliers at their places among values of three planes."""
+    return put_outliers(DECODE(codes, scales, zeros, BM, BK, DTYPE, GROUPS), counts, columns, outliers, BM, BK)
+
+
+_VALUES = Int4()
+
+
+@dataclass(frozen=True)
+class Outlier(TileFormat):
+    """The planes of the values, how many outliers each row has u8 `[BM]`, and by row their columns u8 and weights.
+
+    Where an outlier stands the values hold zero.
+
+    Attributes:
+        values: how all other weights are stored.
+        share: of a tile's weights, how many `approximate` keeps apart at most.
+    """
+
+    name: ClassVar[str] = "outlier"
+    by_default: ClassVar[bool] = False  # trying which weights to keep apart takes several encodings
+    values: TileFormat = _VALUES
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 0.125:
+            raise FormatError(
+                f"format outlier: expected a share of the weights from above 0 to 0.125, found {self.share}; correct it"
+            )
+
+    def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
+        planes = self.values.planes(tile, dtype)
+        if any(plane.kind is PlaneKind.RAGGED or plane.name in _OWN for plane in planes) or not planes:
+            raise FormatError(
+                f"format outlier: expected values with planes of fixed size, found {self.values}; use int4, int3, fp8 or "
+                "another format of codes"
+            )
+        return (
+            *planes,
+            Plane("counts", "u8", (tile[0],)),
+            Plane("columns", "u8", (), PlaneKind.RAGGED),
+            Plane("outliers", dtype, (), PlaneKind.RAGGED),
+        )
+
+    def encode(self, tiles: Tensor) -> Planes:
+        return self.encode_shared(tiles, torch.arange(tiles.shape[0]))
+
+    def encode_shared(self, tiles: Tensor, slots: Tensor) -> Planes:
+        out = self._apart(tiles, slots)
+        return {**self.values.encode_shared(tiles.where(~out, 0), slots), **_runs(tiles, out)}
+
+    def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
+        whole = {name: plane for name, plane in planes.items() if name not in _OWN}
+        back = self.values.decode(whole, tile, dtype).contiguous()
+        rows = torch.arange(back.shape[0] * tile[0], device=back.device)
+        rows = rows.repeat_interleave(planes["counts"].flatten().long())
+        return back.view(-1).index_put((rows * tile[1] + planes["columns"].long(),), planes["outliers"]).view(back.shape)
+
+    def reject(self, tiles: Tensor) -> Tensor:
+        return self.reject_shared(tiles, torch.arange(tiles.shape[0]))
+
+    def reject_shared(self, tiles: Tensor, slots: Tensor) -> Tensor:
+        """True where the values hold no tile that has up to four zeros more in each segment."""
+        return self.values.reject_shared(tiles.where(~self._apart(tiles, slots), 0), slots)
+
+    def why(self, tile: Tensor) -> str:
+        out = self._apart(tile[None], torch.zeros(1, dtype=torch.int64))[0]
+        return self.values.why(tile.where(~out, 0))
+
+    def tile_bytes(self, tiles: Tensor, dtype: str) -> Tensor:
+        out = self._apart(tiles, torch.arange(tiles.shape[0]))
+        return out.flatten(1).sum(1).double() * (1 + itemsize(dtype)) + super().tile_bytes(tiles, dtype)
+
+    def approximate(self, tiles: Tensor, slots: Tensor, statistics: Tensor | None = None) -> Approximation:
+        """Those apart without which the values' error falls most; of a segment, the largest first."""
+        rank, weight = _ranks(tiles), 1.0 if statistics is None else statistics[:, None, :]
+        errors = []
+        for count in range(MOST + 1):
+            held = tiles.where(rank >= count, 0)
+            planes = self.values.approximate(held, slots, statistics).planes
+            square = (self._back(planes, tiles) - held.float()).square() * weight
+            errors.append(_segments(square.where(rank >= count, 0)).sum(3))
+        gains = torch.stack(errors, -1).diff(dim=-1).neg().cummin(-1).values.flatten(1)  # T, row x segment x count
+        most = min(int(tiles[0].numel() * self.share) if len(tiles) else 0, gains.shape[1])
+        top = gains.topk(most, dim=1)
+        chosen = torch.zeros_like(gains).scatter_(1, top.indices, (top.values > 0).float())
+        counts = chosen.view(*errors[0].shape, MOST).sum(-1)
+        out = (_segments(rank) < counts[..., None]).flatten(2)
+        held = tiles.where(~out, 0)
+        planes = self.values.approximate(held, slots, statistics).planes
+        back = self._back(planes, tiles).to(tiles.dtype).where(~out, tiles)
+        return Approximation({**planes, **_runs(tiles, out)}, squared_error(tiles, back, statistics))
+
+    def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
+        inner, count = self.values.decode_block(tile, dtype), len(self.values.planes(tile, dtype))
+        if inner is None or inner.constants.keys() != {"GROUPS"} or count not in (2, 3):
+            return None
+        function = decode_outlier if count == 2 else decode_outlier_3
+        return TritonDecode(function, {"DECODE": inner.function, **inner.constants})
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        return _outlier_c.outlier_mac(self.values, tile, dtype)
+
+    # -- help --------------------------------------------------------------------------------
+
+    def _back(self, planes: Planes, like: Tensor) -> Tensor:
+        return self.values.decode(planes, tile_shape(like), DTYPE_NAMES[like.dtype]).float()
+
+    def _apart(self, tiles: Tensor, slots: Tensor) -> Tensor:
+        """Bool `[T, BM, BK]`: the fewest largest of each segment, of a whole row alike, without which it is exact.
+
+        All `MOST` where no number is enough: the values then reject the tile.
+        """
+        rank, out = _ranks(tiles), torch.zeros_like(tiles, dtype=torch.bool)
+        left = torch.ones(tiles.shape[:2], dtype=torch.bool)
+        for count in range(MOST + 1):
+            out = torch.where(left[..., None], (rank < count) & bits(tiles).ne(0), out)
+            held = tiles.where(~out, 0)
+            back = self.values.decode(
+                self.values.encode_shared(held, slots), tile_shape(tiles), DTYPE_NAMES[tiles.dtype]
+            )
+            left &= (bits(back) != bits(held)).any(2)
+            if not left.any():
+                break
+        return out
+
+
+def _segments(tiles: Tensor) -> Tensor:
+    """`[T, BM, BK]` -> `[T, BM, segments, columns]`."""
+    return tiles.unflatten(2, (-1, min(SEGMENT, tiles.shape[2])))
+
+
+def _ranks(tiles: Tensor) -> Tensor:
+    """How many weights of its segment are larger than each, int64 `[T, BM, BK]`; ties: the earlier is larger."""
+    order = _segments(tiles.float().abs()).argsort(dim=3, descending=True, stable=True)
+    return order.argsort(dim=3).flatten(2)
+
+
+def _runs(tiles: Tensor, out: Tensor) -> Planes:
+    """The planes of outliers."""
+    counts, places = out.sum(2), out.nonzero()
+    runs = offsets(counts.sum(1))
+    return {
+        "counts": counts.to(torch.uint8),
+        "columns": places[:, 2].to(torch.uint8),
+        "columns_ptr": runs,
+        "outliers": tiles[out],
+        "outliers_ptr": runs.clone(),
+    }
+
+
+register_format(Outlier())

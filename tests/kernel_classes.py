@@ -52,6 +52,12 @@ FURTHER: dict[str, tuple[str, ...]] = {
         "masked<values=nvfp4>",
         "masked<values=int2>",
     ),
+    "apart": (
+        "group_sparse",
+        "group_sparse<group_size=8, zero_points=true>",
+        "outlier<values=int4<group_size=32>>",
+        "outlier<values=int3<group_size=16, zero_points=true>, share=0.05>",
+    ),
 }
 """Formats that are compiled and run in a few classes only: a decode does not depend on what follows it."""
 

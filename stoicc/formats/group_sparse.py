@@ -115,7 +115,9 @@ class GroupSparse(Affine):
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise FormatError(f"format group_sparse: expected a share from above 0 to 1, found {self.share}; correct it")
+            raise FormatError(
+                f"format group_sparse: expected a share above 0, 1 at most, found {self.share}; correct it"
+            )
 
     @property
     def bits(self) -> int:

@@ -5,7 +5,7 @@ are kept apart, anywhere. There a threshold chooses them, here a share of the ti
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import triton
@@ -70,7 +70,17 @@ def decode_outlier_3(
     return put_outliers(DECODE(codes, scales, zeros, BM, BK, DTYPE, GROUPS), counts, columns, outliers, BM, BK)
 
 
+@triton.jit
+def decode_outlier_4(
+    codes, high, scales, zeros, counts, columns, many, outliers, again,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, DECODE: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Outliers at their places among values of four planes."""
+    return put_outliers(DECODE(codes, high, scales, zeros, BM, BK, DTYPE, GROUPS), counts, columns, outliers, BM, BK)
+
+
 _VALUES = Int4()
+_DECODES = {2: decode_outlier, 3: decode_outlier_3, 4: decode_outlier_4}
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,9 @@ class Outlier(TileFormat):
         back = self.values.decode(whole, tile, dtype).contiguous()
         rows = torch.arange(back.shape[0] * tile[0], device=back.device)
         rows = rows.repeat_interleave(planes["counts"].flatten().long())
-        return back.view(-1).index_put((rows * tile[1] + planes["columns"].long(),), planes["outliers"]).view(back.shape)
+        return (
+            back.view(-1).index_put((rows * tile[1] + planes["columns"].long(),), planes["outliers"]).view(back.shape)
+        )
 
     def reject(self, tiles: Tensor) -> Tensor:
         return self.reject_shared(tiles, torch.arange(tiles.shape[0]))
@@ -147,7 +159,7 @@ class Outlier(TileFormat):
             planes = self.values.approximate(held, slots, statistics).planes
             square = (self._back(planes, tiles) - held.float()).square() * weight
             errors.append(_segments(square.where(rank >= count, 0)).sum(3))
-        gains = torch.stack(errors, -1).diff(dim=-1).neg().cummin(-1).values.flatten(1)  # T, row x segment x count
+        gains = _slopes(errors).flatten(1)  # T, row x segment x count
         most = min(int(tiles[0].numel() * self.share) if len(tiles) else 0, gains.shape[1])
         top = gains.topk(most, dim=1)
         chosen = torch.zeros_like(gains).scatter_(1, top.indices, (top.values > 0).float())
@@ -160,13 +172,17 @@ class Outlier(TileFormat):
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
         inner, count = self.values.decode_block(tile, dtype), len(self.values.planes(tile, dtype))
-        if inner is None or inner.constants.keys() != {"GROUPS"} or count not in (2, 3):
+        if inner is None or inner.constants.keys() != {"GROUPS"} or count not in _DECODES:
             return None
-        function = decode_outlier if count == 2 else decode_outlier_3
-        return TritonDecode(function, {"DECODE": inner.function, **inner.constants})
+        return TritonDecode(_DECODES[count], {"DECODE": inner.function, **inner.constants})
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         return _outlier_c.outlier_mac(self.values, tile, dtype)
+
+    @property
+    def bits(self) -> Any:
+        """Width of the codes of the values, where they are codes."""
+        return getattr(self.values, "bits")  # noqa: B009 (not every format has it)
 
     # -- help --------------------------------------------------------------------------------
 
@@ -190,6 +206,21 @@ class Outlier(TileFormat):
             if not left.any():
                 break
         return out
+
+
+def _slopes(errors: list[Tensor]) -> Tensor:
+    """Errors with 0, 1, .. weights apart -> what each is worth, `[..., MOST]`: slopes of the hull, which never rise.
+
+    Two heavy weights in a group are worth nothing one by one: each is worth half of what both are.
+    """
+    slopes = []
+    for step in range(1, len(errors)):
+        best = [
+            torch.stack([(errors[k] - errors[j]) / (j - k) for j in range(step, len(errors))]).amax(0)
+            for k in range(step)
+        ]
+        slopes.append(torch.stack(best).amin(0))
+    return torch.stack(slopes, -1)
 
 
 def _segments(tiles: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ COMPOSED = [
     "masked<values=fp8<kind=e5m2, group_size=16>>",
     "masked<mask=nv24, values=mxfp4>",
     "masked<mask=nv24, values=nvfp4>",
+    "group_sparse",
+    "group_sparse<group_size=32, zero_points=true>",
+    "outlier",
+    "outlier<values=int3<group_size=16, zero_points=true>, share=0.05>",
+    "outlier<values=fp8<group_size=32>>",
 ]
 FORMATS = [
     "empty",
@@ -50,6 +55,7 @@ FORMATS = [
     *NARROW,
     *COMPOSED,
 ]
+
 
 def untried(text: str) -> set[str]:
     """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not."""

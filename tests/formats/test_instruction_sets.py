@@ -16,22 +16,47 @@ FORMATS = (
     "mxfp4",
     "nvfp4",
     "nm<n=3, m=16>",
+)
+COMPOSED = (
     "masked<values=int8<zero_points=true>>",
     "masked<mask=nm<n=2, m=16>, values=int4<group_size=16>>",
     "masked<mask=nv24, values=int2<group_size=0, zero_points=true>>",
     "masked<values=fp8<kind=e5m2>>",
     "masked<mask=nv24, values=nvfp4>",
+    "group_sparse<group_size=8, zero_points=true>",
+    "group_sparse<group_size=32>",
+    "outlier<values=int4<group_size=32>, share=0.03>",
+    "outlier<values=int3<group_size=16, zero_points=true>>",
 )
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_products_and_panels(isa, dtype, monkeypatch):
+    check(FORMATS, isa, dtype, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype"),
+    [
+        ("avx512", "bf16"),
+        ("avx2", "f16"),
+        ("portable", "f32"),
+        pytest.param("portable", "bf16", marks=pytest.mark.slow),
+        pytest.param("portable", "f16", marks=pytest.mark.slow),
+    ],
+)
+def test_composed_formats(isa, dtype, monkeypatch):
+    check(COMPOSED, isa, dtype, monkeypatch)
+
+
+def check(formats: tuple[str, ...], isa: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and decoded panels of a matrix of tiles in these formats."""
     need(isa, monkeypatch)
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(70, 64 * len(FORMATS) + 5, generator=generator).to(TORCH_DTYPES[dtype])
+    weight = torch.randn(70, 64 * len(formats) + 5, generator=generator).to(TORCH_DTYPES[dtype])
     weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
-    tile_map = [[*FORMATS, "dense"]] * 2
+    tile_map = [[*formats, "dense"]] * 2
     kernel = stoicc.compile(weight, tile_map=tile_map, approximate=True, target="cpu")
     held = kernel.to_dense().double()
     for kind, batch in (("tiles", 1), ("tiles", 7), ("dense-once", 3)):

@@ -52,6 +52,7 @@ LIMITS = {
     "nvfp4": 1750,
     "nm": 2100,
     "masked": 3700,
+    "group_sparse": 2100,
 }
 """Warp instructions a 64x64 bf16 tile at batch 16, with a little room: a decode that grows fails."""
 

@@ -42,6 +42,8 @@ BUILT_IN = [
     "masked<mask=nv24, values=fp8>",
     "masked<values=fp8<kind=e5m2>>",
     "masked<values=int2<group_size=16>>",
+    *("group_sparse", "group_sparse<group_size=8, zero_points=true>"),
+    *("outlier<values=int4<group_size=16>>", "outlier<values=int3<group_size=16, zero_points=true>, share=0.05>"),
     *("masked<values=mxfp4>", "masked<mask=nv24, values=nvfp4>"),
 ]
 

@@ -1,0 +1,155 @@
+"""Weights that stand apart, and groups that are dropped: what is chosen, what is stored, what users are told."""
+
+import pytest
+import torch
+
+import stoicc
+from stoicc.formats.bitmap import Bitmap
+from stoicc.formats.group_sparse import GroupSparse
+from stoicc.formats.int3 import Int3
+from stoicc.formats.int4 import Int4
+from stoicc.formats.outlier import Outlier, _slopes
+from stoicc.ir.dtypes import bits
+from tests.products import assert_product
+
+EACH = torch.arange(2)
+
+
+def heavy(rows: int = 64, columns: int = 128, count: int = 30) -> torch.Tensor:
+    """Two tiles with some weights that are ten times the others."""
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randn(2, rows, columns, generator=generator).clamp(-2, 2)
+    for tile in tiles:
+        place = torch.randperm(rows * columns, generator=generator)[:count]
+        tile.view(-1)[place] = 20 * tile.view(-1)[place].sign()
+    return tiles
+
+
+@pytest.mark.parametrize("values", [Int4(), Int3(16, True)], ids=str)
+def test_the_heavy_weights_are_kept_apart(values):
+    tiles = heavy()
+    planes, error = Outlier(values, 0.01).approximate(tiles, EACH)
+    apart = planes["outliers"].abs() == 20
+    assert planes["counts"].sum(1).le(81).all()
+    assert apart.sum() >= 2 * 30 * 0.9  # several in one segment of one group may stay
+    assert (error < 0.5 * values.approximate(tiles, EACH).error).all()
+
+
+def test_worth_of_weights_by_hand():
+    slopes = _slopes([torch.tensor([10.0, 10.0]), torch.tensor([9.0, 4.0]), torch.tensor([2.0, 3.0])])
+    assert slopes.tolist() == [[4.0, 4.0], [6.0, 1.0]]
+
+
+def test_more_apart_is_never_worse_and_none_beyond_the_share():
+    tiles, last = heavy(), torch.inf
+    for share in (0.001, 0.003, 0.01, 0.03):
+        planes, error = Outlier(share=share).approximate(tiles, EACH)
+        assert planes["counts"].flatten(1).sum(1).le(int(64 * 128 * share)).all()
+        assert error.sum() < last
+        last = float(error.sum())
+
+
+def test_statistics_say_which_columns_matter():
+    tiles, weight = heavy(), torch.ones(2, 128)
+    weight[:, :64] = 0
+    planes = Outlier(share=0.002).approximate(tiles, EACH, weight).planes
+    assert (planes["columns"] >= 64).all()
+
+
+def test_exact_where_few_weights_of_a_row_are_no_codes():
+    whole = torch.randint(-7, 8, (2, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+    whole[:, :, 0] = 7
+    odd = whole.clone()
+    odd[0, 5, 3] = odd[1, 9, 40] = 123.456
+    odd[0, 5, 50] = -99.5
+    assert Int4().reject(odd).all()
+    fmt = Outlier()
+    planes = fmt.encode(odd)
+    assert planes["counts"][0].nonzero().flatten().tolist() == [5]
+    assert torch.equal(bits(fmt.decode(planes, (64, 64), "f32")), bits(odd))
+    odd[1, 9, 32:44] += 0.123  # more than a segment may have
+    assert fmt.reject(odd).tolist() == [False, True]
+    with pytest.raises(stoicc.FormatError, match=r"tile \(0, 1\): expected every weight to be a 4-bit code times its"):
+        stoicc.inspect(torch.cat(list(odd), 1), tile_map=[["outlier"] * 2])
+
+
+def test_a_kernel_holds_its_weight_once(tmp_path):
+    weight = torch.cat(list(heavy()), 1)
+    kernel = stoicc.compile(weight, tile_map=[["outlier"] * 4], approximate=True, target="cpu")
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(2))
+    y = kernel(x)
+    held = kernel.to_dense()
+    assert_product(y, x, held)
+    assert kernel.stats().resident_bytes < 1.01 * kernel.stats().payload_bytes
+    kernel.save(tmp_path / "w.safetensors")
+    loaded = stoicc.load(tmp_path / "w.safetensors")
+    assert torch.equal(bits(loaded.to_dense()), bits(held))
+    assert torch.equal(loaded(x), y)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_groups_by_hand(zeros):
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randint(-7, 8, (64, 64), generator=generator).float()
+    weight[:, 0::16], weight[:, 1::16] = -7, 8 if zeros else 7
+    kept = torch.rand(64, 4, generator=generator) < 0.4
+    weight = weight.where(kept.repeat_interleave(16, 1), 0)
+    fmt = GroupSparse(16, zeros)
+    planes = fmt.encode(weight[None])
+    assert torch.equal(bits(fmt.decode(planes, (64, 64), "f32")), bits(weight[None]))
+    at = 0
+    for strip in range(4):
+        assert planes["starts"][0, strip] == at
+        for group in range(4):
+            rows = [r for r in range(16) if kept[16 * strip + r, group]]
+            assert int(planes["masks"][0, strip, group]) & 0xFFFF == sum(1 << r for r in rows)
+            words = planes["codes"][2 * at : 2 * (at + len(rows))].view(2, -1)
+            for place, row in enumerate(rows):
+                scale, zero = planes["scales"][at + place], int(planes["zeros"][at + place]) if zeros else 8
+                for k in range(16):
+                    code = int(words[k // 8, place]) >> (k % 4 * 8 + k % 8 // 4 * 4) & 15
+                    assert (code - zero) * scale == weight[16 * strip + row, 16 * group + k]
+            at += len(rows)
+    assert len(planes["scales"]) == at == int(planes["scales_ptr"][-1])
+    assert fmt.tile_bytes(weight[None], "f32").item() == at * (8 + 4 + zeros) + 4 * 4 * 2 + 4 * 4
+
+
+def test_groups_with_the_most_energy_are_kept():
+    tiles = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(4))
+    for share in (0.25, 0.5):
+        planes = GroupSparse(share=share).approximate(tiles, EACH).planes
+        assert planes["scales_ptr"].diff().tolist() == [256 * share] * 2
+    weight = torch.zeros(2, 64)
+    weight[:, 16:32] = 1
+    planes = GroupSparse(share=0.25).approximate(tiles, EACH, weight).planes
+    assert torch.equal(planes["masks"][:, :, 1], torch.full((2, 4), -1, dtype=torch.int16))
+
+
+def test_an_operators_codes_in_groups():
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
+    weight[:, 16:32] = 0
+    compressed = stoicc.ops.group_absmax(weight, 4, 16)
+    kernel = stoicc.compile(compressed, ["group_sparse"], target="cpu")
+    assert torch.equal(bits(kernel.to_dense()), bits(compressed.dense()))
+    assert "group_sparse" not in str(stoicc.inspect(compressed).program)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: Outlier(share=0.5),
+            r"format outlier: expected a share of the weights from above 0 to 0.125, found 0.5",
+        ),
+        (
+            lambda: Outlier(Bitmap()).planes((64, 64), "f32"),
+            r"format outlier: expected values with planes of fixed size",
+        ),
+        (lambda: GroupSparse(share=0.0), r"format group_sparse: expected a share from above 0 to 1, found 0.0"),
+        (lambda: GroupSparse(12).planes((64, 64), "f32"), r"group_sparse: expected a group_size of 8, 16, .. that div"),
+        (lambda: GroupSparse().planes((8, 64), "f32"), r"group_sparse: expected tiles of a multiple of 16 rows"),
+    ],
+)
+def test_sentences(call, message):
+    with pytest.raises(stoicc.FormatError, match=message):
+        call()

@@ -109,8 +109,8 @@ class Outlier(TileFormat):
         planes = self.values.planes(tile, dtype)
         if any(plane.kind is PlaneKind.RAGGED or plane.name in _OWN for plane in planes) or not planes:
             raise FormatError(
-                f"format outlier: expected values with planes of fixed size, found {self.values}; use int4, int3, fp8 or "
-                "another format of codes"
+                f"format outlier: expected values with planes of fixed size, found {self.values}; use int4, int3, fp8 "
+                "or another format of codes"
             )
         return (
             *planes,

@@ -139,13 +139,13 @@ def test_an_operators_codes_in_groups():
     [
         (
             lambda: Outlier(share=0.5),
-            r"format outlier: expected a share of the weights from above 0 to 0.125, found 0.5",
+            r"outlier: expected a share of the weights from above 0 to 0.125, found 0.5",
         ),
         (
             lambda: Outlier(Bitmap()).planes((64, 64), "f32"),
-            r"format outlier: expected values with planes of fixed size",
+            r"outlier: expected values with planes of fixed size",
         ),
-        (lambda: GroupSparse(share=0.0), r"format group_sparse: expected a share from above 0 to 1, found 0.0"),
+        (lambda: GroupSparse(share=0.0), r"format group_sparse: expected a share above 0, at most 1, found 0.0"),
         (lambda: GroupSparse(12).planes((64, 64), "f32"), r"group_sparse: expected a group_size of 8, 16, .. that div"),
         (lambda: GroupSparse().planes((8, 64), "f32"), r"group_sparse: expected tiles of a multiple of 16 rows"),
     ],

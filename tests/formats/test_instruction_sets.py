@@ -41,9 +41,7 @@ def test_products_and_panels(isa, dtype, monkeypatch):
     [
         ("avx512", "bf16"),
         ("avx2", "f16"),
-        ("portable", "f32"),
-        pytest.param("portable", "bf16", marks=pytest.mark.slow),
-        pytest.param("portable", "f16", marks=pytest.mark.slow),
+        *(pytest.param("portable", dtype, marks=pytest.mark.slow) for dtype in ("f32", "f16", "bf16")),
     ],
 )
 def test_composed_formats(isa, dtype, monkeypatch):

@@ -115,9 +115,7 @@ class GroupSparse(Affine):
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise FormatError(
-                f"format group_sparse: expected a share above 0, 1 at most, found {self.share}; correct it"
-            )
+            raise FormatError(f"format group_sparse: expected a share above 0, at most 1, found {self.share}; mend it")
 
     @property
     def bits(self) -> int:

@@ -1,13 +1,13 @@
 """Whether a mosaic under a budget pays, on models and not on its own objective.
 
-    python -m bench.budget                   # both models, three draws of calibration inputs each (an hour)
+    python -m bench.budget                   # both models, three draws of calibration inputs each
     python -m bench.budget --model gpt       # one of gpt, minilm, synthetic
     python -m bench.budget --solver          # how long choosing takes for a 4096 x 11008 layer
     python -m bench.budget --quick           # synthetic layers, one draw, and a smaller layer to choose for: under 50 s
 
-Every linear layer is compressed by `stoicc.compress`, calibrated on what the compressed layers before it produce, with
-the same operator for mosaics and for uniform formats; formats are chosen on calibration text and judged on other
-text. The full run writes bench/results/budget-<model>.json; `--resume FOLDER` keeps finished rows.
+Every linear layer is compressed by `stoicc.ops.budget_mosaic`, uniform formats by the same operator with one candidate,
+calibrated on what the dense layers before it produce. Formats are chosen on calibration text and judged on other text.
+The full run writes bench/results/budget-<model>.json; `--resume FOLDER` keeps finished rows.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,13 @@ from bench.budget_solver import phases, phases_table
 from bench.corpus import standard_library, windows
 from bench.gpt import GptConfig
 from bench.machine import describe_machine
-from stoicc.kernel import Kernel
+from stoicc.model.calibration import Calibration
+from stoicc.model.layers import find_layers
+from stoicc.model.mosaic_budget import layer_factor, layer_table, model_output, spread_bytes
+from stoicc.ops import Statistics
+from stoicc.ops._hooks import watching
+from stoicc.ops.statistics import Collector
+from stoicc.policy.budget import CANDIDATES
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("gpt", "minilm", "synthetic")
@@ -94,73 +100,94 @@ def synthetic_case() -> Case:
 CASES = {"gpt": gpt_case, "minilm": minilm_case, "synthetic": synthetic_case}
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What one draw of calibration inputs tells of the dense model.
+
+    Attributes:
+        weights: of every layer.
+        statistics: of every layer's inputs.
+        factors: what a layer's squared error does to the model's output.
+    """
+
+    weights: dict[str, Tensor]
+    statistics: dict[str, Statistics]
+    factors: dict[str, float]
+
+    @staticmethod
+    def of(subject: Subject, given: Any) -> "Draw":
+        """Run the model once for the statistics, then as `stoicc.compress` does for a budget over layers."""
+        calibration = Calibration(given)
+        layers = find_layers(subject.model, stoicc.Recipe([stoicc.Rule(subject.layers)]))
+        collectors = {layer.name: Collector(name=layer.name) for layer in layers}
+        with watching(subject.model, collectors, lambda name, x: collectors[name].add(x)):
+            for forward in calibration.runs():
+                forward(subject.model)
+        statistics = {name: each.statistics() for name, each in collectors.items()}
+        output = model_output(subject.model, calibration)
+        factors = {
+            layer.name: layer_factor(subject.model, layer, calibration, statistics[layer.name], output)
+            for layer in layers
+        }
+        return Draw({layer.name: layer.weight for layer in layers}, statistics, factors)
+
+    def options(self, row: Row) -> dict[str, dict[str, Any]]:
+        """Options of `budget_mosaic` for every layer."""
+        if row.options is not None:
+            return {name: dict(row.options or ()) for name in self.weights}
+        share = {"bytes_per_weight": row.bits / 8}
+        tables = {
+            name: layer_table(weight, self.statistics[name], share, self.factors[name])
+            for name, weight in self.weights.items()
+        }
+        shares = spread_bytes(tables, row.bits / 8)
+        return {name: {"bytes_per_weight": shares[name], "sort_inputs": tables[name].sorted} for name in shares}
+
+
 @torch.no_grad()
-def measure(case: Case, row: Row) -> Found:
-    """Compress as a row says once for each draw, and score what the kernels hold."""
-    subject, stored = case.subject, 0.0
-    scores: list[float] = []
-    formats: dict[str, int] = {}
-    for calibration in case.draws:
-        rule = {"layers": list(subject.layers), **dict(row.rule), "compile": {"target": "reference"}}
-        recipe = stoicc.Recipe.of({"rules": [rule]})
-        model = stoicc.compress(subject.model, recipe, calibration, in_place=False, progress=False)
-        if not scores:
-            report = stoicc.report(model)
-            tiles: Counter[str] = Counter()
-            for layer in report.rows:
-                tiles.update(dict(layer.formats))
-            formats = dict(tiles.most_common())
-            stored = stored_bits(model)
-        scores.append(case.error(decoded(model)).mean().item() - case.dense)
-    return Found(row.name, row.bits, stored, scores, formats)
-
-
-def stored_bits(model: nn.Module) -> float:
-    """Bits per weight of tiles and orders of columns; biases are the dense model's too."""
-    kernels = [module for module in model.modules() if isinstance(module, Kernel)]
-    weights = sum(kernel.program.shape[0] * kernel.program.shape[1] for kernel in kernels)
-    total = 0
-    for kernel in kernels:
-        total += kernel.stats().payload_bytes
-        total += 4 * kernel.in_features * (kernel.program.beside.column_permutation is not None)
-    return 8 * total / weights
-
-
-def decoded(model: nn.Module) -> nn.Module:
-    """The model with dense layers that hold, bit for bit, what its kernels do: they run faster than the reference."""
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, Kernel):
-            continue
-        dense = module.to_dense()
-        bias = module.pools.get("bias")
-        layer = nn.Linear(module.in_features, module.out_features, bias is not None, dtype=dense.dtype)
-        layer.weight.copy_(dense)
-        if bias is not None:
-            layer.bias.copy_(bias)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    return model
+def measure(case: Case, row: Row, draw: Draw) -> tuple[float, float, dict[str, int]]:
+    """The model's error over the dense one's, stored bits per weight, and tiles by format."""
+    model = copy.deepcopy(case.subject.model)
+    tiles: Counter[str] = Counter()
+    stored = weights = 0
+    for name, options in draw.options(row).items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        compressed = stoicc.ops.budget_mosaic(layer.weight, draw.statistics[name], **options)
+        kernel = stoicc.compile(compressed, options.get("formats", CANDIDATES), target="reference")
+        stats = kernel.stats()
+        tiles.update({entry.format: entry.tiles for entry in stats.formats})
+        stored += stats.payload_bytes + stats.beside_bytes
+        weights += layer.weight.numel()
+        layer.weight.copy_(kernel.to_dense())  # runs as the kernel would, and faster than the reference
+    return case.error(model).mean().item() - case.dense, 8 * stored / weights, dict(tiles.most_common())
 
 
 def run(name: str, rows: Sequence[Row], console: Console, kept: Path | None = None) -> Record:
-    """Measure the rows of a model; those that a folder keeps are read from there."""
+    """Measure the rows of a model, draw by draw; what a folder keeps is read from there."""
     case = CASES[name]()
-    found = []
-    for number, row in enumerate(rows):
-        path = None if kept is None else kept / f"{name}-{number}-{row.bits:g}.json"
-        if path is not None and path.exists():
-            one = Found(**json.loads(path.read_text()))
-        else:
-            with console.status(f"{name}: {row.name}, {row.bits:g} bits"):
-                one = measure(case, row)
+    parts: dict[Row, list[tuple[float, float, dict[str, int]]]] = {row: [] for row in rows}
+    for number, given in enumerate(case.draws):
+        draw: Draw | None = None
+        for row in rows:
+            path = None if kept is None else kept / f"{name}-{number}-{row.name}-{row.bits:g}.json"
+            if path is not None and path.exists():
+                parts[row].append(tuple(json.loads(path.read_text())))
+                continue
+            with console.status(f"{name}, draw {number + 1}: {row.name}, {row.bits:g} bits"):
+                draw = draw or Draw.of(case.subject, given)
+                parts[row].append(measure(case, row, draw))
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(asdict(one)))
-        if not console.is_terminal:
-            console.print(f"{name}: {row.name}, {one.stored:.3f} bits: {one.mean:.5f}")
-        found.append(one)
+                path.write_text(json.dumps(parts[row][-1]))
+            if not console.is_terminal:
+                error, stored, _ = parts[row][-1]
+                console.print(f"{name}, draw {number + 1}: {row.name}, {stored:.3f} bits: {error:.5f}")
+    found = tuple(
+        Found(row.name, row.bits, each[0][1], [part[0] for part in each], each[0][2]) for row, each in parts.items()
+    )
     about = f"{case.subject.about} {len(case.draws)} draws of calibration inputs."
-    return Record(case.subject.name, about, case.score, describe_machine(), tuple(found))
+    return Record(case.subject.name, about, case.score, describe_machine(), found)
 
 
 def show(record: Record, console: Console) -> None:

@@ -20,20 +20,15 @@ class Row:
     Attributes:
         name: of the format, or of the mosaic.
         bits: per weight that tiles (and the order of the columns) may take.
-        rule: of the recipe, but for the layers.
+        options: of `stoicc.ops.budget_mosaic` for every layer; None where one multiplier spreads the bytes over them.
     """
 
     name: str
     bits: float
-    rule: tuple[tuple[str, Any], ...]
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all tiles have one format."""
-        return self.name.partition(",")[0] in UNIFORM
+    options: tuple[tuple[str, Any], ...] | None = None
 
 
-MODEL, LAYER, DIAGONAL = "one multiplier", "layer by layer", "one multiplier, no weights of layers"
+MODEL, LAYER = "one multiplier", "layer by layer"
 
 
 def all_rows() -> list[Row]:
@@ -75,11 +70,6 @@ class Found:
     def mean(self) -> float:
         """Over the draws."""
         return sum(self.draws) / len(self.draws)
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all tiles have one format."""
-        return self.name.partition(",")[0] in UNIFORM
 
 
 @dataclass(frozen=True)

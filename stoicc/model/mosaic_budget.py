@@ -62,15 +62,13 @@ def layer_tables(
             f"budget: expected batches that call every layer of the rule, found none for {found.unseen[0].name}; "
             "exclude it, or calibrate with other batches"
         )
-    reference = _output(model, calibration)
+    reference = model_output(model, calibration)
     tables: dict[str, LayerTable] = {}
     for stage in found.stages:
         statistics = collect_stage(model, stage, calibration, torch.float32)
         for layer in stage.layers:
-            task = _task(layer.weight.cpu(), statistics, policies[layer.name])
-            factor = _factor(model, layer, calibration, statistics, reference, 1 / len(layers))
-            table, order = task.table()
-            tables[layer.name] = LayerTable(table, factor, order.columns is not None)
+            factor = layer_factor(model, layer, calibration, statistics, reference)
+            tables[layer.name] = layer_table(layer.weight.cpu(), statistics, policies[layer.name], factor)
     return tables
 
 
@@ -112,30 +110,31 @@ def _joined(tables: Mapping[str, LayerTable]) -> TileTable:
     return merged([each.table for each in tables.values()], [each.factor for each in tables.values()])
 
 
-def _task(weight: Tensor, statistics: Statistics, options: Mapping[str, Any]) -> Task:
+def layer_table(weight: Tensor, statistics: Statistics, options: Mapping[str, Any], factor: float) -> LayerTable:
+    """The table of one layer, for options of `budget_mosaic` with the bytes per weight of all layers."""
     policy = Budget(compensate=True, **{name: value for name, value in options.items() if name != "tile"})
-    return Task.of(weight, statistics, policy, options.get("tile"))
+    table, order = Task.of(weight, statistics, policy, options.get("tile")).table()
+    return LayerTable(table, factor, order.columns is not None)
 
 
-def _factor(
-    model: nn.Module,
-    layer: "Layer",
-    calibration: Calibration,
-    statistics: Statistics,
-    reference: Tensor | None,
-    share: float,
+def layer_factor(
+    model: nn.Module, layer: "Layer", calibration: Calibration, statistics: Statistics, reference: Tensor | None
 ) -> float:
-    """What a unit of a layer's squared error does to the output: the layer's own, where the model has none."""
+    """What a unit of a layer's squared error does to the output, as a share of its squared norm.
+
+    Args:
+        reference: what `model_output` gives; None: the layer's own output stands for the model's.
+    """
     weight = layer.modules[layer.name].weight
     dense = weight.detach().clone()
     if reference is None:
         energy = squared_output(dense, statistics)
-        return share / energy if energy > 0 else 0.0
+        return 1 / energy if energy > 0 else 0.0
     rounded = group_absmax(dense, PROBE_BITS, PROBE_GROUP).dense()
     lost = squared_output(dense.float().cpu() - rounded.float(), statistics)
     try:
         weight.data.copy_(rounded)
-        changed = _output(model, calibration)
+        changed = model_output(model, calibration)
     finally:
         weight.data.copy_(dense)
     if changed is None or lost <= 0:
@@ -144,7 +143,7 @@ def _factor(
     return float((changed - reference).square().sum(dtype=torch.float64)) / max(scale, 1e-300) / lost
 
 
-def _output(model: nn.Module, calibration: Calibration) -> Tensor | None:
+def model_output(model: nn.Module, calibration: Calibration) -> Tensor | None:
     """All floats that the model returns on all batches, `[floats]`; None where it returns none."""
     parts: list[Tensor] = []
     with watching(model, (), lambda name, x: None):

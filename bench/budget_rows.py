@@ -35,19 +35,12 @@ def all_rows() -> list[Row]:
     """Uniform formats, with the weight's own order of columns and by energy; then mosaics."""
     rows = []
     for name, bits in UNIFORM.items():
-        share = (bits + 1e-6) / 8
-        rows.append(Row(name, bits, _step(bytes_per_weight=share, formats=[name], sort_inputs=False)))
-        rows.append(
-            Row(f"{name}, sorted", bits, _step(bytes_per_weight=share + 1 / 8, formats=[name], sort_inputs=True))
-        )
+        share, one = (bits + 1e-6) / 8, ("formats", (name,))
+        rows.append(Row(name, bits, (("bytes_per_weight", share), one, ("sort_inputs", False))))
+        rows.append(Row(f"{name}, sorted", bits, (("bytes_per_weight", share + 1 / 8), one, ("sort_inputs", True))))
     for bits in BUDGETS:
-        rows.append(Row(MODEL, bits, (*_step(), ("budget", {"bytes_per_weight": bits / 8}))))
-        rows.append(Row(LAYER, bits, _step(bytes_per_weight=bits / 8)))
+        rows += [Row(MODEL, bits), Row(LAYER, bits, (("bytes_per_weight", bits / 8),))]
     return rows
-
-
-def _step(**options: Any) -> tuple[tuple[str, Any], ...]:
-    return (("steps", [{"budget_mosaic": options}]),)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.factors import factor_values
 from stoicc.ir.planes import PlaneSource, tile_coordinates, tile_planes
 from stoicc.ir.types import Module, TileProgram
 
@@ -92,7 +93,8 @@ def finish_output(program: TileProgram, pools: Pools, y: Tensor, x: Tensor) -> T
     if beside.output_scale is not None:
         y = y * pools["output_scale"].to(y.dtype)
     if beside.low_rank is not None:
-        y = y + (x @ pools["right"].to(x.dtype).T) @ pools["left"].to(x.dtype).T
+        left, right = (factor_values(factor, pools).to(x.dtype) for factor in beside.low_rank)
+        y = y + (x @ right.T) @ left.T
     if beside.bias is not None:
         y = y + pools["bias"].to(y.dtype)
     return y if beside.activation is None else ACTIVATION_FUNCTIONS[beside.activation](y)

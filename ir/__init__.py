@@ -25,12 +25,13 @@ from stoicc.ir.parser import parse, parse_program, parse_schedule
 from stoicc.ir.printer import print_module, print_program, print_schedule
 from stoicc.ir.registry import find_format, find_formats, register_format
 from stoicc.ir.schedule import Regime, Schedule, TileCsr, WorkItem
-from stoicc.ir.types import Beside, Module, Pool, Segment, TileProgram
+from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 from stoicc.ir.verify import failures, verify, verify_pools, verify_runnable, verify_schedule
 
 __all__ = [
     "Approximation",
     "Beside",
+    "CodedFactor",
     "CodegenError",
     "FormatError",
     "InputError",

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from stoicc.ir.printer import FORMAT, PASS
 from stoicc.ir.reader import INT, Reader
 from stoicc.ir.schedule import Regime, Schedule, TileCsr, WorkItem
-from stoicc.ir.types import Beside, Module, Pool, Segment, TileProgram
+from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 
 _DIGEST = re.compile("[0-9A-Za-z]+")
 
@@ -109,6 +109,20 @@ def _pool(reader: Reader) -> Pool:
     return Pool(name, dtype, shape, digest)
 
 
+def _factor(reader: Reader) -> Pool | CodedFactor:
+    if not reader.take("("):
+        return _pool(reader)
+    numbers = []
+    for name in ("bits", "group", "columns"):
+        reader.expect(name)
+        numbers.append(reader.integer(name))
+    codes = _pool(reader)
+    reader.expect(",")
+    scales = _pool(reader)
+    reader.expect(")")
+    return CodedFactor(codes, scales, *numbers)
+
+
 def _extents(reader: Reader) -> tuple[int, ...]:
     reader.expect("[")
     if reader.take("]"):
@@ -175,9 +189,9 @@ def _beside(reader: Reader) -> Beside:
         if name == "activation":
             values[name] = reader.word("an activation")
         elif name == "low_rank":
-            left = _pool(reader)
+            left = _factor(reader)
             reader.expect(",")
-            values[name] = (left, _pool(reader))
+            values[name] = (left, _factor(reader))
         else:
             values[name] = _pool(reader)
     return Beside(**values)

@@ -7,7 +7,8 @@
     map      = 'map' '{' line* '}'  |  'map' ints
     line     = 'row' int ':' tiles  |  'rows' int '..' int ':' tiles
     tiles    = STRING  |  '%'int ('x'int)? (',' '%'int ('x'int)?)*
-    beside   = 'beside' '{' ('low_rank' pool ',' pool | 'activation' word | name pool)* '}'
+    beside   = 'beside' '{' ('low_rank' factor ',' factor | 'activation' word | name pool)* '}'
+    factor   = pool  |  '(' 'bits' int 'group' int 'columns' int pool ',' pool ')'
     schedule = 'schedule' '{' ('live' segs)? ('order' ints)? csr* item* ('bins' ints)? ('prologue' words)?
                ('epilogue' words)? ('regimes' regime (',' regime)*)? ('launch' word '=' int (',' ...)*)?
                ('applied' pass (',' pass)*)? '}'
@@ -33,7 +34,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from stoicc.ir.schedule import Schedule, TileCsr, WorkItem
-from stoicc.ir.types import Beside, Module, Pool, Segment, TileProgram
+from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 
 WORD = r"[A-Za-z_][\w.\-]*"
 _OPTIONS = r"[^<>\"\n/]"
@@ -168,6 +169,13 @@ def _pool(pool: Pool) -> str:
     return f"{_word(pool.name)} : {_word(pool.dtype)}[{extents}] #{_word(pool.digest, '[0-9A-Za-z]+')}"
 
 
+def _factor(factor: Pool | CodedFactor) -> str:
+    if isinstance(factor, Pool):
+        return _pool(factor)
+    numbers = f"bits {factor.bits} group {factor.group_size} columns {factor.columns}"
+    return f"({numbers} {_pool(factor.codes)}, {_pool(factor.scales)})"
+
+
 def _map(program: TileProgram, symbols: dict[int, str], style: _Exact) -> Iterator[str]:
     if not _is_grid(program):
         yield f"  map {style.ints(program.tile_map)}".rstrip()
@@ -208,7 +216,7 @@ def _beside(beside: Beside) -> Iterator[str]:
         if isinstance(value, Pool):
             yield f"    {name} {_pool(value)}"
         elif value is not None:
-            yield f"    {name} {_pool(value[0])}, {_pool(value[1])}"
+            yield f"    {name} {_factor(value[0])}, {_factor(value[1])}"
     if beside.activation is not None:
         yield f"    activation {_word(beside.activation)}"
 

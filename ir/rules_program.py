@@ -6,10 +6,11 @@ import numpy as np
 
 from stoicc.ir.dtypes import TORCH_DTYPES, WEIGHT_DTYPES
 from stoicc.ir.errors import FormatError
+from stoicc.ir.factors import stored_bits
 from stoicc.ir.format import Plane, PlaneKind
 from stoicc.ir.planes import entry_count, pool_name, tile_coordinates
 from stoicc.ir.rules import Rule, broken, check_numbers, check_texts, rule
-from stoicc.ir.types import ACTIVATIONS, TILE_SIZES, Module, Pool, Segment, TileProgram
+from stoicc.ir.types import ACTIVATIONS, TILE_SIZES, CodedFactor, Module, Pool, Segment, TileProgram
 
 PROGRAM_RULES: list[Rule] = []
 
@@ -202,6 +203,9 @@ def _beside_low_rank(module: Module) -> None:
     if module.tiles.beside.low_rank is None:
         return
     left, right = module.tiles.beside.low_rank
+    for factor in (left, right):
+        if isinstance(factor, CodedFactor):
+            _check_codes(f"{_name(module)}, beside low_rank, {factor.codes.name}", factor)
     rows, columns = module.tiles.shape
     fits = len(left.shape) == len(right.shape) == 2 and (left.shape[0], right.shape[1]) == (rows, columns)
     if not fits or left.shape[1] != right.shape[0] or left.shape[1] < 1:
@@ -233,6 +237,18 @@ def _beside_activation(module: Module) -> None:
 
 
 # -- helpers -------------------------------------------------------------------------------
+
+
+def _check_codes(where: str, factor: CodedFactor) -> None:
+    """Bytes and scales for every column of every row."""
+    check_numbers(f"{where}, bits, group and columns", (factor.bits, factor.group_size, factor.columns))
+    if not 2 <= factor.bits <= 8 or factor.group_size < 0 or factor.columns < 1:
+        found = f"{factor.bits} bits, groups of {factor.group_size}, {factor.columns} columns"
+        raise broken(where, "2 to 8 bits, groups of 0 or more, a column", found, "quantize the factor again")
+    rows = factor.codes.shape[0] if factor.codes.shape else 0
+    groups = -(-factor.columns // (factor.group_size or factor.columns))
+    _check_pool(where, factor.codes, "u8", (rows, -(-factor.columns * stored_bits(factor.bits) // 8)))
+    _check_pool(where, factor.scales, factor.scales.dtype, (rows, groups))
 
 
 def _beside_vector(module: Module, field: str, dtypes: tuple[str, ...], length: int) -> None:

@@ -4,8 +4,9 @@
     program  = TileProgram(name, shape: (M, K), tile: (BM, BK), dtype,
                            segments: segment*, tile_map: int*, beside: beside)
     segment  = Segment(format: text, count: int, pools: pool*, tile_bytes: int*)
-    beside   = Beside(bias?, low_rank: (left, right)?, row_permutation?, column_permutation?,
+    beside   = Beside(bias?, low_rank: (left: factor, right: factor)?, row_permutation?, column_permutation?,
                       input_scale?, output_scale?: pool, activation: text?)
+    factor   = pool | CodedFactor(codes: pool, scales: pool, bits, group_size, columns)
     pool     = Pool(name, dtype, shape, digest)
 
 M = out_features, K = in_features. `tile_map` is row-major over the tile grid and names a segment
@@ -57,11 +58,40 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedFactor:
+    """A low-rank factor `[rows, columns]` as symmetric codes, with a scale for each group of a row.
+
+    Attributes:
+        codes: u8 `[rows, bytes]`, as `stoicc.ir.factors.pack_codes` makes it.
+        scales: `[rows, groups]`, in the dtype that values have.
+        bits: 2 to 8; a value is (code - 2**(bits - 1)) * scale.
+        group_size: columns that share a scale; 0 for the whole row.
+        columns: of the factor; the last byte and the last group may reach past them.
+    """
+
+    codes: Pool
+    scales: Pool
+    bits: int
+    group_size: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As that of a pool of floats."""
+        return (*self.codes.shape[:1], self.columns)
+
+    @property
+    def dtype(self) -> str:
+        """Of the values."""
+        return self.scales.dtype
+
+
+@dataclass(frozen=True, slots=True)
 class Beside:
     """What stands beside the tiles; see the module docstring for what each one means."""
 
     bias: Pool | None = None
-    low_rank: tuple[Pool, Pool] | None = None
+    low_rank: tuple[Pool, Pool] | tuple[CodedFactor, CodedFactor] | None = None
     row_permutation: Pool | None = None
     column_permutation: Pool | None = None
     input_scale: Pool | None = None
@@ -74,7 +104,8 @@ class Beside:
             if isinstance(value, Pool):
                 yield value
             elif isinstance(value, tuple):
-                yield from value
+                for factor in value:
+                    yield from (factor,) if isinstance(factor, Pool) else (factor.codes, factor.scales)
 
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")

@@ -13,12 +13,15 @@ from stoicc.codegen.reference import decode_tiles
 from stoicc.ir.digest import digest
 from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import FormatError, InputError
+from stoicc.ir.factors import factor_values, pack_codes
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.planes import plane_slots, pool_name
-from stoicc.ir.types import ACTIVATIONS, Beside, Pool, Segment, TileProgram
-from stoicc.ops.lowering import Lowered
+from stoicc.ir.types import ACTIVATIONS, Beside, CodedFactor, Pool, Segment, TileProgram
+from stoicc.ops.lowering import CodeSheet, Lowered
 
 Pools = Mapping[str, Tensor]
+LowRank = tuple[Pool, Pool] | tuple[CodedFactor, CodedFactor]
+_SIDES = ("left", "right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,16 +156,33 @@ def beside_pools(lowered: Lowered, bias: Tensor | None, activation: str | None) 
     factors = None
     names = {name: describe(name, pool) for name, pool in pools.items()}
     if lowered.low_rank is not None:
-        alike = all(factor.dtype == lowered.values.dtype for factor in lowered.low_rank)
-        dtype = lowered.values.dtype if alike else torch.float32
-        pools["left"], pools["right"] = (_own(factor, dtype) for factor in lowered.low_rank)
-        factors = (describe("left", pools["left"]), describe("right", pools["right"]))
+        factors = _factors(lowered, pools)
     for name, pool in pools.items():
         if not bool(pool.isfinite().all()):
             raise InputError(
                 f"{name}: expected finite values, found {pool[~pool.isfinite()][0].item()} (as {pool.dtype})"
             )
     return Beside(low_rank=factors, activation=activation, **names), pools
+
+
+def _factors(lowered: Lowered, pools: dict[str, Tensor]) -> LowRank:
+    """The low-rank factors as their codes where they have some, else in the weight's dtype or in fp32; into `pools`."""
+    assert lowered.low_rank is not None
+    if lowered.low_rank_codes is not None:
+        left, right = (_coded(side, sheet, pools) for side, sheet in zip(_SIDES, lowered.low_rank_codes, strict=True))
+        return left, right
+    alike = all(factor.dtype == lowered.values.dtype for factor in lowered.low_rank)
+    dtype = lowered.values.dtype if alike else torch.float32
+    pools |= {side: _own(factor, dtype) for side, factor in zip(_SIDES, lowered.low_rank, strict=True)}
+    return describe("left", pools["left"]), describe("right", pools["right"])
+
+
+def _coded(side: str, sheet: CodeSheet, pools: dict[str, Tensor]) -> CodedFactor:
+    codes, scales = f"{side}_codes", f"{side}_scales"
+    pools[codes] = pack_codes(sheet.codes, sheet.bits)
+    pools[scales] = _own(sheet.scales, sheet.scales.dtype)
+    described = describe(codes, pools[codes]), describe(scales, pools[scales])
+    return CodedFactor(*described, sheet.bits, sheet.group_size, sheet.codes.shape[1])
 
 
 def _own(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -180,7 +200,10 @@ def effective_matrix(program: TileProgram, pools: Pools) -> Tensor:
         permutation = pool(name)
         return None if permutation is None else permutation.long()
 
-    low_rank = (pools["left"], pools["right"]) if program.beside.low_rank is not None else None
+    low_rank = None
+    if program.beside.low_rank is not None:
+        left, right = (factor_values(factor, pools) for factor in program.beside.low_rank)
+        low_rank = left, right
     return Lowered(
         decode_tiles(program, pools),
         low_rank=low_rank,

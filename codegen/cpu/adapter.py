@@ -1,4 +1,4 @@
-"""The low-rank term L (R x): its factors are tile programs too, and run on the kernels of dense tiles.
+"""The low-rank term L (R x): its factors are tile programs too, and run on the kernels of their tiles.
 
 Two launches before that of the weight, R x and then L (R x), leave the term in fp32, [entry][row], which
 the weight's epilogue adds. So factors are read once for all batch entries, in blocks that fit registers or on
@@ -12,14 +12,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from stoicc.ir.digest import digest
-from stoicc.ir.dtypes import DTYPE_NAMES
-from stoicc.ir.format import Tile
-from stoicc.ir.registry import find_format
+from stoicc.codegen.cpu.factors import HeldFactor, tile_of
 from stoicc.ir.schedule import Schedule, TileCsr, WorkItem
-from stoicc.ir.types import Module, Pool, Segment, TileProgram
+from stoicc.ir.types import Module
 
 
 class Product(Protocol):
@@ -39,8 +35,6 @@ Build = Callable[[Module, Mapping[str, Tensor]], Product]
 _ALIGNMENT = 64
 _ITEMS = 32
 """Work items that a factor of few tile rows is cut in, along K, so that threads share it."""
-_WASTE = 1.05
-"""Padding that a larger tile may cost."""
 
 
 class Adapter:
@@ -48,17 +42,18 @@ class Adapter:
 
     Args:
         left: `[M, r]` in the order of W's rows, not y's.
-        right: `[r, K]`.
+        right: `[r, K]`. Both as their values, or as codes.
         rows: M rounded up to whole tile rows of the weight.
         terms: sums of an entry's term, by dtype of x and batch. Matrix units take bf16, so there R x is three bf16
-            numbers, as exact as fp32 together, and each has a sum of its own; elsewhere R x stays in fp32.
+            numbers, as exact as fp32 together, and each has a sum of its own; elsewhere R x stays in fp32, and so it
+            does for codes, whose kernels take fp32 on every unit.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, rows: int, terms: Terms, build: Build) -> None:
+    def __init__(self, left: HeldFactor, right: HeldFactor, rows: int, terms: Terms, build: Build) -> None:
         self.rank, self._rows, self._terms = right.shape[0], rows, terms
         self._dtype = left.dtype
         self._right = build(*factor_module("right", right))
-        self._left = build(*factor_module("left", pad(left, (0, 0, 0, rows - left.shape[0]))))
+        self._left = build(*factor_module("left", left.padded(rows)))
 
     def launch(self, x_dtype: torch.dtype, x: int, scratch: int, batch: int) -> None:
         """The term of x `[N, K]`, fp32 `[terms, N, rows]`, at the beginning of the workspace; all are addresses."""
@@ -94,33 +89,14 @@ class Adapter:
         return self._right.resident_bytes + self._left.resident_bytes
 
 
-def factor_module(name: str, factor: Tensor) -> tuple[Module, dict[str, Tensor]]:
-    """A factor `[rows, columns]` as a scheduled program of dense tiles, and its pool."""
-    rows, columns = factor.shape
-    tile = _extent(rows, 16), _extent(columns, 32)
-    program, pools = _tiled(name, factor, tile)
+def factor_module(name: str, factor: HeldFactor) -> tuple[Module, dict[str, Tensor]]:
+    """A factor `[rows, columns]` as a scheduled program of tiles of one format, and its pools."""
+    program, pools = factor.tiled(name, tile_of(factor.shape))
     count, width = program.grid
     csr = TileCsr(0, tuple(range(0, count * width + 1, width)), tuple(range(width)) * count)
     items = tuple(WorkItem(row, 0, 1, ((row * width, (row + 1) * width),)) for row in range(count))
     schedule = Schedule((0,), tuple(range(count)), (csr,), items, tuple(range(count + 1)))
     return Module(program, schedule.split_k(-(-_ITEMS // count)) if count < _ITEMS else schedule), pools
-
-
-def _tiled(name: str, factor: Tensor, tile: Tile) -> tuple[TileProgram, dict[str, Tensor]]:
-    (rows, columns), (height, width) = factor.shape, tile
-    padded = pad(factor, (0, -columns % width, 0, -rows % height))
-    tiles = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height)).transpose(1, 2).reshape(-1, height, width)
-    pools = {"p0_values": tiles.contiguous()}
-    pool = Pool("p0_values", DTYPE_NAMES[factor.dtype], tuple(tiles.shape), digest(pools["p0_values"]))
-    segment = Segment(str(find_format("dense")), len(tiles), (pool,))
-    program = TileProgram(name, (rows, columns), tile, DTYPE_NAMES[factor.dtype], (segment,), (0,) * len(tiles))
-    return program, pools
-
-
-def _extent(size: int, least: int) -> int:
-    """The largest extent of a tile, from `least` to 64, that pads little."""
-    padded = {extent: -(-size // extent) * extent for extent in (64, 32, 16) if extent >= least}
-    return next((extent for extent, whole in padded.items() if whole <= _WASTE * size), least)
 
 
 def _rounded(nbytes: int) -> int:

@@ -12,6 +12,7 @@ from stoicc.codegen.cpu.bind import Binding
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
+from stoicc.codegen.cpu.factors import held_factor
 from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
@@ -115,9 +116,9 @@ def _adapter(kernel: KernelClass, module: Module, pools: Pools) -> Adapter:
     """The low-rank factors of a weight, its rows in the order of W."""
     program = module.tiles
     assert program.beside.low_rank is not None
-    left, right = (pools[pool.name] for pool in program.beside.low_rank)
+    left, right = (held_factor(factor, pools) for factor in program.beside.low_rank)
     if program.beside.row_permutation is not None:
-        left = left[pools[program.beside.row_permutation.name].long()]
+        left = left.ordered(pools[program.beside.row_permutation.name].long())
 
     def terms(x_dtype: torch.dtype, batch: int) -> int:
         return replace(kernel, x_dtype=DTYPE_NAMES[x_dtype]).terms(batch)

@@ -13,6 +13,7 @@ from stoicc.codegen.executor import Executor, Pools
 from stoicc.codegen.reference import ACTIVATION_FUNCTIONS, PanelDecoder, scaled_input
 from stoicc.ir.dtypes import TORCH_DTYPES, itemsize, output_dtype
 from stoicc.ir.errors import CodegenError
+from stoicc.ir.factors import factor_values
 from stoicc.ir.planes import PlaneSource
 from stoicc.ir.types import Beside, Module
 
@@ -41,7 +42,7 @@ class DenseOnceExecutor(Executor):
                 f"cpu kernel of {self._program.name}: expected x of 16 or 32 bits, found f64; use the reference"
             )
         output_dtype(self._program.dtype, x.dtype)
-        inner = self._low_rank_input(x)
+        inner, left = self._low_rank(x)
         wide = self._product_dtype(x.dtype)
         inputs = scaled_input(self._program, self._pools, x.float()).to(wide) if self._scales_x else x.to(wide)
         (rows, columns), height = self._program.shape, self._program.tile[0]
@@ -50,7 +51,7 @@ class DenseOnceExecutor(Executor):
             first, last = begin * height, min(end * height, rows)
             panel = self._panel(begin, end, workspace).to(wide)
             product = functional.linear(inputs, panel[: last - first, :columns])
-            self._epilogue(product, inner, first, last, out)
+            self._epilogue(product, inner, left, first, last, out)
 
     def _product_dtype(self, x_dtype: torch.dtype) -> torch.dtype:
         """What the BLAS multiplies in: fp32 for f16 with anything beside it.
@@ -92,13 +93,16 @@ class DenseOnceExecutor(Executor):
         self._compiled(begin, end, flat)
         return flat.view((end - begin) * self._program.tile[0], -1)
 
-    def _low_rank_input(self, x: Tensor) -> Tensor | None:
-        """R x `[N, r]` in fp32, or None."""
+    def _low_rank(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """R x `[N, r]` in fp32 and L `[M, r]`, or None twice."""
         if self._program.beside.low_rank is None:
-            return None
-        return x.float() @ self._pools["right"].float().T
+            return None, None
+        left, right = (factor_values(factor, self._pools) for factor in self._program.beside.low_rank)
+        return x.float() @ right.float().T, left
 
-    def _epilogue(self, product: Tensor, inner: Tensor | None, first: int, last: int, out: Tensor) -> None:
+    def _epilogue(
+        self, product: Tensor, inner: Tensor | None, left: Tensor | None, first: int, last: int, out: Tensor
+    ) -> None:
         """Rows first .. last of W's product, finished in fp32 and written to their place in y."""
         beside = self._program.beside
         target: slice | Tensor = slice(first, last)
@@ -110,8 +114,8 @@ class DenseOnceExecutor(Executor):
         y = product.float()
         if beside.output_scale is not None:
             y = y * self._pools["output_scale"][target].float()
-        if inner is not None:
-            y = y + inner @ self._pools["left"][target].float().T
+        if inner is not None and left is not None:
+            y = y + inner @ left[target].float().T
         if beside.bias is not None:
             y = y + self._pools["bias"][target].float()
         if beside.activation is not None:

@@ -15,7 +15,7 @@ from stoicc.ir.errors import CodegenError, FormatError
 from stoicc.ir.format import PlaneKind, Tile, TileFormat, TileMac
 from stoicc.ir.registry import find_format
 from stoicc.ir.schedule import EPILOGUE, PROLOGUE, Schedule
-from stoicc.ir.types import Beside, Module, TileProgram
+from stoicc.ir.types import Beside, CodedFactor, Module, TileProgram
 
 C_TYPES = {
     "f32": "float",
@@ -333,8 +333,8 @@ def _fused(program: TileProgram, schedule: Schedule) -> tuple[tuple[str, str], .
 
 
 def _dtype_of(beside: Beside, what: str) -> str:
-    """Low-rank factors stay in their dtype (left, right); the rest becomes fp32 or int32 when packed."""
+    """Low-rank factors stay in their dtype or codes (left, right); the rest becomes fp32 or int32 when packed."""
     if what != "low_rank":
         return ""
     assert beside.low_rank is not None
-    return " ".join(pool.dtype for pool in beside.low_rank)
+    return " ".join("codes" if isinstance(factor, CodedFactor) else factor.dtype for factor in beside.low_rank)

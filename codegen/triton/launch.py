@@ -12,6 +12,7 @@ from stoicc.codegen.executor import Pools
 from stoicc.codegen.triton.interpreter import interpreting
 from stoicc.codegen.triton.loops import aligned
 from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.factors import factor_values
 from stoicc.ir.format import Tile
 from stoicc.ir.types import Module
 
@@ -89,8 +90,8 @@ def beside_tensors(module: Module, pools: Pools) -> dict[str, Tensor]:
     named = ("bias", "row_permutation", "column_permutation", "input_scale", "output_scale")
     tensors = {name: aligned(pools[getattr(beside, name).name]) for name in named if getattr(beside, name) is not None}
     if beside.low_rank is not None:
-        left, right = beside.low_rank
-        tensors |= {"low_rank_left": aligned(pools[left.name]), "low_rank_right": aligned(pools[right.name])}
+        left, right = (aligned(factor_values(factor, pools)) for factor in beside.low_rank)
+        tensors |= {"low_rank_left": left, "low_rank_right": right}
     return tensors
 
 

@@ -189,7 +189,7 @@ def _quantize_low_rank(state: Lowered, node: QuantizeLowRank) -> Lowered:
     assert state.low_rank is not None, "ops.quantize_adapter refuses weights without factors"
     left, right = CodeSheet.of(node.left), CodeSheet.of(node.right)
     factors = left.values_into(state.low_rank[0]), right.values_into(state.low_rank[1])
-    step = f"quantize the factors ({node.what}): the values of their codes in the epilogue"
+    step = f"quantize the factors ({node.what}): codes and scales beside the tiles, as they are"
     return replace(state, low_rank=factors, low_rank_codes=(left, right), steps=(*state.steps, step))
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stoicc.ir import ParseError, parse, parse_program, parse_schedule, print_module, print_program, print_schedule
 from stoicc.ir.schedule import Regime, Schedule, TileCsr, WorkItem
-from stoicc.ir.types import Beside, Module, Pool, Segment, TileProgram
+from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 from stoicc.passes import Pipeline, default_pipeline
 from tests.ir.modules import full_beside, make_program, modules
 
@@ -42,10 +42,11 @@ def test_default_text_reads_back_or_says_that_it_is_elided(module):
 _INTS = st.lists(st.integers(-2, 3), max_size=12).map(tuple)
 _TEXTS = st.text(max_size=6)
 _POOLS = st.builds(Pool, _TEXTS, _TEXTS, _INTS, _TEXTS)
+_CODED = st.builds(CodedFactor, _POOLS, _POOLS, *[st.integers(-1, 300)] * 3)
 _BESIDE = st.builds(
     Beside,
     bias=st.none() | _POOLS,
-    low_rank=st.none() | st.tuples(_POOLS, _POOLS),
+    low_rank=st.none() | st.tuples(_POOLS, _POOLS) | st.tuples(_CODED, _CODED),
     activation=st.none() | _TEXTS,
 )
 _PROGRAMS = st.builds(

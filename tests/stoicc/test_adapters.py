@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stoicc
+from stoicc.ir.dtypes import bits as bits_of
+from stoicc.ir.factors import stored_bits
 from stoicc.ops._svd import LARGE, truncated_svd
 from stoicc.ops.graph import CompressedWeight, Prune
 from stoicc.ops.lowering import lower
 from stoicc.ops.slim_lora import channel_saliency
 from stoicc.ops.statistics import Statistics
-from tests.survives import assert_survives
+from tests.products import assert_product
+from tests.survives import TOLERANCES, assert_survives
 
 
 def pruned(rows=96, columns=128, dtype=torch.float32):
@@ -168,6 +171,35 @@ def test_codes_of_an_adapter_are_group_absmax_of_its_factors():
     assert lower(stoicc.ops.stack(found, found)).low_rank_codes is None
     assert_survives(stoicc.ops.stack(found, compressed))
     assert "quantize the factors (int3 AbsMax, group 16)" in stoicc.inspect(found).lowering[-1]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 128), (3, 0), (8, 16), (6, 48)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_holds_the_codes_of_its_adapter(bits, group, dtype, tmp_path):
+    compressed, _, _ = pruned(70, 300, dtype)
+    adapter = stoicc.ops.naive_lora(compressed, 40)
+    found = stoicc.ops.quantize_adapter(stoicc.ops.permute(adapter, rows=torch.randperm(70)), bits, group)
+    assert_survives(found)
+    kernel = stoicc.compile(found)
+    codes = sum(-(-extent * stored_bits(bits) // 8) * rows for rows, extent in ((70, 40), (40, 300)))
+    groups = sum(-(-extent // (group or extent)) * rows for rows, extent in ((70, 40), (40, 300)))
+    order = 70 * 4
+    assert kernel.stats().beside_bytes == codes + groups * dtype.itemsize + order
+    kernel.save(tmp_path / "w.safetensors")
+    again = stoicc.load(tmp_path / "w.safetensors")
+    assert torch.equal(bits_of(again.to_dense()), bits_of(found.dense()))
+    assert again.stats().beside_bytes == kernel.stats().beside_bytes
+
+
+def test_every_executor_multiplies_by_the_codes():
+    compressed, _, _ = pruned(200, 300, torch.bfloat16)
+    found = stoicc.ops.quantize_adapter(stoicc.ops.naive_lora(compressed, 70))
+    once = "drop-empty,build-csr,fuse-epilogue,regimes{tiles=0}"
+    for kernel in (stoicc.compile(found, target="cpu"), stoicc.compile(found, target="cpu", pipeline=once)):
+        for batch in (1, 2, 33):
+            for x_dtype in (torch.bfloat16, torch.float32):
+                x = torch.randn(batch, 300).to(x_dtype)
+                assert_product(kernel(x), x, found.dense(), TOLERANCES[torch.bfloat16])
 
 
 def spectrum(rows, columns, decay):

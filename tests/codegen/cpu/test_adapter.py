@@ -7,7 +7,9 @@ import torch
 
 from stoicc.codegen.cpu.adapter import factor_module
 from stoicc.codegen.cpu.backend import CpuBackend
-from stoicc.ir.types import Pool
+from stoicc.codegen.cpu.factors import Floats, held_factor, tile_of
+from stoicc.ir.factors import factor_values, pack_codes
+from stoicc.ir.types import CodedFactor, Pool
 from stoicc.ir.verify import verify
 from tests.codegen.cpu.mosaics import BOUNDS, mosaic, need, relative_error, run
 
@@ -54,6 +56,40 @@ def test_factors_of_another_dtype_than_the_weight():
         assert relative_error(run(built(case), x, "bf16", 100), case.expected(x)) < BOUNDS["bf16"]
 
 
+@pytest.mark.parametrize(
+    ("isa", "bits", "group", "formats"),
+    [
+        ("amx", 4, 128, ["int4", "int4"]),
+        ("avx512", 4, 128, ["int4", "int4"]),
+        ("portable", 4, 128, ["int4", "int4"]),
+        ("avx512", 3, 16, ["int3", "int3"]),
+        ("amx", 5, 0, ["int8", "int8"]),  # the next wider codes that a format has
+        ("avx512", 4, 48, ["dense", "dense"]),  # groups that meet no tile
+    ],
+)
+def test_codes_run_on_the_kernels_of_their_format(isa, bits, group, formats, monkeypatch):
+    need(isa, monkeypatch)
+    case = mosaic((100, 150), FORMATS, "bf16", beside=BESIDE, rank=40)
+    factors, held = [], []
+    for side, shape in (("left", (100, 40)), ("right", (40, 150))):
+        codes = pack_codes(torch.randint(0, 1 << bits, shape, dtype=torch.uint8), bits)
+        scales = torch.rand(shape[0], -(-shape[1] // (group or shape[1]))).bfloat16()
+        case.pools.update({f"{side}_codes": codes, f"{side}_scales": scales})
+        first = Pool(f"{side}_codes", "u8", tuple(codes.shape), "")
+        second = Pool(f"{side}_scales", "bf16", tuple(scales.shape), "")
+        factors.append(CodedFactor(first, second, bits, group, shape[1]))
+        held.append(held_factor(factors[-1], case.pools).tiled(side, tile_of(shape))[0].segments[0].format)
+        case.pools[side] = factor_values(factors[-1], case.pools)
+    assert [text.partition("<")[0] for text in held] == formats
+    beside = replace(case.module.tiles.beside, low_rank=(factors[0], factors[1]))
+    module = replace(case.module, tiles=replace(case.module.tiles, beside=beside))
+    executor = built(replace(case, module=module))
+    for batch in (1, 2, 17, 100):
+        for x_dtype in (torch.bfloat16, torch.float32):
+            x = torch.randn(batch, 150).to(x_dtype)
+            assert relative_error(run(executor, x, "bf16", 100), case.expected(x)) < BOUNDS["bf16"]
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_what_is_not_finite_stays_in_its_entry(value):
     case = mosaic((100, 150), FORMATS, "bf16", beside=("low_rank",), rank=20)
@@ -82,7 +118,7 @@ def test_a_workspace_anywhere():
 
 @pytest.mark.parametrize("shape", [(409, 4096), (5, 70), (4096, 409), (130, 13)])
 def test_a_factor_is_a_valid_program_that_pads_little(shape):
-    module, pools = factor_module("right", torch.randn(shape))
+    module, pools = factor_module("right", Floats(torch.randn(shape)))
     verify(module)
     assert module.schedule is not None
     assert len(module.schedule.items) >= 16 or shape[1] < 1024

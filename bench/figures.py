@@ -8,13 +8,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import accuracy_pages, cpu_pages
+from bench import accuracy_pages, cpu_pages, operators
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "accuracy.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "accuracy.md",
+    ROOT / "docs" / "operators.md",
+)
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
 
@@ -27,6 +32,8 @@ def _rendered(name: str | None) -> str:
     if name is not None and name.startswith("accuracy_"):
         _, model, block = name.split("_")
         return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
+    if name == "operators":
+        return operators.page(_read("operators"))
     record = Record.from_json(_read("cpu"))
     return cpu_pages.PAGE[name](record) if name else render(record)
 

@@ -1,6 +1,7 @@
 """How long each operator takes on one layer, where the time goes, and what it costs the layer's output.
 
     python -m bench.operators [--quick]
+    python -m bench.operators --only sparsegpt --json bench/results/operators.json    # these rows of the file anew
 
 A 4096 x 4096 bf16 weight (--quick: 1024 x 1024) with correlated inputs, some channels larger than others.
 "error" is ||X (W - W')^T|| / ||X W^T||. Bounds that the project set itself on 2 cores: SparseGPT 60 s, Wanda 3 s,
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -112,18 +114,36 @@ def measure(name: str, call: Callable[[], CompressedWeight], weight: Tensor, gra
     return Row(name, seconds, own, error)
 
 
+COLUMNS = ("operator", "seconds", "bound", "error", "where the time goes (seconds)")
+
+
+def cells(row: Row, size: int) -> tuple[str, ...]:
+    """A line of the table: seconds, the bound where there is one, error, and stages from the longest on."""
+    bound = BOUNDS.get(row.name.split()[0]) if size == 4096 else None
+    stages = sorted(row.stages.items(), key=lambda each: -each[1])
+    where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in stages if spent >= 0.01)
+    return row.name, f"{row.seconds:.2f}", f"{bound:.0f}" if bound else "", f"{row.error:.3f}", where
+
+
 def show(rows: list[Row], size: int, console: Console) -> None:
-    """One line an operator: seconds, the bound where there is one, error, and stages from the longest on."""
+    """The table for a terminal."""
     table = Table(title=f"operators on {size} x {size} bf16, {torch.get_num_threads()} threads")
-    for column in ("operator", "seconds", "bound", "error"):
-        table.add_column(column, justify="left" if column == "operator" else "right")
-    table.add_column("where the time goes (seconds)")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in COLUMNS[1:4] else "left")
     for row in rows:
-        bound = BOUNDS.get(row.name.split()[0]) if size == 4096 else None
-        stages = sorted(row.stages.items(), key=lambda each: -each[1])
-        where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in stages if spent >= 0.01)
-        table.add_row(row.name, f"{row.seconds:.2f}", f"{bound:.0f}" if bound else "", f"{row.error:.3f}", where)
+        table.add_row(*cells(row, size))
     console.print(table)
+
+
+def page(data: dict[str, Any]) -> str:
+    """The table as markdown, of what `write` wrote."""
+    machine, size = data["machine"], data["size"]
+    lines = [
+        f"A {size} x {size} bf16 weight, {machine['threads']} threads of {machine['cpu']}, torch {machine['torch']}:",
+        "",
+    ]
+    lines += [f"| {' | '.join(COLUMNS)} |", "| --- | ---: | ---: | ---: | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells(Row(**row), size))} |" for row in data["operators"])])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,9 +163,21 @@ def main(arguments: list[str] | None = None) -> None:
     show(rows, size, console)
     path = given.json or (None if given.quick or given.only else Path("bench/results/operators.json"))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        results = {"machine": describe_machine(), "size": size, "operators": [asdict(row) for row in rows]}
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        write(path, size, rows, list(calls))
+
+
+def write(path: Path, size: int, rows: list[Row], order: list[str]) -> None:
+    """Put rows in a file, in this order; those that it has of other operators and the same machine stay."""
+    machine = describe_machine()
+    found = {row.name: asdict(row) for row in rows}
+    if path.exists():
+        before = json.loads(path.read_text())
+        known = {key: value for key, value in before["machine"].items() if key != "commit"}
+        if before["size"] == size and known == {key: value for key, value in machine.items() if key != "commit"}:
+            found = {row["name"]: row for row in before["operators"]} | found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = [found[name] for name in order if name in found]
+    path.write_text(json.dumps({"machine": machine, "size": size, "operators": listed}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

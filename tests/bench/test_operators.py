@@ -28,3 +28,15 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row["name"] for row in found["operators"]] == ["wanda 50%", "wanda 2:4"]
     assert found["machine"]["cores"] >= 1
+
+
+def test_a_record_may_be_made_in_pieces(tmp_path, monkeypatch):
+    small, path = operators.layer(64), tmp_path / "found.json"
+    monkeypatch.setattr(operators, "layer", lambda size: small)
+    for piece in ("wanda", "magnitude", "wanda 2:4"):
+        operators.main(["--only", piece, "--json", str(path)])
+    data = json.loads(path.read_text())
+    assert [row["name"] for row in data["operators"]] == ["magnitude 50%", "wanda 50%", "wanda 2:4"]
+    assert "| wanda 2:4 | 0.00 | 3 |" in operators.page(data | {"size": 4096})
+    operators.main(["--quick", "--only", "obd", "--json", str(path)])
+    assert [row["name"] for row in json.loads(path.read_text())["operators"]] == ["obd 50%"]  # of another size

@@ -253,11 +253,19 @@ def _map_pools(program: TileProgram, change: Callable[[Pool], Pool]) -> TileProg
     """The program with every pool changed."""
     segments = tuple(replace(segment, pools=tuple(map(change, segment.pools))) for segment in program.segments)
     changed: dict[str, Any] = {
-        entry.name: change(value) if isinstance(value, Pool) else tuple(map(change, value))
+        entry.name: change(value)
         for entry in fields(program.beside)
-        if isinstance(value := getattr(program.beside, entry.name), (Pool, tuple))
+        if isinstance(value := getattr(program.beside, entry.name), Pool)
     }
+    if program.beside.low_rank is not None:
+        changed["low_rank"] = tuple(_map_factor(factor, change) for factor in program.beside.low_rank)
     return replace(program, segments=segments, beside=replace(program.beside, **changed))
+
+
+def _map_factor(factor: Pool | CodedFactor, change: Callable[[Pool], Pool]) -> Pool | CodedFactor:
+    if isinstance(factor, Pool):
+        return change(factor)
+    return replace(factor, codes=change(factor.codes), scales=change(factor.scales))
 
 
 def structure_hash(program: TileProgram) -> bytes:

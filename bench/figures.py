@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import accuracy_pages, cpu_pages, operators
+from bench import accuracy_loss, accuracy_pages, cpu_pages, operators
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
@@ -32,6 +32,8 @@ def _rendered(name: str | None) -> str:
     if name is not None and name.startswith("accuracy_"):
         _, model, block = name.split("_")
         return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
+    if name == "loss":
+        return accuracy_loss.page(json.loads(accuracy_loss.PATH.read_text()))
     if name == "operators":
         return operators.page(_read("operators"))
     record = Record.from_json(_read("cpu"))

@@ -137,7 +137,7 @@ def bit_budget(
 ) -> dict[str, int]:
     """Bits of each layer out of `widths`, at most `bits` a weight over all layers, with little error in sum.
 
-    From the fewest bits for all, the step that wins most error per bit is taken while it fits. Errors c * 4**-bits
+    From the fewest bits for all, the step that wins most error per bit is taken while it fits. Errors c * `codes_lose`
     are convex in the bits, so this is the best of its own size, and within one layer's step of the best there is.
 
     Args:
@@ -160,7 +160,7 @@ def bit_budget(
 
     def gain(layer: int) -> tuple[float, int]:
         at, to = steps[level[layer]], steps[level[layer] + 1]
-        won = sensitivities[names[layer]] * (4.0**-at - 4.0**-to)
+        won = sensitivities[names[layer]] * (codes_lose(at) - codes_lose(to))
         return -won / (counts[layer] * (to - at)), layer
 
     heap = [gain(layer) for layer in range(len(names))] if len(steps) > 1 else []
@@ -175,6 +175,11 @@ def bit_budget(
         if level[layer] + 1 < len(steps):
             heapq.heappush(heap, gain(layer))
     return {name: steps[at] for name, at in zip(names, level, strict=True)}
+
+
+def codes_lose(bits: int) -> float:
+    """What 4**-bits becomes for the 2**bits - 1 levels of symmetric codes: at 2 bits four times as much."""
+    return 0.25 / (2.0 ** (bits - 1) - 1) ** 2
 
 
 def _level(offsets: Tensor, sizes: Tensor, mean: float, least: float, most: float) -> Tensor:

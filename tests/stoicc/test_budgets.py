@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stoicc
-from stoicc.ops.budgets import bit_budget, bit_sensitivity, exact_bits, outlier_ratio, sparsity_budget
+from stoicc.ops.budgets import bit_budget, bit_sensitivity, codes_lose, exact_bits, outlier_ratio, sparsity_budget
 from stoicc.ops.statistics import Statistics
 
 sizes_of = st.integers(1, 5).flatmap(
@@ -123,16 +123,26 @@ def test_whole_bits_are_near_the_best_of_all(case, bits):
         return sum(b * size for b, size in zip(choice, sizes.values(), strict=True))
 
     def error(choice):
-        return sum(value * 4.0**-b for b, value in zip(choice, values.values(), strict=True))
+        return sum(value * codes_lose(b) for b, value in zip(choice, values.values(), strict=True))
 
     choices = [choice for choice in itertools.product((2, 3, 4, 8), repeat=len(sizes)) if cost(choice) <= budget]
     chosen = tuple(found.values())
     assert cost(chosen) <= budget
     best = min(map(error, choices))
-    steps = [value * (4.0**-a - 4.0**-b) for value in values.values() for a, b in ((2, 3), (3, 4), (4, 8))]
+    steps = [value * (codes_lose(a) - codes_lose(b)) for value in values.values() for a, b in ((2, 3), (3, 4), (4, 8))]
     assert best <= error(chosen) <= best + max(steps) + 1e-12
     same_size = [error(choice) for choice in choices if cost(choice) == cost(chosen)]
     assert error(chosen) <= min(same_size) + max(steps)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_symmetric_codes_lose_what_their_steps_say(bits):
+    weight, x = torch.rand(64, 512) * 2 - 1, torch.randn(512, 512)  # even over the range: as the law assumes
+    rounded = stoicc.ops.group_absmax(weight, bits, 0).dense()
+    lost = ((x @ (weight - rounded).T).square().sum() / 512).item()
+    statistics = Statistics.of(x, gram=False)
+    predicted = bit_sensitivity(weight, statistics, relative=False) * codes_lose(bits)
+    assert lost == pytest.approx(predicted, rel=0.05)
 
 
 def test_whole_bits_go_where_they_count():

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import accuracy_loss, accuracy_pages, cpu_pages, operators
+from bench import accuracy_loss, accuracy_pages, adapter, cpu_pages, operators
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
@@ -19,6 +19,7 @@ DOCUMENTS = (
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "accuracy.md",
     ROOT / "docs" / "operators.md",
+    ROOT / "docs" / "adapters.md",
 )
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
@@ -34,6 +35,8 @@ def _rendered(name: str | None) -> str:
         return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
     if name == "loss":
         return accuracy_loss.page(json.loads(accuracy_loss.PATH.read_text()))
+    if name == "adapter":
+        return adapter.page(_read("adapter"))
     if name == "operators":
         return operators.page(_read("operators"))
     record = Record.from_json(_read("cpu"))

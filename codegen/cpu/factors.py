@@ -132,18 +132,20 @@ def held_factor(factor: Pool | CodedFactor, pools: Mapping[str, Tensor]) -> Held
 
 
 def _format_for(factor: CodedFactor, bits: int, tile: Tile) -> TileFormat | None:
-    """The first format that has C code and takes any such codes: also a tile whose codes all stand for a weight."""
+    """The smallest format that has C code and takes any such codes: also a tile whose codes all stand for a weight."""
     weights, scales = torch.zeros(1, *tile, dtype=torch.uint8), torch.zeros(1, tile[0], 1)
+    sample = TileCodes(weights, scales, None, bits, factor.group_size)
+    able: list[tuple[float, TileFormat]] = []
     for name in REGISTRY.names():
-        fmt = find_format(name).for_codes(bits, factor.group_size, False)
         try:
-            if fmt is None or fmt.tile_mac(tile, factor.dtype) is None:
+            fmt = find_format(name).for_codes(bits, factor.group_size, False)
+            if fmt is None or fmt.tile_mac(tile, factor.dtype) is None or bool(fmt.reject_codes(sample).any()):
                 continue
-            if not bool(fmt.reject_codes(TileCodes(weights, scales, None, bits, factor.group_size)).any()):
-                return fmt
+            if all(plane.kind in (PlaneKind.TILE, PlaneKind.GROUP) for plane in fmt.planes(tile, factor.dtype)):
+                able.append((fmt.cost(tile, factor.dtype).bytes, fmt))
         except FormatError:  # groups that do not meet the tile
             continue
-    return None
+    return min(able, key=lambda entry: entry[0], default=(0.0, None))[1]
 
 
 def _program(name: str, factor: HeldFactor, tile: Tile, fmt: TileFormat, planes: Planes) -> Tiled:
@@ -154,7 +156,7 @@ def _program(name: str, factor: HeldFactor, tile: Tile, fmt: TileFormat, planes:
     pools: dict[str, Tensor] = {}
     for plane in fmt.planes(tile, dtype):
         entries = planes[plane.name]
-        if plane.kind in (PlaneKind.GROUP, PlaneKind.MATRIX):
+        if plane.kind is PlaneKind.GROUP:
             first = np.unique(plane_slots(plane, rows, columns), return_index=True)[1]
             entries = entries[torch.from_numpy(first)]
         pools[pool_name(0, plane.name)] = entries.contiguous()

@@ -73,7 +73,7 @@ class Step:
     @property
     def verdict(self) -> str:
         """ "holds", "reversed", or "level" where the gap is within its error."""
-        if abs(self.gap) < CERTAIN * self.deviation:
+        if abs(self.gap) <= CERTAIN * self.deviation:
             return "level"
         return "holds" if self.gap > 0 else "reversed"
 

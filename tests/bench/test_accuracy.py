@@ -132,6 +132,7 @@ def found_row(name: str) -> Found:
         ("lower", [1.0, 2.0, 3.1], "holds"),
         ("lower", [9.0, 9.0, 9.0], "reversed"),
         ("lower", [1.0, 9.0, 2.0], "level"),
+        ("lower", [2.0, 3.0, 4.0], "level"),
         ("higher", [1.0, 2.0, 3.1], "reversed"),
     ],
 )

@@ -28,7 +28,7 @@ from stoicc.passes.cost_gpu import GPUS, Gpu, KernelCode, occupancy
 from stoicc.passes.costs import segment_cost
 
 FORMATS = ("dense", "nv24", "int8<group_size=64>", "int4<group_size=64>", "int4_nv24<group_size=64>")
-TILE = {"gluon": (128, 64), "portable": (64, 64)}
+TILE = {"gluon": (128, 64), "portable": (128, 128)}
 """The tile that each dialect is best at."""
 ON = {"sm_80": "A100", "sm_90": "H200"}
 BATCHES = (8, 16, 64, 128)

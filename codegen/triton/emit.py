@@ -3,10 +3,11 @@
 A class is what the text depends on: formats present, tile, weight dtype, what stands beside the
 tiles, whether K has a tail and whether rows are split. Shapes, pools and batch are arguments.
 
-The emitted kernel has one program per work item and batch block, and one loop per format: the
-weight tile is the M operand of `tl.dot`, BN rows of x are the N operand. Without split-K the
-epilogue ends that kernel; with it, parts go to a workspace in fp32 and a second kernel adds them
-in order, so that a result never depends on the order in which programs run.
+The emitted kernel has one program per work item and batch block, and one loop per format: BN rows of
+x are the M operand of `tl.dot`, the weight tile, transposed, the N operand; sums are `[BN, BM]`. (The
+other way round Hopper takes `wgmma` with decoded operands in registers, each of which is moved once
+more.) Without split-K the epilogue ends that kernel; with it, parts go to a workspace in fp32 and a
+second kernel adds them in order, so that a result never depends on the order in which programs run.
 """
 
 import hashlib
@@ -62,7 +63,7 @@ def emit_tiles(module: Module, on_missing: str = "dense") -> Emitted:
     kernels = [_tiles_kernel(module, loops, prologue, epilogue, split)]
     if split:
         kernels.append(reduce_kernel(module, epilogue))
-    text = _assemble(module, loops, [_load_x(module, prologue), *kernels], _about(module, loops, split))
+    text = _assemble(module, loops, [_load_x(module, prologue), _ADD_PRODUCT, *kernels], _about(module, loops, split))
     return Emitted(text, _name(module, loops, text), split, loops, prologue, epilogue)
 
 
@@ -132,7 +133,7 @@ def _name(module: Module, loops: tuple[FormatLoop, ...], text: str) -> str:
 
 
 def _load_x(module: Module, prologue: tuple[str, ...]) -> str:
-    """Text of `load_x`: the `[BK, BN]` block of x that meets a tile column."""
+    """Text of `load_x`: the `[BN, BK]` block of x that meets a tile column."""
     _, columns = module.tiles.tile
     tail = module.tiles.shape[1] % columns != 0
     lines = [f"k = column * {columns} + tl.arange(0, {columns})"]
@@ -141,17 +142,30 @@ def _load_x(module: Module, prologue: tuple[str, ...]) -> str:
     guard = ", mask=real, other=0" if tail else ""
     if "column_permutation" in prologue:
         lines.append(f"k = tl.load(column_permutation + k{guard})")
-    mask = "(n < N)[None, :] & real[:, None]" if tail else "(n < N)[None, :]"
-    lines.append(f"block = tl.load(x + n.to(tl.int64)[None, :] * K + k[:, None], mask={mask}, other=0.0)")
+    mask = "(n < N)[:, None] & real[None, :]" if tail else "(n < N)[:, None]"
+    lines.append(f"block = tl.load(x + n.to(tl.int64)[:, None] * K + k[None, :], mask={mask}, other=0.0)")
     if "input_scale" in prologue:
         lines.append(f"scale = tl.load(input_scale + k{guard}).to(tl.float32)")
-        lines.append("block = block * scale[:, None]")
+        lines.append("block = block * scale[None, :]")
     lines.append("return block.to(DOT)")
     arguments = ", ".join(["x", "column", "n", "N", "K", *prologue, "DOT: tl.constexpr"])
     past = "past the batch and past K" if tail else "past the batch"
-    doc = f'"""Columns of x under one tile column, `[{columns}, BN]`; zeros {past}."""'
+    doc = f'"""Columns of x under one tile column, `[BN, {columns}]`; zeros {past}."""'
     return function("load_x", arguments, [doc, *lines])
 
+
+_ADD_PRODUCT = function(
+    "add_product",
+    "w, block, acc, DOT: tl.constexpr, PRECISION: tl.constexpr",
+    [
+        '"""Sums `[BN, BM]` plus a block of x times a tile; fp32 operands keep fewer registers the other way round."""',
+        "if DOT == tl.float32:",
+        "    acc = tl.trans(tl.dot(w, tl.trans(block), tl.trans(acc), input_precision=PRECISION))",
+        "else:",
+        "    acc = tl.dot(block, tl.trans(w), acc, input_precision=PRECISION)",
+        "return acc",
+    ],
+)
 
 # ---- kernels --------------------------------------------------------------------------------
 
@@ -167,7 +181,7 @@ def _tiles_kernel(
         "blocks = tl.cdiv(N, BN)",
         f"item = items + (tl.program_id(0) // blocks) * {2 + 2 * csrs}",
         "n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)",
-        f"acc = tl.zeros(({rows}, BN), tl.float32)",
+        f"acc = tl.zeros((BN, {rows}), tl.float32)",
     ]
     for loop in loops:
         lines += ["", *_loop(module, loop, prologue)]
@@ -191,7 +205,7 @@ def _loop(module: Module, loop: FormatLoop, prologue: tuple[str, ...]) -> list[s
         *_entry_lines(loop, "t"),
         *_decode_call(module, loop, "t"),
         f"block = load_x({', '.join(['x', 'column', 'n', 'N', 'K', *prologue, 'DOT'])})",
-        "acc = tl.dot(w.to(DOT), block, acc, input_precision=PRECISION)",
+        "acc = add_product(w.to(DOT), block, acc, DOT, PRECISION)",
     ]
     return [*lines, f"for t in range(tl.load(item + {at + 1})):", *(f"    {line}" for line in body)]
 
@@ -250,8 +264,8 @@ def _constant(value: Any) -> str:
 def _store_parts(rows: int) -> list[str]:
     return [
         "slot = tl.load(item + 1).to(tl.int64)",
-        f"part = parts + (slot * N + n)[None, :] * {rows} + tl.arange(0, {rows})[:, None]",
-        "tl.store(part, acc, mask=(n < N)[None, :])",
+        f"part = parts + (slot * N + n)[:, None] * {rows} + tl.arange(0, {rows})[None, :]",
+        "tl.store(part, acc, mask=(n < N)[:, None])",
     ]
 
 
@@ -263,11 +277,11 @@ def reduce_kernel(module: Module, epilogue: tuple[str, ...]) -> str:
         "blocks = tl.cdiv(N, BN)",
         "row = tl.program_id(0) // blocks",
         "n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)",
-        f"acc = tl.zeros(({rows}, BN), tl.float32)",
+        f"acc = tl.zeros((BN, {rows}), tl.float32)",
         "slot = tl.load(row_slots + row).to(tl.int64)",
-        f"parts += (slot * N + n)[None, :] * {rows} + tl.arange(0, {rows})[:, None]",
+        f"parts += (slot * N + n)[:, None] * {rows} + tl.arange(0, {rows})[None, :]",
         "for _ in range(tl.load(row_slots + row + 1) - tl.load(row_slots + row)):",
-        "    acc += tl.load(parts, mask=(n < N)[None, :], other=0.0)",
+        "    acc += tl.load(parts, mask=(n < N)[:, None], other=0.0)",
         f"    parts += N.to(tl.int64) * {rows}",
         "",
         *_epilogue(module, epilogue),
@@ -283,17 +297,17 @@ def _epilogue(module: Module, epilogue: tuple[str, ...]) -> list[str]:
     if "row_permutation" in epilogue:
         lines.append("m = tl.load(row_permutation + m, mask=there, other=0)")
     if "output_scale" in epilogue:
-        lines.append("acc *= tl.load(output_scale + m, mask=there, other=0.0).to(tl.float32)[:, None]")
+        lines.append("acc *= tl.load(output_scale + m, mask=there, other=0.0).to(tl.float32)[None, :]")
     if "low_rank_left" in epilogue:
         lines += _low_rank()
     if "bias" in epilogue:
-        lines.append("acc += tl.load(bias + m, mask=there, other=0.0).to(tl.float32)[:, None]")
+        lines.append("acc += tl.load(bias + m, mask=there, other=0.0).to(tl.float32)[None, :]")
     if module.tiles.beside.activation is not None:
         lines.append(f"acc = {ACTIVATIONS[module.tiles.beside.activation]}")
     return [
         *lines,
-        "y += n.to(tl.int64)[None, :] * M + m[:, None]",
-        "tl.store(y, acc.to(y.dtype.element_ty), mask=there[:, None] & (n < N)[None, :])",
+        "y += n.to(tl.int64)[:, None] * M + m[None, :]",
+        "tl.store(y, acc.to(y.dtype.element_ty), mask=(n < N)[:, None] & there[None, :])",
     ]
 
 
@@ -302,16 +316,16 @@ def _low_rank() -> list[str]:
         "for start in range(0, RANK, 16):",
         "    r = start + tl.arange(0, 16)",
         "    left = tl.load(",
-        "        low_rank_left + m.to(tl.int64)[:, None] * RANK + r[None, :],",
-        "        mask=there[:, None] & (r < RANK)[None, :],",
+        "        low_rank_left + m.to(tl.int64)[None, :] * RANK + r[:, None],",
+        "        mask=there[None, :] & (r < RANK)[:, None],",
         "        other=0.0,",
         "    )",
         "    product = tl.load(",
-        "        low_rank_product + n.to(tl.int64)[None, :] * RANK + r[:, None],",
-        "        mask=(n < N)[None, :] & (r < RANK)[:, None],",
+        "        low_rank_product + n.to(tl.int64)[:, None] * RANK + r[None, :],",
+        "        mask=(n < N)[:, None] & (r < RANK)[None, :],",
         "        other=0.0,",
         "    )",
-        "    acc = tl.dot(left.to(tl.float32), product, acc, input_precision=PRECISION)",
+        "    acc = tl.dot(product, left.to(tl.float32), acc, input_precision=PRECISION)",
     ]
 
 

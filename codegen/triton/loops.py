@@ -23,9 +23,9 @@ from stoicc.ir.types import Module
 Pools = Mapping[str, Tensor]
 
 KERNEL_NAMES = frozenset(
-    "tl triton load_x tiles_kernel reduce_kernel x y parts items row_slots panel rows M K N RANK BN DOT PRECISION "
-    "row_permutation column_permutation input_scale output_scale low_rank_left low_rank_product bias blocks item n acc "
-    "first column w block slot part row m there start r left product t top k".split()
+    "tl triton load_x add_product tiles_kernel reduce_kernel x y parts items row_slots panel rows M K N RANK BN DOT "
+    "PRECISION row_permutation column_permutation input_scale output_scale low_rank_left low_rank_product bias blocks "
+    "item n acc first column w block slot part row m there start r left product t top k".split()
 )
 """What emitted kernels call their own functions, arguments and locals."""
 

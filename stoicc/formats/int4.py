@@ -9,8 +9,9 @@ from torch import Tensor
 
 from stoicc.formats import _affine_c, _lane_order
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
-from stoicc.formats._device import load_groups, load_words, nibbles, scale_codes, shift_codes
+from stoicc.formats._device import load_groups, load_words, nibbles, scale_codes, shift_codes, spread_groups
 from stoicc.formats._fragments import affine_fragment
+from stoicc.formats._halves import add_halves, both_halves, minus_power, nibble_halves, packs_halves, scale_halves
 from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 
@@ -18,8 +19,13 @@ from stoicc.ir.registry import register_format
 @triton.jit
 def decode_int4(codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr):
     """`(code - 8) * scale`, 8 codes a word."""
-    values = nibbles(load_words(codes, BM, BK // 8), 8)
-    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+    words, factors = load_words(codes, BM, BK // 8), load_groups(scales, BM, GROUPS)
+    if packs_halves(DTYPE):
+        values = add_halves(nibble_halves(words, DTYPE), minus_power(DTYPE) + 0x00080008, DTYPE)
+        tile = scale_halves(values, factors, GROUPS, DTYPE)
+    else:
+        tile = scale_codes(nibbles(words, 8), factors, GROUPS, DTYPE)
+    return tile
 
 
 @triton.jit
@@ -27,9 +33,14 @@ def decode_int4_zeros(
     codes, scales, zeros, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
 ):
     """`(code - zero) * scale`, 8 codes a word."""
-    values = nibbles(load_words(codes, BM, BK // 8), 0)
-    values = shift_codes(values, load_groups(zeros, BM, GROUPS), GROUPS)
-    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+    words, factors = load_words(codes, BM, BK // 8), load_groups(scales, BM, GROUPS)
+    points = load_groups(zeros, BM, GROUPS)
+    if packs_halves(DTYPE):
+        minus = spread_groups(both_halves(points) + minus_power(DTYPE), BK // 2, GROUPS)
+        tile = scale_halves(add_halves(nibble_halves(words, DTYPE), minus, DTYPE), factors, GROUPS, DTYPE)
+    else:
+        tile = scale_codes(shift_codes(nibbles(words, 0), points, GROUPS), factors, GROUPS, DTYPE)
+    return tile
 
 
 @dataclass(frozen=True)

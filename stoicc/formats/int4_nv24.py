@@ -10,8 +10,18 @@ from torch import Tensor
 
 from stoicc.formats import _affine_c, _lane_order, _nm
 from stoicc.formats._affine import Affine, pack_nibbles, unpack_nibbles
-from stoicc.formats._device import load_groups, quads, scale_codes, shift_codes, spread_codes, spread_groups
+from stoicc.formats._device import load_groups, load_words, quads, scale_codes, shift_codes, spread_codes, spread_groups
 from stoicc.formats._fragments import affine_fragment
+from stoicc.formats._halves import (
+    add_halves,
+    both_halves,
+    minus_power,
+    nibble_halves,
+    packs_halves,
+    power,
+    scale_halves,
+    spread_pairs,
+)
 from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileCodes, TileMac, TritonDecode, nonzero_codes
 from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
@@ -22,8 +32,15 @@ def decode_int4_nv24(
     codes, positions, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
 ):
     """`(code - 8) * scale` of the two kept weights of each four, at their columns; 8 is dropped."""
-    values = quads(spread_codes(codes, positions, 8, BM, BK), 8)
-    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+    factors = load_groups(scales, BM, GROUPS)
+    if packs_halves(DTYPE) and BK >= 32:
+        pairs = nibble_halves(load_words(codes, BM, BK // 16), DTYPE)
+        pairs = spread_pairs(pairs, power(DTYPE) + 0x00080008, positions, BM, BK)
+        values = add_halves(pairs, minus_power(DTYPE) + 0x00080008, DTYPE)
+        tile = scale_halves(values, factors, GROUPS, DTYPE)
+    else:
+        tile = scale_codes(quads(spread_codes(codes, positions, 8, BM, BK), 8), factors, GROUPS, DTYPE)
+    return tile
 
 
 @triton.jit
@@ -31,9 +48,17 @@ def decode_int4_nv24_zeros(
     codes, positions, scales, zeros, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
 ):
     """`(code - zero) * scale` of the two kept weights of each four, at their columns."""
-    points = load_groups(zeros, BM, GROUPS)
-    values = quads(spread_codes(codes, positions, spread_groups(points, BK // 4, GROUPS), BM, BK), 0)
-    return scale_codes(shift_codes(values, points, GROUPS), load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+    factors, points = load_groups(scales, BM, GROUPS), load_groups(zeros, BM, GROUPS)
+    fill = spread_groups(points, BK // 4, GROUPS)
+    if packs_halves(DTYPE) and BK >= 32:
+        pairs = nibble_halves(load_words(codes, BM, BK // 16), DTYPE)
+        pairs = spread_pairs(pairs, fill + power(DTYPE), positions, BM, BK)
+        minus = spread_groups(both_halves(points) + minus_power(DTYPE), BK // 2, GROUPS)
+        tile = scale_halves(add_halves(pairs, minus, DTYPE), factors, GROUPS, DTYPE)
+    else:
+        values = quads(spread_codes(codes, positions, fill, BM, BK), 0)
+        tile = scale_codes(shift_codes(values, points, GROUPS), factors, GROUPS, DTYPE)
+    return tile
 
 
 @dataclass(frozen=True)

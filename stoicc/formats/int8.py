@@ -9,8 +9,9 @@ from torch import Tensor
 
 from stoicc.formats import _affine_c, _lane_order
 from stoicc.formats._affine import Affine
-from stoicc.formats._device import load_groups, load_words, octets, scale_codes, shift_codes
+from stoicc.formats._device import load_groups, load_words, octets, scale_codes, shift_codes, spread_groups
 from stoicc.formats._fragments import affine_fragment
+from stoicc.formats._halves import add_halves, both_halves, octet_halves, packs_halves, scale_halves
 from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileCodes, TileMac, TritonDecode
 from stoicc.ir.registry import register_format
 
@@ -18,8 +19,12 @@ from stoicc.ir.registry import register_format
 @triton.jit
 def decode_int8(codes, scales, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr):
     """`(code - 128) * scale`, 4 codes a word."""
-    values = octets(load_words(codes, BM, BK // 4), 128)
-    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+    words, factors = load_words(codes, BM, BK // 4), load_groups(scales, BM, GROUPS)
+    if packs_halves(DTYPE):
+        tile = scale_halves(octet_halves(words, DTYPE), factors, GROUPS, DTYPE)
+    else:
+        tile = scale_codes(octets(words, 128), factors, GROUPS, DTYPE)
+    return tile
 
 
 @triton.jit
@@ -27,9 +32,15 @@ def decode_int8_zeros(
     codes, scales, zeros, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr
 ):
     """`(code - zero) * scale`, 4 codes a word."""
-    values = octets(load_words(codes, BM, BK // 4), 0)
-    values = shift_codes(values, load_groups(zeros, BM, GROUPS), GROUPS)
-    return scale_codes(values, load_groups(scales, BM, GROUPS), GROUPS, DTYPE)
+    words, factors = load_words(codes, BM, BK // 4), load_groups(scales, BM, GROUPS)
+    points = load_groups(zeros, BM, GROUPS)
+    if packs_halves(DTYPE):
+        minus = both_halves((128.0 - points.to(tl.float32)).to(DTYPE).to(tl.uint16, bitcast=True))
+        minus = spread_groups(minus, BK // 2, GROUPS)
+        tile = scale_halves(add_halves(octet_halves(words, DTYPE), minus, DTYPE), factors, GROUPS, DTYPE)
+    else:
+        tile = scale_codes(shift_codes(octets(words, 0), points, GROUPS), factors, GROUPS, DTYPE)
+    return tile
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
 from stoicc.formats import _lane_order, _nm
-from stoicc.formats._device import spread_values
+from stoicc.formats._device import load_words, spread_values
+from stoicc.formats._halves import packs_halves, spread_pairs, two_columns
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import (
@@ -37,8 +38,13 @@ from stoicc.ir.registry import register_format
 @triton.jit
 def decode_nv24(values, positions, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
     """Two kept values of each four at their columns, zeros between them."""
-    kept = tl.load(values + tl.arange(0, BM)[:, None] * (BK // 2) + tl.arange(0, BK // 2)[None, :])
-    return spread_values(kept, positions, BM, BK)
+    if packs_halves(DTYPE) and BK >= 32:
+        pairs = load_words(values, BM, BK // 4)
+        tile = two_columns(spread_pairs(pairs, 0, positions, BM, BK), DTYPE)
+    else:
+        kept = tl.load(values + tl.arange(0, BM)[:, None] * (BK // 2) + tl.arange(0, BK // 2)[None, :])
+        tile = spread_values(kept, positions, BM, BK)
+    return tile
 
 
 _MAC = """\

@@ -39,6 +39,14 @@ def test_budgets_of_a_64x64_tile(formats: tuple[str, ...]) -> None:
         assert {bits: n for bits, n in row.loads.items() if bits != 128} == {32: 1}, "only a descriptor is narrow"
 
 
+@pytest.mark.parametrize("text", FORMATS)
+def test_the_portable_dialect_is_within_twice_the_budgets(text: str) -> None:
+    (row,) = rows_of("portable", "sm_90", "bf16", 16, (text,))
+    assert row.tile == (128, 128)
+    assert row.instructions <= 2 * BUDGET[text] * ROOM, row
+    assert row.spills_in_loop == 0
+
+
 def test_sparse_operands_go_to_sparse_tensor_cores() -> None:
     for text, opcode, other in (("nv24", "HMMA.SP", "HMMA"), ("dense", "HMMA", "HMMA.SP")):
         (row,) = rows_of("gluon", "sm_80", "f16", 16, (text,))
@@ -49,9 +57,9 @@ def test_sparse_operands_go_to_sparse_tensor_cores() -> None:
 def test_the_table() -> None:
     (row,) = rows_of("portable", "sm_90", "bf16", 16, ("nv24",))
     printed = sass.line(row)
-    assert printed.startswith("nv24                       portable  64x64")
+    assert printed.startswith("nv24                       portable 128x128")
     assert f" {row.instructions:.0f} " in printed
-    assert " LDGSTS 5 " in printed
+    assert " LDGSTS 15 " in printed
     assert row.payload == 64 * 64 * 9 / 8
 
 

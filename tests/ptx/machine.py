@@ -18,7 +18,7 @@ from tests.ptx import tensor_core
 from tests.ptx.arithmetic import COMPARISONS, convert, convert_pair, function_of, logic3
 from tests.ptx.memory import Addresses, GlobalMemory, SharedMemory
 from tests.ptx.program import EmulationError, Instruction, Operand, Program
-from tests.ptx.registers import Array, Registers, immediate, loaded_type, reader, stored
+from tests.ptx.registers import KINDS, Array, Registers, immediate, loaded_type, reader, stored
 
 MOST_STEPS = 2_000_000
 """Instructions that a program may run: a loop that never ends is an error."""
@@ -260,8 +260,8 @@ def _load(instruction: Instruction) -> Step:
     if space == "param":
         name = re.fullmatch(r"\[(\w+)\]", str(instruction.operands[1]))
         assert name is not None
-        word = np.dtype(f"u{int(kind[1:]) // 8}")
-        return lambda state: state.put(targets[0], np.array([state.parameters[name[1]]]).astype(word))
+        given, held = KINDS[kind], loaded_type(targets[0], int(kind[1:]))  # a wider register takes the sign along
+        return lambda state: state.put(targets[0], np.array([state.parameters[name[1]]]).astype(given).astype(held))
     address, size = _address(instruction.operands[1]), int(kind[1:]) // 8
     dtype = np.dtype(f"u{size}")
 

@@ -65,8 +65,9 @@ class Registers:
 
 
 def loaded_type(name: str, bits: int) -> Any:
-    """What a load of this many bits leaves in a register: `%rd` has 64 bits, and what is loaded is the lower ones."""
-    return UNSIGNED[64 if re.match(r"%rd\d", name) else bits]
+    """What a load of this many bits leaves in a register, wide as its name says; what is loaded is the lower ones."""
+    wide = {"%rs": 16, "%r": 32, "%rd": 64}.get(re.sub(r"\d+$", "", name), bits)
+    return UNSIGNED[max(bits, wide)]
 
 
 def stored(operand: Operand, bits: int) -> Reader:

@@ -40,11 +40,11 @@ def test_class_compiles_without_spills_in_loops(kernel: KernelClass, target: str
 
 LIMITS = {
     "dense": 480,
-    "nv24": 1200,
+    "nv24": 720,
     "bitmap": 2100,
-    "int8": 1200,
-    "int4": 1200,
-    "int4_nv24": 1600,
+    "int8": 900,
+    "int4": 750,
+    "int4_nv24": 980,
     "int2": 1300,
     "int3": 1700,
     "fp8": 1800,
@@ -64,9 +64,9 @@ def test_decode_stays_cheap(formats: str, target: str) -> None:
     (machine,) = compiled(kernel, target)
     assert len(machine.loops) == 1
     assert machine.warp_instructions[0] <= LIMITS[formats]
-    assert machine.spills == 0
-    widest = 64 if formats == "int4_nv24" else 128
-    assert machine.loads.get(widest, 0) >= 2, f"expected planes loaded {widest} bits at a time, found {machine.loads}"
+    assert machine.spills_in_loops == 0
+    widest, least = (64, 1) if formats == "int4_nv24" else (128, 2)  # 2 KB of codes for 128 threads
+    assert machine.loads.get(widest, 0) >= least, f"expected planes loaded by {widest} bits, found {machine.loads}"
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])

@@ -52,12 +52,14 @@ class Buffers:
     descriptors: int32, one per tile in that order (`SIZE_BITS`), LOOK_AHEAD zeros at the end.
     items: int32 `[items, 5 + loops]`: tile row, slot, first descriptor, end, first chunk, tiles of each loop.
     row_slots: int32 `[tile rows + 1]`, where the slots of each tile row begin.
+    places: of each loop, the first chunk of each of its tiles, in payload order.
     """
 
     blobs: Tensor
     descriptors: Tensor
     items: Tensor
     row_slots: Tensor
+    places: tuple[np.ndarray, ...]
 
 
 def make_buffers(module: Module, schedule: Schedule, loops: tuple[GluonLoop, ...], pools: Pools) -> Buffers:
@@ -74,17 +76,23 @@ def make_buffers(module: Module, schedule: Schedule, loops: tuple[GluonLoop, ...
     places = first[:-1, None] + np.cumsum(counts, 1) - counts
     starts = chunk[:-1, None] + np.cumsum(counts * sizes, 1) - counts * sizes
     descriptors = np.zeros(int(first[-1]) + LOOK_AHEAD, dtype=np.int64)
+    found: list[np.ndarray] = []
     blobs = torch.empty(int(chunk[-1]) * CHUNK, dtype=torch.int32, device=device)
     for at, loop in enumerate(loops):
         within = _ramp(counts[:, at])
         columns = np.asarray(schedule.csrs[loop.index].col_idx, dtype=np.int64)[order[at]]
         descriptors[np.repeat(places[:, at], counts[:, at]) + within] = columns << SIZE_BITS | loop.blob.chunks
         into = np.repeat(starts[:, at], counts[:, at]) + within * loop.blob.chunks
-        _pack_tiles(module, loop, pools, order[at], into, blobs)
+        place = np.empty_like(into)
+        place[order[at]] = into
+        _pack_tiles(module, loop, pools, place, blobs)
+        found.append(place)
     slots, row_slots = _slots(schedule)
     rows = np.array([item.row for item in schedule.items], dtype=np.int64)
     items = np.column_stack([rows, slots, first[:-1], first[1:], chunk[:-1], counts])
-    return Buffers(blobs, _indices(descriptors, device), _indices(items, device), _indices(row_slots, device))
+    return Buffers(
+        blobs, _indices(descriptors, device), _indices(items, device), _indices(row_slots, device), tuple(found)
+    )
 
 
 def _tiles_in_order(schedule: Schedule, loop: GluonLoop) -> np.ndarray:
@@ -99,15 +107,11 @@ def _ramp(counts: np.ndarray) -> np.ndarray:
     return np.arange(int(ends[-1]) if ends.size else 0) - np.repeat(ends - counts, counts)
 
 
-def _pack_tiles(
-    module: Module, loop: GluonLoop, pools: Pools, order: np.ndarray, into: np.ndarray, blobs: Tensor
-) -> None:
-    """Tiles of one csr into their places; `into[i]` is the first chunk of tile `order[i]`."""
-    place = np.empty_like(into)
-    place[order] = into
+def _pack_tiles(module: Module, loop: GluonLoop, pools: Pools, place: np.ndarray, blobs: Tensor) -> None:
+    """Tiles of one csr into their places; `place[t]` is the first chunk of tile t."""
     chunks = blobs.view(-1, CHUNK)
-    for begin in range(0, order.size, PACK_TILES):
-        end = min(begin + PACK_TILES, order.size)
+    for begin in range(0, place.size, PACK_TILES):
+        end = min(begin + PACK_TILES, place.size)
         planes = tile_planes(module.tiles, loop.segment, pools, begin, end)
         packed = pack(loop.fragment.operands(planes, module.tiles.tile), loop.blob)
         rows = place[begin:end, None] + np.arange(loop.blob.chunks)

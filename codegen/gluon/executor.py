@@ -1,5 +1,7 @@
 """The executor of the Gluon dialect: launches on the GPU where the blobs are."""
 
+import weakref
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +13,7 @@ from stoicc.codegen.gluon.blobs import make_buffers
 from stoicc.codegen.gluon.emit import EmittedGluon, emit
 from stoicc.codegen.gluon.inputs import Inputs
 from stoicc.codegen.gluon.launch import GluonConfig, loops_of
+from stoicc.codegen.gluon.packed import PackedBlobs
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.launch import (
     TRITON_DOTS,
@@ -32,18 +35,23 @@ class GluonTiles(Executor):
 
     One launch, and one more where parts of split-K or a low-rank product are added. R x is one `torch.mm` before, and
     what scales or permutes x one operation each.
-    Blobs are a copy of the payload in register order, beside the canonical pools that the portable executor reads.
+    Blobs are the payload in register order; the canonical pools need not stay beside them. The portable executor reads
+    those: it is built when such an x comes, from the pools or, where they are gone, from unpacked copies.
 
     Args:
         capability: of the device, as `major * 10 + minor`.
-        portable: what runs other inputs.
+        portable: builds what runs other inputs.
     """
 
-    def __init__(self, module: Module, pools: Pools, capability: int, portable: Executor) -> None:
+    def __init__(self, module: Module, pools: Pools, capability: int, portable: Callable[[Pools], Executor]) -> None:
         schedule = scheduled(module)
-        self._module, self._capability, self._portable = module, capability, portable
+        self._module, self._capability, self._make_portable = module, capability, portable
+        self._portable: Executor | None = None
+        self._copies = 0
         self._loops = loops_of(module)
         self._buffers = make_buffers(module, schedule, self._loops, pools)
+        self._packed = PackedBlobs(module, self._loops, self._buffers, pools)
+        self._pools = {name: weakref.ref(pools[name]) for name in self._packed.names}
         self._beside = beside_tensors(module, pools)
         self._inputs = Inputs.of(self._beside)
         self._rights = right_factors(self._beside, module.tiles.dtype)
@@ -59,21 +67,27 @@ class GluonTiles(Executor):
         held = self._buffers
         own: list[Tensor | None] = [held.blobs, held.descriptors, held.items, held.row_slots, self._inputs.scale]
         own += [*self._beside.values(), *self._rights.values()]
-        return kept_bytes(own, self._owned) + self._portable.resident_bytes
+        portable = self._copies + (self._portable.resident_bytes if self._portable else 0)
+        return kept_bytes(own, self._owned) + portable
+
+    @property
+    def packed(self) -> PackedBlobs:
+        return self._packed
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
-        portable = self._portable.workspace_bytes(batch, x_dtype)
         if x_dtype != self._dtype:
-            return portable
+            return self._other().workspace_bytes(batch, x_dtype)
         emitted, _ = self._kernels(batch)
         parts = self._slot_bytes * rows_of_a_piece(batch, self._slot_bytes) if emitted.split else 0
         prepared = self._inputs.bytes(batch, self._module.tiles.shape[1])
-        return max(portable, low_rank_bytes(batch, self._rank) + prepared + parts)
+        return low_rank_bytes(batch, self._rank) + prepared + parts
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
-        if x.dtype != self._dtype or x.data_ptr() % 16:  # a view into a row; copies take 16 bytes at a time
-            self._portable.run(x, out, workspace)
+        if x.dtype != self._dtype:
+            self._other().run(x, out, workspace)
             return
+        if x.data_ptr() % 16:  # a view into a row; copies to shared memory take 16 bytes at a time
+            x = x.clone()
         batch = x.shape[0]
         held = low_rank_bytes(batch, self._rank)
         product = workspace[: batch * self._rank * 4].view(torch.float32).view(batch, -1) if self._rank else None
@@ -109,6 +123,16 @@ class GluonTiles(Executor):
             parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.block_n,
             DOT=TRITON_DOTS[torch.float32], PRECISION=dot_precision(torch.float32), **config.options(),
         )  # fmt: skip
+
+    def _other(self) -> Executor:
+        """What runs other inputs."""
+        if self._portable is None:
+            held = {name: pool() for name, pool in self._pools.items()}
+            there = {name: pool for name, pool in held.items() if pool is not None}
+            copies = {} if len(there) == len(held) else self._packed.whole()
+            self._portable = self._make_portable({**self._packed.others, **copies, **there})
+            self._copies = sum(pool.nbytes for name, pool in copies.items() if name not in there)
+        return self._portable
 
     @property
     def _rank(self) -> int:

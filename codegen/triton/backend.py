@@ -61,12 +61,12 @@ class TritonBackend(Backend):
         repair()
         if kind == "dense-once":
             return DenseOnce(module, pools, on_missing)
-        portable, device = Tiles(module, pools, on_missing), device_of(pools)
+        device = device_of(pools)
         if _why_portable(module, device) is not None:
-            return portable
+            return Tiles(module, pools, on_missing)
         from stoicc.codegen.gluon.executor import GluonTiles
 
-        return GluonTiles(module, pools, capability_of(device), portable)
+        return GluonTiles(module, pools, capability_of(device), lambda found: Tiles(module, found, on_missing))
 
     def dialect(self, module: Module, device: torch.device) -> str:
         if device.type != "cuda":  # not moved to the GPU yet, where alone it runs

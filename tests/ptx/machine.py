@@ -23,7 +23,7 @@ from tests.ptx.registers import KINDS, Array, Registers, immediate, loaded_type,
 MOST_STEPS = 2_000_000
 """Instructions that a program may run: a loop that never ends is an error."""
 
-TOGETHER = ("bar", "mma", "ldmatrix", "stmatrix", "cp")
+TOGETHER = ("bar", "mma", "ldmatrix", "stmatrix", "cp", "shfl")
 """Instructions that all threads of a program run in step, here."""
 
 
@@ -231,6 +231,21 @@ def _barrier(instruction: Instruction) -> Step:
     return _nothing(instruction) if instruction.opcode[1] == "warp" else lambda state: state.shared.barrier()
 
 
+def _shuffle(instruction: Instruction) -> Step:
+    """`shfl.sync.idx` among all 32 lanes of a warp."""
+    target, value, lane, *_ = instruction.operands
+    if instruction.opcode[2] != "idx" or instruction.operands[3:] != ("31", "-1"):
+        raise EmulationError(f"instruction {instruction.text!r}: not emulated")
+    read, place = reader(value, "b32"), reader(lane, "u32")
+
+    def shuffle(state: State) -> None:
+        threads = np.arange(state.registers.threads)
+        given = np.broadcast_to(read(state.registers), threads.shape)
+        state.put(target, given[threads // 32 * 32 + (place(state.registers) & np.uint32(31))])
+
+    return shuffle
+
+
 # ---- memory ---------------------------------------------------------------------------------
 
 
@@ -387,5 +402,5 @@ def _matrices(instruction: Instruction) -> Step:
 _MAKERS: dict[str, Callable[[Instruction], Step]] = {
     "mov": _move, "setp": _compare, "selp": _select, "lop3": _logic, "cvt": _convert, "bar": _barrier,
     "ld": _load, "st": _store, "cp": _copy, "mma": _mma, "ldmatrix": _matrices, "stmatrix": _matrices,
-    "bra": _nothing, "ret": _nothing,
+    "shfl": _shuffle, "bra": _nothing, "ret": _nothing,
 }  # fmt: skip

@@ -46,6 +46,8 @@ LANES = np.arange(THREADS, dtype=np.int64)
         ("bfe.u32 %r2, %r1, 2, 3;", LANES >> 2 & 7),
         ("shl.b32 %r3, %r1, 26; bfe.s32 %r2, %r3, 26, 6;", np.where(LANES < 32, LANES, LANES - 64)),
         ("mad.lo.s32 %r2, %r1, %r1, 5;", LANES * LANES + 5),
+        ("xor.b32 %r3, %r1, 5; shfl.sync.idx.b32 %r2, %r1, %r3, 31, -1;", LANES ^ 5),
+        ("shfl.sync.idx.b32 %r2, %r1, 2, 31, -1;", LANES // 32 * 32 + 2),
         ("setp.lt.s32 %p1, %r1, 7; selp.b32 %r2, 1, 0, %p1;", LANES < 7),
         ("setp.gt.u32 %p1, %r1, 7; mov.b32 %r2, 3; @!%p1 mov.b32 %r2, 4;", np.where(LANES > 7, 3, 4)),
         ("{ .reg .b32 u; xor.b32 u, %r1, 5; mov.b32 %r2, u; }", LANES ^ 5),

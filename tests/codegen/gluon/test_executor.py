@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stoicc.codegen.executor import Executor
+from stoicc.codegen.executor import Executor, Pools
 from stoicc.codegen.gluon.executor import GluonTiles
 from stoicc.codegen.triton import backend
 from stoicc.codegen.triton.backend import TritonBackend
+from stoicc.ir.format import PlaneKind
+from stoicc.ir.planes import pool_name
 from stoicc.ir.types import Module
 from stoicc.stats import kernel_stats
 from tests.codegen.gluon.test_emulated import TOLERANCE, error_of
@@ -35,7 +37,7 @@ class Portable(Executor):
 
 def launch(case: Case, x: Tensor, capability: int) -> tuple[Tensor, list[str]]:
     """y into poisoned memory, and the kernels that were launched."""
-    executor = GluonTiles(case.module, case.pools, capability, Portable())
+    executor = GluonTiles(case.module, case.pools, capability, lambda pools: Portable())
     out = torch.full((x.shape[0], case.module.tiles.shape[0]), torch.nan, dtype=x.dtype)
     workspace = torch.full((executor.workspace_bytes(x.shape[0], x.dtype),), 255, dtype=torch.uint8)
     with emulated(capability) as driver:
@@ -89,19 +91,60 @@ def test_a_batch_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_inputs_go_to_the_portable_dialect() -> None:
     case, portable = make_case(KERNEL, SHAPE), Portable()
-    executor = GluonTiles(case.module, case.pools, 90, portable)
+    given: list[Pools] = []
+
+    def make(pools: Pools) -> Executor:
+        given.append(pools)
+        return portable
+
+    executor = GluonTiles(case.module, case.pools, 90, make)
+    assert not given, "nothing is built before it is asked for"
     out, workspace = torch.empty(3, SHAPE[0]), torch.empty(64, dtype=torch.uint8)
     executor.run(torch.zeros(3, SHAPE[1]), out, workspace)
-    executor.run(torch.zeros(3 * SHAPE[1] + 1).bfloat16()[1:].view(3, -1), out.bfloat16(), workspace)
-    assert [x.dtype for x in portable.seen] == [torch.float32, torch.bfloat16]
+    assert [x.dtype for x in portable.seen] == [torch.float32]
+    assert given[0].keys() == case.pools.keys()
+    assert all(given[0][name] is pool for name, pool in case.pools.items()), "no copy of what is there"
+
+
+def test_an_x_that_is_not_aligned() -> None:
+    case = make_case(replace(KERNEL, formats="nv24"), (64, 64))
+    x = torch.randn(3 * 64 + 1).bfloat16()[1:].view(3, -1)
+    y, launched = launch(case, x, 90)
+    assert launched == ["tiles_kernel"]
+    assert error_of(y, case, x) < TOLERANCE["bf16"]
 
 
 def test_what_it_keeps_is_counted() -> None:
-    """Blobs are a second copy of the payload, and tables are small beside it."""
+    """Blobs are as large as the payload, tables small beside it; unpacked copies count as well."""
     case = make_case(replace(KERNEL, beside="plain"), (512, 512), empty=0.0)
     payload = sum(pool.nbytes for pool in case.pools.values())
-    kept = GluonTiles(case.module, case.pools, 90, Portable()).resident_bytes
+    executor = GluonTiles(case.module, case.pools, 90, lambda pools: Portable())
+    kept = executor.resident_bytes
     assert payload <= kept < 1.1 * payload
+    case.pools.clear()
+    executor.workspace_bytes(3, torch.float32)
+    assert executor.resident_bytes == kept + payload
+
+
+@pytest.mark.parametrize("formats", ["mosaic_64", "rows", "wide_zeros"])
+def test_planes_come_back_from_blobs(formats: str) -> None:
+    case = make_case(replace(KERNEL, formats=formats, split=True), (200, 520))
+    packed = GluonTiles(case.module, case.pools, 90, lambda pools: Portable()).packed
+    whole = packed.whole()
+    shared = {name for name in case.pools if name.endswith(("scales", "zeros"))} if formats == "rows" else set()
+    assert packed.names == whole.keys() == case.pools.keys() - shared - {"bias"}
+    for name, plane in whole.items():
+        assert plane.dtype == case.pools[name].dtype
+        assert torch.equal(plane.view(torch.uint8), case.pools[name].view(torch.uint8)), name
+    program = case.module.tiles
+    for index, segment in enumerate(program.segments):
+        planes = segment.resolve().planes(program.tile, program.dtype)
+        ranges = {plane.name: (1, 2) if plane.kind is PlaneKind.TILE else (0, 1) for plane in planes}
+        found = packed.entries(index, ranges)
+        assert (found is None) == (not planes)
+        for name, (first, last) in ranges.items():
+            assert found is not None
+            assert torch.equal(found[name], case.pools[pool_name(index, name)][first:last])
 
 
 # ---- the choice of a dialect ----------------------------------------------------------------

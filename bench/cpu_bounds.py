@@ -52,7 +52,7 @@ class Host:
 
     def __init__(self) -> None:
         self._words = torch.ones(READ_BYTES // 8, dtype=torch.int64)
-        self._large = on_huge_pages(self._words)
+        self._large = on_huge_pages({"weight": self._words})["weight"]
         self._start = torch.rand(14 * 16) / 2
         n, m, k = PRODUCT
         self._operands = torch.randn(n, k).bfloat16(), torch.randn(m, k).bfloat16()

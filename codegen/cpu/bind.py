@@ -1,9 +1,10 @@
 """From pools to the arrays that a CPU kernel reads: packed planes, work items, vectors in lane order."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,8 +23,6 @@ Pools = Mapping[str, Tensor]
 CACHE_BYTES = 4 << 20
 """Above this a weight is read from memory on each call, and its kernel asks for tiles ahead."""
 
-Array = Tensor | NDArray[np.int32] | NDArray[np.int64]
-
 
 class Binding:
     """The `struct weight` of one weight, and all that its pointers point to.
@@ -40,7 +39,6 @@ class Binding:
     def __init__(self, kernel: KernelClass, module: Module, pools: Pools) -> None:
         program, schedule = module.tiles, module.schedule
         assert schedule is not None
-        self._arrays: dict[str, Array] = {}
         self.even = _even(kernel, schedule)
         numbers = {
             "rows": program.shape[0],
@@ -50,49 +48,38 @@ class Binding:
             "even": int(self.even),
         }
         items, splits = _items(kernel, schedule)
-        self._arrays |= {"items": items, "splits": splits, "bin_ptr": np.asarray(_bins(schedule), dtype=np.int32)}
-        packed: dict[int, PackedSegment] = {}
-        for part in kernel.parts:
-            segment = schedule.csrs[part.csr].segment
-            planes = _placed(part.code.pack(_entries(part, program, segment, pools)), pools)
-            self._arrays |= _part_arrays(part, module, planes)
-            if can_unpack(part):
-                assert part.code.unpack is not None
-                packed[segment] = PackedSegment(planes, part.code.unpack)
+        arrays = {"items": items, "splits": splits, "bin_ptr": _int32(_bins(schedule))}
+        members: dict[int, dict[str, str]] = {}
+        for index, part in enumerate(kernel.parts):
+            planes = part.code.pack(_entries(part, program, schedule.csrs[part.csr].segment, pools))
+            members[index] = _members(part, program, planes)
+            arrays |= {member: planes.pop(name).contiguous() for name, member in members[index].items()}
+            arrays |= _indices(part, module)
+        arrays |= _beside_arrays(program, pools)
+        known = {address_of_storage(pool) for pool in pools.values()}
+        own = {name: arrays.pop(name) for name in list(arrays) if address_of_storage(arrays[name]) not in known}
+        self.own_bytes = sum(array.nbytes for array in own.values())
+        self._arrays = arrays | on_huge_pages(own)  # what the pools share stays: elsewhere it would be there twice
+        packed = {
+            schedule.csrs[part.csr].segment: PackedSegment(
+                {name: self._arrays[member] for name, member in members[index].items()}, part.code.unpack
+            )
+            for index, part in enumerate(kernel.parts)
+            if part.code.unpack is not None and can_unpack(part)
+        }
         self.packed = UnpackedOnDemand(program.tile, packed, pools)
-        self._arrays |= _beside_arrays(program, pools)
         self.partials = int(splits[:, 2].sum())
         self.bins = numbers["bins"]
         self.bytes = sum(array.nbytes for array in self._arrays.values())
-        known = {address_of_storage(pool) for pool in pools.values()}
-        self.own_bytes = sum(
-            array.nbytes
-            for array in self._arrays.values()
-            if not isinstance(array, Tensor) or address_of_storage(array) not in known
-        )
         numbers["streamed"] = int(self.bytes > CACHE_BYTES)
         numbers |= {
             "split_rows": len(splits),
             "partials": self.partials,
             "term_rows": program.grid[0] * program.tile[0],
         }
-        members = [name for _, name in fields(kernel)]
-        values = [numbers[name] if name in numbers else _address(self._arrays[name]) for name in members]
+        values = [numbers[name] if name in numbers else self._arrays[name].data_ptr() for _, name in fields(kernel)]
         self._struct = np.array(values, dtype=np.int64)
         self.address = int(self._struct.ctypes.data)
-
-
-def _placed(packed: Planes, pools: Pools) -> Planes:
-    """Packed planes as kernels read them: contiguous, and on large pages where that is no second copy."""
-    placed, known = {}, {address_of_storage(pool) for pool in pools.values()}
-    for name in list(packed):
-        plane = packed.pop(name).contiguous()  # one plane at a time is there twice
-        placed[name] = plane if address_of_storage(plane) in known else on_huge_pages(plane)
-    return placed
-
-
-def _address(array: Array) -> int:
-    return array.data_ptr() if isinstance(array, Tensor) else int(array.ctypes.data)
 
 
 def _even(kernel: KernelClass, schedule: Schedule) -> bool:
@@ -114,7 +101,7 @@ def _bins(schedule: Schedule) -> tuple[int, ...]:
     return schedule.bin_ptr or tuple(range(len(schedule.items) + 1))
 
 
-def _items(kernel: KernelClass, schedule: Schedule) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _items(kernel: KernelClass, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Rows of `struct item` and of `struct split`."""
     first: dict[int, int] = {}
     splits, used = [], 0
@@ -129,24 +116,33 @@ def _items(kernel: KernelClass, schedule: Schedule) -> tuple[NDArray[np.int32], 
         ranges = (bound for part in kernel.parts for bound in item.ranges[part.csr])
         rows.append((item.row, *partial, *ranges))
     width = 1 + kernel.split + 2 * len(kernel.parts)
-    return np.array(rows, dtype=np.int32).reshape(-1, width), np.array(splits, dtype=np.int32).reshape(-1, 3)
+    return _int32(rows).reshape(-1, width), _int32(splits).reshape(-1, 3)
 
 
-def _part_arrays(part: FormatPart, module: Module, packed: Planes) -> dict[str, Array]:
+def _members(part: FormatPart, program: TileProgram, packed: Planes) -> dict[str, str]:
+    """Members of `struct weight` for packed planes and the offsets of those that are ragged, by name."""
+    planes = part.format.planes(program.tile, program.dtype)
+    offsets = {f"{plane.name}_ptr" for plane in planes if plane.kind is PlaneKind.RAGGED}
+    return {
+        name: member(part.name, name[:-4], "ptr") if name in offsets else member(part.name, name) for name in packed
+    }
+
+
+def _indices(part: FormatPart, module: Module) -> dict[str, Tensor]:
+    """The tile column of each tile, and its entry in planes that tiles share."""
     program, schedule = module.tiles, module.schedule
     assert schedule is not None
     csr = schedule.csrs[part.csr]
-    arrays: dict[str, Array] = {f"{part.name}_tile_column": np.asarray(csr.col_idx, dtype=np.int32)}
-    planes = part.format.planes(program.tile, program.dtype)
-    offsets = {f"{plane.name}_ptr" for plane in planes if plane.kind is PlaneKind.RAGGED}
-    for name, values in packed.items():
-        plane_name, of = (name[:-4], "ptr") if name in offsets else (name, "")
-        arrays[member(part.name, plane_name, of)] = values
+    arrays = {f"{part.name}_tile_column": _int32(csr.col_idx)}
     rows, columns = tile_coordinates(program, csr.segment)
-    for plane in planes:
+    for plane in part.format.planes(program.tile, program.dtype):
         if plane.kind is PlaneKind.GROUP:
-            arrays[member(part.name, plane.name, "entry")] = plane_slots(plane, rows, columns).astype(np.int32)
+            arrays[member(part.name, plane.name, "entry")] = _int32(plane_slots(plane, rows, columns))
     return arrays
+
+
+def _int32(values: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer]) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.int32))
 
 
 def _entries(part: FormatPart, program: TileProgram, segment: int, pools: Pools) -> Planes:
@@ -163,10 +159,10 @@ def _entries(part: FormatPart, program: TileProgram, segment: int, pools: Pools)
     return planes
 
 
-def _beside_arrays(program: TileProgram, pools: Pools) -> dict[str, Array]:
+def _beside_arrays(program: TileProgram, pools: Pools) -> dict[str, Tensor]:
     """What stands beside the tiles, in the order of W: output vectors by lane, input vectors by column."""
     beside = program.beside
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Tensor] = {}
     output = None if beside.row_permutation is None else pools[beside.row_permutation.name].long()
     column = None if beside.column_permutation is None else pools[beside.column_permutation.name].long()
     if output is not None:

@@ -25,7 +25,7 @@ def huge_bytes(address: int) -> int:
 @pytest.mark.parametrize("elements", [2 * HUGE_PAGE, 2 * HUGE_PAGE + 24, 5 * HUGE_PAGE - 8])
 def test_a_plane_of_some_size_is_copied(dtype, elements):
     plane = torch.randint(0, 100, (2, elements // 2)).to(dtype)
-    copy = on_huge_pages(plane)
+    copy = on_huge_pages({"plane": plane})["plane"]
     assert torch.equal(copy, plane)
     assert copy.dtype == dtype
     assert copy.is_contiguous()
@@ -33,9 +33,33 @@ def test_a_plane_of_some_size_is_copied(dtype, elements):
     assert copy.data_ptr() % HUGE_PAGE == 0
 
 
-def test_a_small_plane_stays_where_it_is():
-    plane = torch.ones(2 * HUGE_PAGE - 1, dtype=torch.uint8)
-    assert on_huge_pages(plane) is plane
+def test_small_arrays_lie_beside_large_ones():
+    arrays = {
+        "scales": torch.randn(3, 5),
+        "codes": torch.randint(0, 100, (2 * HUGE_PAGE + 7,), dtype=torch.uint8),
+        "none": torch.empty(0, 16, dtype=torch.int32),
+        "columns": torch.arange(100, dtype=torch.int32),
+    }
+    copies = on_huge_pages(dict(arrays))
+    assert list(copies) == list(arrays)
+    assert all(torch.equal(copies[name], arrays[name]) for name in arrays)
+    assert all(copy.dtype == arrays[name].dtype for name, copy in copies.items())
+    assert len({copy.untyped_storage().data_ptr() for copy in copies.values()}) == 1
+    starts = [copy.data_ptr() for copy in copies.values() if copy.numel()]
+    assert starts == sorted(starts)
+    assert all(start % 64 == 0 for start in starts)
+    assert starts[-1] - starts[0] <= sum(array.nbytes + 63 for array in arrays.values())
+
+
+def test_small_arrays_alone_stay_where_they_are():
+    arrays = {"one": torch.ones(HUGE_PAGE, dtype=torch.uint8), "other": torch.ones(HUGE_PAGE - 64, dtype=torch.uint8)}
+    assert all(copy is arrays[name] for name, copy in on_huge_pages(dict(arrays)).items())
+
+
+def test_one_array_at_a_time_is_there_twice():
+    arrays = {"one": torch.ones(2 * HUGE_PAGE, dtype=torch.uint8), "other": torch.ones(5, dtype=torch.uint8)}
+    copies = on_huge_pages(arrays)
+    assert copies and not arrays
 
 
 def test_the_system_is_asked_for_whole_pages_only():
@@ -43,7 +67,7 @@ def test_the_system_is_asked_for_whole_pages_only():
     if not enabled.exists() or "[never]" in enabled.read_text():
         pytest.skip("the system gives no large pages")
     plane = torch.ones(9 * HUGE_PAGE + 4096, dtype=torch.uint8)
-    copy = on_huge_pages(plane)
+    copy = on_huge_pages({"plane": plane})["plane"]
     if "[madvise]" in enabled.read_text():
         assert huge_bytes(copy.data_ptr()) <= 9 * HUGE_PAGE
     assert huge_bytes(copy.data_ptr()) >= 4 * HUGE_PAGE  # memory may be in pieces
@@ -53,6 +77,6 @@ def test_a_system_without_them_changes_nothing(monkeypatch):
     plane = torch.ones(2 * HUGE_PAGE, dtype=torch.uint8)
     with monkeypatch.context() as patch:
         patch.setattr(pages, "_MADVISE", None)
-        assert on_huge_pages(plane) is plane
+        assert on_huge_pages({"plane": plane})["plane"] is plane
     monkeypatch.setattr(pages, "_MADVISE", 12345)  # EINVAL
-    assert on_huge_pages(plane) is plane
+    assert on_huge_pages({"plane": plane})["plane"] is plane

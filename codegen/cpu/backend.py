@@ -54,22 +54,24 @@ class TilesExecutor(Executor):
     def launch(self, x_dtype: torch.dtype, x: int, out: int, scratch: int, batch: int) -> None:
         """As `run`, with addresses of x `[batch, K]`, out `[batch, M]` and a workspace."""
         run = self._functions.get(x_dtype) or self._function(x_dtype)
-        y_dtype = output_dtype(self._module.tiles.dtype, x_dtype) if self._out_dtype is None else self._out_dtype
         scratch += -scratch % _ALIGNMENT
+        if batch <= self._piece and self._adapter is None:  # beside a weight from memory, each line of Python costs
+            run(self._binding.address, x, out, scratch, batch, self._threads(batch))
+            return
+        y_dtype = output_dtype(self._module.tiles.dtype, x_dtype) if self._out_dtype is None else self._out_dtype
         rows, columns = self._module.tiles.shape
         for first in range(0, batch, self._piece):
             count = min(self._piece, batch - first)
             entries = x + first * columns * x_dtype.itemsize
             if self._adapter is not None:
                 self._adapter.launch(x_dtype, entries, scratch, count)
-            run(
-                self._binding.address,
-                entries,
-                out + first * rows * y_dtype.itemsize,
-                scratch,
-                count,
-                min(torch.get_num_threads(), self._binding.bins, 1 + self._binding.bytes * count // _BYTES_PER_THREAD),
-            )
+            y = out + first * rows * y_dtype.itemsize
+            run(self._binding.address, entries, y, scratch, count, self._threads(count))
+
+    def _threads(self, batch: int) -> int:
+        """Threads that a batch is worth."""
+        binding = self._binding
+        return min(torch.get_num_threads(), binding.bins, 1 + binding.bytes * batch // _BYTES_PER_THREAD)
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         asked = batch, x_dtype, torch.get_num_threads()

@@ -99,6 +99,21 @@ def test_order_by_item_puts_rows_that_are_cut_where_their_parts_belong():
     assert scheduled(run("order{by=item}", Module(program))).row_order == (0, 1, 2)
 
 
+def test_order_by_item_keeps_rows_of_about_equal_size_in_place():
+    columns = 16
+    held = (8, 9, 7, 16, 0, 10, 8, 3)  # dense tiles of each row; 7.6 in the mean
+    tile_map = [0 if column < count else 1 for count in held for column in range(columns)]
+    module = Module(make_program((64 * len(held), 64 * columns), formats=["dense", "empty"], tile_map=tile_map))
+    assert scheduled(run("order{by=item}", module)).row_order == (3, 0, 1, 2, 5, 6, 7, 4)
+    assert scheduled(run("build-csr,order{by=item}", module)).row_order == (3, 0, 1, 2, 5, 6, 7, 4)
+    assert scheduled(run("order{by=cost}", module)).row_order == (3, 5, 1, 0, 6, 2, 7, 4)
+
+
+def test_order_by_item_of_a_weight_of_nothing():
+    module = Module(make_program((192, 64), formats=["empty"]))
+    assert scheduled(run("order{by=item}", module)).row_order == (0, 1, 2)
+
+
 def test_order_by_row_undoes_by_cost_and_none_keeps_it():
     assert scheduled(run("order{by=cost},order{by=row}")).row_order == (0, 1, 2, 3)
     assert scheduled(run("order{by=cost},order{by=none}")).row_order == scheduled(run("order{by=cost}")).row_order

@@ -21,8 +21,8 @@ class Order(Pass):
     by=item: rows with costlier work items first (rows, before there are items), in classes of size: a class
         takes in a factor of 2, and the mean row is in the middle of one. Rows of a class keep their natural
         order, so that a thread that takes neighbours reads their tiles as one stream: each row out of that
-        order costs about a microsecond on a CPU. Parts of a row that split-k cut come where they are small
-        enough to fill what whole rows leave.
+        order costs about a microsecond on a CPU. Rows that split-k cut come last in a class: their parts fill
+        what whole rows leave.
     by=row: natural order; neighbouring rows of y are written one after the other.
     by=none: leave the order as it is.
     """
@@ -43,7 +43,9 @@ class Order(Pass):
         if self.by == "cost":
             return with_schedule(module, schedule.order(np.argsort(-rows, kind="stable").tolist()))
         items = _costliest_items(module.tiles, schedule) if schedule.items else rows
-        return with_schedule(module, schedule.order(np.argsort(-_size_class(items), kind="stable").tolist()))
+        cut = np.zeros(len(rows), dtype=bool)
+        cut[[item.row for item in schedule.items if item.parts > 1]] = True
+        return with_schedule(module, schedule.order(np.lexsort((cut, -_size_class(items))).tolist()))
 
 
 def _size_class(loads: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ DOCUMENTS = (
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "accuracy.md",
     ROOT / "docs" / "operators.md",
+    ROOT / "docs" / "adapters.md",
 )
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 

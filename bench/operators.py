@@ -108,7 +108,8 @@ def measure(name: str, call: Callable[[], CompressedWeight], weight: Tensor, gra
                 found[stage] = found.get(stage, 0.0) + cumulative
     if "static grids" in found:  # found before the sweep, by the function that finds the others in it
         found["grids"] -= found["static grids"]
-    own = {stage: spent - sum(found.get(part, 0.0) for part in WITHIN.get(stage, ())) for stage, spent in found.items()}
+    inner = {stage: sum(found.get(part, 0.0) for part in WITHIN.get(stage, ())) for stage in found}
+    own = {stage: max(spent - inner[stage], 0.0) for stage, spent in found.items()}  # what calls take is in neither
     change = result.dense().float() - weight.float()
     error = ((change @ gram * change).sum() / (weight.float() @ gram * weight.float()).sum()).sqrt().item()
     return Row(name, seconds, own, error)

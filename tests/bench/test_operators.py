@@ -17,7 +17,7 @@ def test_every_operator_is_measured_and_pruning_orders_as_published():
     assert rows["optq int4"].error < rows["group_absmax int4"].error < rows["absmax int4"].error
     stages = rows["sparsegpt 2:4 + int4"].stages
     assert {"invert H", "masks", "grids", "codes", "columns", "sweep"} <= set(stages)
-    assert all(-1e-3 < spent < row.seconds for row in rows.values() for spent in row.stages.values())
+    assert all(0 <= spent < row.seconds for row in rows.values() for spent in row.stages.values())
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):

@@ -34,7 +34,7 @@ from bench.cpu_kernels import copies_for, copies_of, inputs, measured, rotated, 
 from bench.cpu_peers import Peer, peers
 from bench.cpu_record import CODED, LINEAR, Facts, Group, Record, Skew
 from bench.cpu_tables import claims_table, peers_table, weights_table
-from bench.cpu_weights import KEPT, mixes, random_weight, skewed_pair
+from bench.cpu_weights import FEW, KEPT, MAIN, mixes, random_weight, skewed_pair
 from bench.machine import describe_machine
 
 RESULTS = Path(__file__).with_name("results")
@@ -78,7 +78,7 @@ FULL = Plan(
     (5, 25),
     1.0,
     (1024, 65536),
-    {"bf16": tuple(KEPT), "f32": tuple(KEPT)},
+    {"bf16": tuple(KEPT), "f32": MAIN},
 )
 QUICK = Plan(
     (4096, 8192),
@@ -166,19 +166,20 @@ def measure_dtype(weight: Tensor, dtype: str, plan: Plan, record: Record, host: 
     kernels: dict[str, stoicc.Kernel] = {}
     facts: dict[str, Facts] = {}
     for name, each in compressed.items():
-        kernels[name], facts[name] = measured(each, weight.shape[1], dtype, batches, record.threads)
+        kernels[name], facts[name] = measured(each, weight.shape[1], dtype, _sizes(name, batches), record.threads)
     record.facts[dtype] = facts
     found = list(peers(weight, compressed, dtype))
     record.peer_of.update({peer.name: peer.weight for peer in found})
     timer = PeerTimer(found, plan.patience)
     del compressed, found
     count = copies_for(READ_BYTES + weight.nbytes + sum(fact.payload for fact in facts.values()))
-    copies = {name: copies_of(kernel, count, batches) for name, kernel in kernels.items()}
+    every = {name: copies_of(kernel, count, _sizes(name, batches)) for name, kernel in kernels.items()}
     dense = [weight, *(weight.clone() for _ in range(count - 1))]
     for threads, sizes in _threads(plan, dtype):
         with threads_set(threads):
             for batch in sizes:
                 x = inputs(batch, weight.shape[1], weight.dtype)
+                copies = {name: same for name, same in every.items() if batch in _sizes(name, batches)}
                 ours: Calls = {LINEAR: rotated([partial(F.linear, x, each) for each in dense])}
                 ours |= {name: rotated([partial(each, x) for each in same]) for name, same in copies.items()}
                 bare = _bare(copies, x) if batch <= BARE_BATCH else {}
@@ -249,6 +250,11 @@ def write(record: Record, path: Path) -> None:
     found = record.to_json() | {"gates": [gate.to_json() for gate in gates(record)]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _sizes(name: str, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The batches at which a mix is timed."""
+    return batches if name in MAIN else tuple(batch for batch in batches if batch in FEW)
 
 
 def _threads(plan: Plan, dtype: str) -> list[tuple[int, tuple[int, ...]]]:

@@ -96,7 +96,7 @@ def middle(record: Record) -> str:
     """Batch 1 to 16: fraction of the smaller bound, with the host's peak and with that of vector units."""
 
     def cell(group: Group | None, name: str) -> str:
-        if group is None:
+        if group is None or not group.has(name):
             return ""
         strict = f"{record.roof_fraction(group, name):.0%}"
         vector = f"{record.roof_fraction(group, name, group.bounds.multiply_add):.0%}"
@@ -109,7 +109,7 @@ def large(record: Record) -> str:
     """Every batch: times faster than F.linear of the dtype, with the executor where it is not tile by tile."""
 
     def cell(group: Group | None, name: str) -> str:
-        if group is None:
+        if group is None or not group.has(name):
             return ""
         once = record.facts[group.dtype][name].executors.get(str(group.batch)) == "dense-once"
         return _speed(group, name) + "*" * once
@@ -231,7 +231,7 @@ def _both_fractions(record: Record, group: Group | None, name: str) -> str:
 
 
 def _speed(group: Group | None, name: str, over: str = LINEAR) -> str:
-    timed = group is not None and (over in group.peers or over in group.seconds)
+    timed = group is not None and group.has(name) and (over in group.peers or over in group.seconds)
     return f"{group.speedup(name, over):.2f}" if group is not None and timed else ""
 
 

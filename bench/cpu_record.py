@@ -61,6 +61,10 @@ class Group:
     alone: float
     rounds: int
 
+    def has(self, name: str) -> bool:
+        """Whether a mix was timed: some are at few batches."""
+        return name in self.seconds
+
     def speedup(self, name: str, over: str = LINEAR) -> float:
         """How many times faster than `F.linear` on the dense weight, or than a peer."""
         other = self.peers[over] if over in self.peers else self.seconds[over]

@@ -26,11 +26,15 @@ def weights_table(record: Record) -> Table:
                 row = [dtype, str(threads), name, "" if name == LINEAR else f"{facts[name].bytes_per_weight:.2f}"]
                 groups = [record.at(dtype, threads, batch) for batch in record.batches]
                 row += [
-                    "" if group is None or name == LINEAR else f"{record.roof_fraction(group, name):.0%}"
+                    ""
+                    if group is None or name == LINEAR or not group.has(name)
+                    else f"{record.roof_fraction(group, name):.0%}"
                     for group, batch in zip(groups, record.batches, strict=True)
                     if batch <= 16
                 ]
-                row += ["" if group is None else f"{group.speedup(name):.2f}" for group in groups]
+                row += [
+                    "" if group is None or not group.has(name) else f"{group.speedup(name):.2f}" for group in groups
+                ]
                 table.add_row(*row)
             table.add_section()
     reads = ", ".join(f"{record.read_bandwidth(threads) / 1e9:.1f} GB/s on {threads}" for threads in record.threads)

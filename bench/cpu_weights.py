@@ -23,10 +23,21 @@ KEPT = {
     "fp8": 1.0,
     "mxfp4": 1.0,
     "nvfp4": 1.0,
+    "bitmap 50% over int8 g=128": 0.5,
+    "bitmap 50% over int4 g=128": 0.5,
+    "nm 2:8 over int4 g=128": 0.25,
+    "nv24 over fp8": 0.5,
+    "outlier 1% over int4 g=128": 1.0,
+    "group_sparse 50% g=16": 0.5,
     "mosaic of 5": 0.6,
     "half empty": 0.5,
 }
 """Share of the weights of each mix that a product has to multiply."""
+MAIN = (
+    "dense", "nv24", "bitmap 50%", "int8 g=128", "int4 g=128", "int4_nv24 g=128", "mosaic of 5", "half empty",
+)  # fmt: skip
+"""Mixes that are timed at every batch and in every dtype; the others in bf16 and at `FEW` batches."""
+FEW = (1, 4, 16)
 Weight = stoicc.ops.CompressedWeight | TiledWeight | Tensor
 
 
@@ -50,16 +61,27 @@ def mixes(weight: Tensor, names: Sequence[str] = tuple(KEPT)) -> dict[str, Weigh
         "int3 g=128": lambda: quantize(weight, 3, 128),
         "int2 g=128": lambda: quantize(weight, 2, 128),
         **{name: partial(_approximated, weight, name) for name in ("fp8", "mxfp4", "nvfp4")},
+        "bitmap 50% over int8 g=128": lambda: _held(quantize(_unstructured(weight), 8, 128), "masked<values=int8$>"),
+        "bitmap 50% over int4 g=128": lambda: _held(quantize(_unstructured(weight), 4, 128), "masked<values=int4$>"),
+        "nm 2:8 over int4 g=128": lambda: _held(quantize(prune(weight, 2, 8), 4, 128), "masked<mask=nm, values=int4$>"),
+        "nv24 over fp8": partial(_approximated, weight, "masked<mask=nv24, values=fp8>"),
+        "outlier 1% over int4 g=128": partial(_approximated, weight, "outlier<values=int4<group_size=128>>", 128),
+        "group_sparse 50% g=16": partial(_approximated, weight, "group_sparse"),
         "mosaic of 5": lambda: _mosaic(weight, grid),
         "half empty": lambda: prune(weight, 0, 4, where=half_of(grid)),
     }
     return {name: makers[name]() for name in names}
 
 
-def _approximated(weight: Tensor, fmt: str) -> Weight:
+def _approximated(weight: Tensor, fmt: str, columns: int = TILE) -> Weight:
     """Every tile in one format, with loss."""
-    grid = (-(-weight.shape[0] // TILE), -(-weight.shape[1] // TILE))
-    return stoicc.inspect(weight, tile=(TILE, TILE), tile_map=[[fmt] * grid[1]] * grid[0], approximate=True)
+    grid = (-(-weight.shape[0] // TILE), -(-weight.shape[1] // columns))
+    return stoicc.inspect(weight, tile=(TILE, columns), tile_map=[[fmt] * grid[1]] * grid[0], approximate=True)
+
+
+def _held(codes: Weight, fmt: str) -> Weight:
+    """An operator's codes in groups of 128, every tile in one format."""
+    return stoicc.inspect(codes, [fmt.replace("$", "<group_size=128>")])
 
 
 def _unstructured(weight: Tensor) -> Weight:

@@ -229,9 +229,11 @@ def _segments(tiles: Tensor) -> Tensor:
 
 
 def _ranks(tiles: Tensor) -> Tensor:
-    """How many weights of its segment are larger than each, int64 `[T, BM, BK]`; ties: the earlier is larger."""
-    order = _segments(tiles.float().abs()).argsort(dim=3, descending=True, stable=True)
-    return order.argsort(dim=3).flatten(2)
+    """How many weights of its segment are larger than each, `MOST` at most: uint8 `[T, BM, BK]`."""
+    segments = _segments(tiles.float().abs())
+    largest = segments.topk(MOST, dim=3).indices
+    ranks = torch.full(segments.shape, MOST, dtype=torch.uint8)
+    return ranks.scatter_(3, largest, torch.arange(MOST, dtype=torch.uint8).expand(largest.shape)).flatten(2)
 
 
 def _runs(tiles: Tensor, out: Tensor) -> Planes:

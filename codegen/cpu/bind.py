@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from stoicc.codegen.cpu.emit import fields
 from stoicc.codegen.cpu.lanes import to_lanes
 from stoicc.codegen.cpu.packed import PackedSegment, UnpackedOnDemand, address_of_storage, can_unpack
-from stoicc.codegen.cpu.pages import on_huge_pages
+from stoicc.codegen.cpu.pages import collapse, on_huge_pages
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind, Planes
 from stoicc.ir.planes import plane_slots, pool_name, tile_coordinates, tile_planes
@@ -59,6 +59,8 @@ class Binding:
         known = {address_of_storage(pool) for pool in pools.values()}
         own = {name: arrays.pop(name) for name in list(arrays) if address_of_storage(arrays[name]) not in known}
         self.own_bytes = sum(array.nbytes for array in own.values())
+        for shared in arrays.values():
+            collapse(shared)
         self._arrays = arrays | on_huge_pages(own)  # what the pools share stays: elsewhere it would be there twice
         packed = {
             schedule.csrs[part.csr].segment: PackedSegment(

@@ -5,6 +5,7 @@ page costs a look-up of its address. On pages of 2 MB a core reads more bytes a 
 (`docs/performance.md` has the figures). Linux gives them to those who ask, unless the machine's owner said never.
 """
 
+import ctypes
 import itertools
 import mmap
 
@@ -14,6 +15,8 @@ from torch import Tensor
 HUGE_PAGE = 2 << 20
 """Bytes of a large page on x86-64, and on Arm with ordinary pages of 4 KB."""
 _ALIGNMENT = 64
+_COLLAPSE = 25
+"""Linux 6.1's MADV_COLLAPSE, which the mmap module has no name for."""
 _MADVISE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
@@ -46,3 +49,19 @@ def on_huge_pages(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
         own = flat[first + start : first + start + array.nbytes]
         placed[name] = own.view(array.dtype).view(array.shape).copy_(array)
     return placed
+
+
+def collapse(plane: Tensor) -> bool:
+    """Move a contiguous CPU tensor to large pages where it is, as far as whole ones are in it; whether that was done.
+
+    For planes that others share. The system takes one large page at a time; one older than Linux 6.1, or one that
+    has no large pages, refuses, and the tensor stays as it was.
+    """
+    start = -(-plane.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    length = (plane.data_ptr() + plane.nbytes - start) // HUGE_PAGE * HUGE_PAGE
+    if _MADVISE is None or plane.nbytes < 2 * HUGE_PAGE or length <= 0:
+        return False
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is None:
+        return False
+    return bool(advise(ctypes.c_void_p(start), ctypes.c_size_t(length), _COLLAPSE) == 0)

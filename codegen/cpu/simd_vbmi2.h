@@ -6,11 +6,32 @@ static inline vint vp_expand(const bf16 *p, uint32_t mask)
     return _mm512_maskz_expandloadu_epi16(mask, p);
 }
 
+/* Sixteen bits each of at least 32 values from p, of which `count` are stored before `end`. */
+static inline vint vi_load_kept(const uint16_t *p, const uint16_t *end, int count)
+{
+    if (p + 32 <= end) /* a plain load is faster, and what is past the count does no harm */
+        return _mm512_loadu_si512(p);
+    return _mm512_maskz_loadu_epi16((__mmask32)(((uint64_t)1 << count) - 1), p);
+}
+
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
  * say which rows the first column keeps, bits 16-31 the second, whose values follow. */
+static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+{
+    const float *then = p + __builtin_popcount(mask & 0xffff);
+    if (then + 16 <= end) {
+        *first = _mm512_maskz_expand_ps((__mmask16)mask, _mm512_loadu_ps(p));
+        *second = _mm512_maskz_expand_ps((__mmask16)(mask >> 16), _mm512_loadu_ps(then));
+    } else {
+        *first = _mm512_maskz_expandloadu_ps((__mmask16)mask, p);
+        *second = _mm512_maskz_expandloadu_ps((__mmask16)(mask >> 16), then);
+    }
+}
+
+/* The same with halves. No byte is read after the last that is stored. */
 static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
 {
-    __m512i both = _mm512_maskz_expandloadu_epi16(mask, p);
+    __m512i both = _mm512_maskz_expand_epi16(mask, vi_load_kept(p, end, __builtin_popcount(mask)));
     *first = _mm512_cvtph_ps(_mm512_castsi512_si256(both));
     *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1));
 }
@@ -18,7 +39,7 @@ static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vf
 /* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
 static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
 {
-    __m512i both = vp_expand(p, mask);
+    __m512i both = _mm512_maskz_expand_epi16(mask, vi_load_kept(p, end, __builtin_popcount(mask)));
     *first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     *second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }

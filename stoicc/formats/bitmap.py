@@ -37,18 +37,19 @@ INLINE void {name}($arguments, const float *x, float *acc, const int nb)
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         clear_sums(sum, nb);
-        #pragma GCC unroll 2
-        for (int k = 0; k < BK; k += 4, masks += 2)
-            #pragma GCC unroll 2
-            for (int i = 0; i < 4; i += 2) {
-                const uint32_t mask = (uint32_t)masks[i / 2];
-                vfloat w[2];
-                ahead(values, 64);
-                vf_expand_$T(values, end, mask, &w[0], &w[1]);
-                values += __builtin_popcount(mask);
-                multiply_add(w[0], x + k * nb + i, sum, i, nb);
-                multiply_add(w[1], x + k * nb + i + 1, sum, i + 1, nb);
-            }
+        #pragma GCC unroll 4
+        for (int k = 0; k < BK; k += 4, masks += 2) {
+            const uint32_t low = (uint32_t)masks[0], high = (uint32_t)masks[1];
+            const $T *then = values + __builtin_popcount(low);
+            vfloat w[4];
+            fetch((const char *)values + 4096, 32 * sizeof *values); /* about what four columns keep */
+            vf_expand_$T(values, end, low, &w[0], &w[1]);
+            vf_expand_$T(then, end, high, &w[2], &w[3]);
+            values = then + __builtin_popcount(high);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                multiply_add(w[i], x + k * nb + i, sum, i, nb);
+        }
         add_sums(acc, sum, nb);
     }
 }

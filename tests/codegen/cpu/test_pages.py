@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stoicc.codegen.cpu import pages
-from stoicc.codegen.cpu.pages import HUGE_PAGE, on_huge_pages
+from stoicc.codegen.cpu.pages import HUGE_PAGE, collapse, on_huge_pages
 
 
 def huge_bytes(address: int) -> int:
@@ -74,10 +74,38 @@ def test_the_system_is_asked_for_whole_pages_only():
     assert huge_bytes(copy.data_ptr()) >= 4 * HUGE_PAGE  # memory may be in pieces
 
 
+def test_a_plane_moves_where_it_is():
+    plane = torch.arange(9 * HUGE_PAGE // 8)
+    before, address = plane.clone(), plane.data_ptr()
+    if not collapse(plane):
+        pytest.skip("the system does not move memory to large pages")
+    assert plane.data_ptr() == address
+    assert torch.equal(plane, before)
+    assert huge_bytes(address) >= 4 * HUGE_PAGE  # the others may have no room
+
+
+def test_what_is_small_or_not_aligned_is_left_alone(monkeypatch):
+    memory = torch.zeros(8 * HUGE_PAGE, dtype=torch.uint8)
+    start = -memory.data_ptr() % HUGE_PAGE + 1
+    asked = []
+
+    class Libc:
+        @staticmethod
+        def madvise(start, length, advice):
+            asked.append((start.value, length.value, advice))
+            return 0
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Libc)
+    assert not collapse(memory[: 2 * HUGE_PAGE - 1])
+    assert collapse(memory[start : start + 3 * HUGE_PAGE])
+    assert asked == [(memory.data_ptr() + start - 1 + HUGE_PAGE, 2 * HUGE_PAGE, 25)]
+
+
 def test_a_system_without_them_changes_nothing(monkeypatch):
     plane = torch.ones(2 * HUGE_PAGE, dtype=torch.uint8)
     with monkeypatch.context() as patch:
         patch.setattr(pages, "_MADVISE", None)
         assert on_huge_pages({"plane": plane})["plane"] is plane
+        assert not collapse(plane)
     monkeypatch.setattr(pages, "_MADVISE", 12345)  # EINVAL
     assert on_huge_pages({"plane": plane})["plane"] is plane

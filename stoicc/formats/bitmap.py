@@ -42,7 +42,7 @@ INLINE void {name}($arguments, const float *x, float *acc, const int nb)
             const uint32_t low = (uint32_t)masks[0], high = (uint32_t)masks[1];
             const $T *then = values + __builtin_popcount(low);
             vfloat w[4];
-            fetch((const char *)values + 4096, 32 * sizeof *values); /* about what four columns keep */
+            ahead(values, 32 * sizeof *values); /* about what four columns keep */
             vf_expand_$T(values, end, low, &w[0], &w[1]);
             vf_expand_$T(then, end, high, &w[2], &w[3]);
             values = then + __builtin_popcount(high);

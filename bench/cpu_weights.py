@@ -84,7 +84,7 @@ def _held(codes: Weight, fmt: str) -> Weight:
     return stoicc.inspect(codes, [fmt.replace("$", "<group_size=128>")])
 
 
-def _unstructured(weight: Tensor) -> Weight:
+def _unstructured(weight: Tensor) -> Tensor:
     """A random half of the weights, wherever they stand."""
     kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.5
     return weight.where(kept, 0)

@@ -166,6 +166,10 @@ def test_the_dialect_and_why(gpu: torch.device, monkeypatch: pytest.MonkeyPatch)
     module = make_case(KERNEL, SHAPE).module
     assert dialect(module, gpu) == "Gluon on the tensor cores of sm_90 for bf16 inputs, portable Triton for others"
     assert dialect(make_case(KERNEL, (64, 100)).module, gpu).startswith("portable Triton: K = 100, rows of x must be")
+    for fmt in ("bitmap", "nm", "int2", "int3", "fp8", "mxfp4", "nvfp4"):
+        without = make_case(replace(KERNEL, formats=fmt), SHAPE).module
+        assert dialect(without, gpu).startswith(f"portable Triton: format {fmt}")
+        assert dialect(without, gpu).endswith("has no fragment")
     assert module.schedule is not None
     chosen = replace(module, schedule=module.schedule.launch_with(gluon=0))
     assert dialect(chosen, gpu) == "portable Triton: the schedule says gluon = 0"

@@ -13,9 +13,10 @@ The full run writes bench/results/budget-<model>.json; `--resume FOLDER` keeps f
 import argparse
 import copy
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from stoicc.policy.budget import CANDIDATES
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("gpt", "minilm", "synthetic")
 DRAWS = 3
+LN2 = math.log(2)
 QUICK_SHAPE = (1024, 2752)
 
 
@@ -53,27 +55,48 @@ class Case:
 
     Attributes:
         draws: as `stoicc.compress` takes them, of equal size and without common parts.
-        error: of a model, a number for each item of the evaluation; less is better, the dense model has `dense`.
-        score: what the error is, in words.
+        errors: of a model, by name; less is better, and the dense model has 0.
+        scores: what the errors are, in words.
     """
 
     subject: Subject
     draws: Sequence[Any]
-    error: Callable[[nn.Module], Tensor]
-    dense: float
-    score: str
+    errors: Callable[[nn.Module], dict[str, float]]
+    scores: dict[str, str]
 
 
 def gpt_case() -> Case:
-    """Bits per byte over the dense model's, calibrated on 32 windows a draw."""
+    """Bits per byte over the dense model's, and the divergence of predictions; 32 windows a draw."""
+    corpus, context = standard_library(), GptConfig().context
     subject = subjects.gpt()
-    found = windows(standard_library().text("calibration"), DRAWS * 32, GptConfig().context)
+    found = windows(corpus.text("calibration"), DRAWS * 32, context)
     draws = [list(found[draw::DRAWS].split(16)) for draw in range(DRAWS)]
+    held_out = windows(corpus.text("held-out"), 512, context + 1).split(32)
 
-    def error(model: nn.Module) -> Tensor:
-        return subject.score(model)["bits/byte"]
+    def predictions(model: nn.Module) -> list[Tensor]:
+        return [model(part[:, :-1]).float().log_softmax(-1).bfloat16() for part in held_out]
 
-    return Case(subject, draws, error, error(subject.model).mean().item(), "bits per byte over the dense model's")
+    with torch.no_grad():
+        dense = predictions(subject.model)
+
+    def bits(found: Sequence[Tensor]) -> float:
+        parts = zip(found, held_out, strict=True)
+        losses = [-logs.float().gather(-1, part[:, 1:, None].long()).mean() for logs, part in parts]
+        return float(torch.stack(losses).mean()) / LN2
+
+    floor = bits(dense)
+
+    def errors(model: nn.Module) -> dict[str, float]:
+        own = predictions(model)
+        pairs = zip(dense, own, strict=True)
+        divergence = [(p.float().exp() * (p.float() - q.float())).sum(-1).mean() for p, q in pairs]
+        return {"bits/byte": bits(own) - floor, "divergence": float(torch.stack(divergence).mean()) / LN2}
+
+    scores = {
+        "bits/byte": "bits per byte of held-out text over the dense model's",
+        "divergence": "bits of divergence of the next byte's distribution from the dense model's",
+    }
+    return Case(subject, draws, errors, scores)
 
 
 def minilm_case() -> Case:
@@ -81,7 +104,11 @@ def minilm_case() -> Case:
     subject = subjects.minilm()
     texts = subjects.calibration_sentences(standard_library())[: DRAWS * 128]
     draws = [partial(subjects.embed, texts=texts[draw::DRAWS]) for draw in range(DRAWS)]
-    return Case(subject, draws, lambda model: subject.score(model)["1 - cosine"], 0.0, "1 - cosine to the dense model")
+
+    def errors(model: nn.Module) -> dict[str, float]:
+        return {"1 - cosine": subject.score(model)["1 - cosine"].mean().item()}
+
+    return Case(subject, draws, errors, {"1 - cosine": "to the dense model's embedding of other sentences, their mean"})
 
 
 def synthetic_case() -> Case:
@@ -90,11 +117,12 @@ def synthetic_case() -> Case:
     subject = replace(found, model=copy.deepcopy(found.model).bfloat16())
     inputs = [tuple(x.bfloat16() for x in batch) for batch in found.calibration]
 
-    def error(model: nn.Module) -> Tensor:
-        return subject.score(copy.deepcopy(model).float())["squared error"]
+    def errors(model: nn.Module) -> dict[str, float]:
+        return {"squared error": subject.score(copy.deepcopy(model).float())["squared error"].mean().item()}
 
-    score = "squared error of the output, as a share of its square"
-    return Case(subject, [inputs], error, error(subject.model).mean().item(), score)
+    floor = errors(subject.model)["squared error"]  # what bf16 alone leaves
+    what = {"squared error": "of the output, as a share of its square, over that of bf16"}
+    return Case(subject, [inputs], lambda model: {"squared error": errors(model)["squared error"] - floor}, what)
 
 
 CASES = {"gpt": gpt_case, "minilm": minilm_case, "synthetic": synthetic_case}
@@ -144,9 +172,18 @@ class Draw:
         return {name: {"bytes_per_weight": shares[name], "sort_inputs": tables[name].sorted} for name in shares}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A row with one draw: errors by name, stored bits per weight, and tiles by format."""
+
+    errors: dict[str, float]
+    stored: float
+    formats: dict[str, int]
+
+
 @torch.no_grad()
-def measure(case: Case, row: Row, draw: Draw) -> tuple[float, float, dict[str, int]]:
-    """The model's error over the dense one's, stored bits per weight, and tiles by format."""
+def measure(case: Case, row: Row, draw: Draw) -> Measured:
+    """Compress a copy of the model and score it."""
     model = copy.deepcopy(case.subject.model)
     tiles: Counter[str] = Counter()
     stored = weights = 0
@@ -160,39 +197,42 @@ def measure(case: Case, row: Row, draw: Draw) -> tuple[float, float, dict[str, i
         stored += stats.payload_bytes + stats.beside_bytes
         weights += layer.weight.numel()
         layer.weight.copy_(kernel.to_dense())  # runs as the kernel would, and faster than the reference
-    return case.error(model).mean().item() - case.dense, 8 * stored / weights, dict(tiles.most_common())
+    return Measured(case.errors(model), 8 * stored / weights, dict(tiles.most_common()))
 
 
 def run(name: str, rows: Sequence[Row], console: Console, kept: Path | None = None) -> Record:
     """Measure the rows of a model, draw by draw; what a folder keeps is read from there."""
     case = CASES[name]()
-    parts: dict[Row, list[tuple[float, float, dict[str, int]]]] = {row: [] for row in rows}
+    parts: dict[Row, list[Measured]] = {row: [] for row in rows}
     for number, given in enumerate(case.draws):
         draw: Draw | None = None
         for row in rows:
             path = None if kept is None else kept / f"{name}-{number}-{row.name}-{row.bits:g}.json"
             if path is not None and path.exists():
-                parts[row].append(tuple(json.loads(path.read_text())))
+                parts[row].append(Measured(**json.loads(path.read_text())))
                 continue
             with console.status(f"{name}, draw {number + 1}: {row.name}, {row.bits:g} bits"):
                 draw = draw or Draw.of(case.subject, given)
-                parts[row].append(measure(case, row, draw))
+                one = measure(case, row, draw)
+            parts[row].append(one)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(parts[row][-1]))
+                path.write_text(json.dumps(asdict(one)))
             if not console.is_terminal:
-                error, stored, _ = parts[row][-1]
-                console.print(f"{name}, draw {number + 1}: {row.name}, {stored:.3f} bits: {error:.5f}")
-    found = tuple(
-        Found(row.name, row.bits, each[0][1], [part[0] for part in each], each[0][2]) for row, each in parts.items()
-    )
+                console.print(f"{name}, draw {number + 1}: {row.name}, {one.stored:.3f} bits: {one.errors}")
     about = f"{case.subject.about} {len(case.draws)} draws of calibration inputs."
-    return Record(case.subject.name, about, case.score, describe_machine(), found)
+    found = tuple(_found(row, each) for row, each in parts.items())
+    return Record(case.subject.name, about, case.scores, describe_machine(), found)
+
+
+def _found(row: Row, parts: Sequence[Measured]) -> Found:
+    scores = {name: [part.errors[name] for part in parts] for name in parts[0].errors}
+    return Found(row.name, row.bits, parts[0].stored, scores, parts[0].formats)
 
 
 def show(record: Record, console: Console) -> None:
     """Both tables of a record."""
-    console.print(f"[bold]{record.subject}[/]: {record.about} Errors are {record.score}.")
+    console.print(f"[bold]{record.subject}[/]: {record.about}")
     console.print(rows_table(record))
     console.print(claims_table(record))
 

@@ -1,7 +1,7 @@
 """What `bench.budget` found, as data and as tables."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,8 +10,7 @@ from rich.table import Table
 
 from bench.budget_rows import Claim, Found, claims
 
-ROW_COLUMNS = ("bits", "tiles", "stored bits", "error", "by draw", "formats")
-CLAIM_COLUMNS = ("claim", "mosaic", "other", "gap", "+-", "")
+CLAIM_COLUMNS = ("claim", "score", "mosaic", "other", "gap", "+-", "")
 
 
 @dataclass(frozen=True)
@@ -19,13 +18,13 @@ class Record:
     """One model.
 
     Attributes:
-        score: what errors are in: the model's own over the dense one's.
+        scores: what errors are in, by name; the first is the one that claims are about.
         machine: as `bench.machine` describes it.
     """
 
     subject: str
     about: str
-    score: str
+    scores: dict[str, str]
     machine: dict[str, str | int]
     rows: tuple[Found, ...]
 
@@ -44,31 +43,28 @@ class Record:
 
 def rows_table(record: Record) -> Table:
     """A line for each row, uniform formats first."""
-    return _table(ROW_COLUMNS, [_row_cells(found) for found in record.rows])
+    return _table(_row_columns(record), [_row_cells(found) for found in record.rows])
 
 
 def claims_table(record: Record) -> Table:
     """A line for each claim."""
-    return _table(CLAIM_COLUMNS, [_claim_cells(claim) for claim in claims(record.rows)])
+    return _table(CLAIM_COLUMNS, list(_claim_lines(record)))
 
 
 def rows(record: Record) -> str:
     """`rows_table` as markdown."""
-    return _markdown(ROW_COLUMNS, [_row_cells(found) for found in record.rows])
+    return _markdown(_row_columns(record), [_row_cells(found) for found in record.rows])
 
 
 def shown_claims(record: Record) -> str:
     """`claims_table` as markdown."""
-    return _markdown(CLAIM_COLUMNS, [_claim_cells(claim) for claim in claims(record.rows)])
+    return _markdown(CLAIM_COLUMNS, list(_claim_lines(record)))
 
 
 def about(record: Record) -> str:
     """What was measured, and where."""
     machine = record.machine
-    return (
-        f"{record.about} Errors are {record.score}. Python {machine['python']}, torch {machine['torch']}, "
-        f"{machine['cpu']}."
-    )
+    return f"{record.about} {_scores(record)} Python {machine['python']}, torch {machine['torch']}, {machine['cpu']}."
 
 
 PAGE = {"about": about, "rows": rows, "claims": shown_claims}
@@ -78,13 +74,29 @@ PAGE = {"about": about, "rows": rows, "claims": shown_claims}
 def _row_cells(found: Found) -> list[str]:
     total = sum(found.formats.values())
     shares = ", ".join(f"{name} {count / total:.0%}" for name, count in found.formats.items())
-    draws = " ".join(f"{draw:.5f}" for draw in found.draws)
-    return [f"{found.bits:g}", found.name, f"{found.stored:.3f}", f"{found.mean:.5f}", draws, shares]
+    errors = [
+        f"{found.mean(score):.5f} ({', '.join(f'{draw:.5f}' for draw in found.scores[score])})"
+        for score in found.scores
+    ]
+    return [f"{found.bits:g}", found.name, f"{found.stored:.3f}", *errors, shares]
 
 
-def _claim_cells(claim: Claim) -> list[str]:
+def _row_columns(record: Record) -> list[str]:
+    return ["bits", "tiles", "stored bits", *(f"{name} (by draw)" for name in record.scores), "formats"]
+
+
+def _claim_lines(record: Record) -> Iterator[list[str]]:
+    for score in record.scores:
+        yield from (_claim_cells(score, claim) for claim in claims(record.rows, score))
+
+
+def _claim_cells(score: str, claim: Claim) -> list[str]:
     figures = [f"{value:.5f}" for value in (claim.mosaic, claim.other, claim.gap, claim.noise)]
-    return [claim.what, *figures, "holds" if claim.holds else "**fails**"]
+    return [claim.what, score, *figures, "holds" if claim.holds else "**fails**"]
+
+
+def _scores(record: Record) -> str:
+    return " ".join(f"{name}: {what}." for name, what in record.scores.items())
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

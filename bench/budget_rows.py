@@ -49,20 +49,19 @@ class Found:
 
     Attributes:
         stored: bits per weight of tiles and orders.
-        draws: score for each draw of the calibration inputs: the error of the model over the dense one's.
+        scores: errors of the model over the dense one's by name, one for each draw of the calibration inputs.
         formats: tiles by format in the first draw.
     """
 
     name: str
     bits: float
     stored: float
-    draws: list[float]
+    scores: dict[str, list[float]]
     formats: dict[str, int]
 
-    @property
-    def mean(self) -> float:
+    def mean(self, score: str) -> float:
         """Over the draws."""
-        return sum(self.draws) / len(self.draws)
+        return sum(self.scores[score]) / len(self.scores[score])
 
 
 @dataclass(frozen=True)
@@ -85,37 +84,39 @@ class Claim:
     holds: bool
 
 
-def claims(rows: Sequence[Found], name: str = MODEL) -> list[Claim]:
+def claims(rows: Sequence[Found], score: str, name: str = MODEL) -> list[Claim]:
     """Every claim for which rows are there: at the bytes of formats, between them, and far below int4_nv24."""
     mosaics = {found.bits: found for found in rows if found.name == name}
     plain = [found for found in rows if found.name in UNIFORM]
-    best = {bits: min((f for f in plain if f.bits == bits), key=lambda f: f.mean) for bits in {f.bits for f in plain}}
-    found: list[Claim] = []
+    best = {
+        bits: min((f for f in plain if f.bits == bits), key=lambda f: f.mean(score)) for bits in {f.bits for f in plain}
+    }
+    made: list[Claim] = []
     for bits, mosaic in sorted(mosaics.items()):
         if bits in best:
-            other, what = best[bits].draws, f"{bits:g} bits: not worse than {best[bits].name}"
-            gap, noise = _gap(mosaic.draws, other)
-            found.append(_claim(what, mosaic, other, gap, noise, gap >= -noise))
+            other, what = best[bits].scores[score], f"{bits:g} bits: not worse than {best[bits].name}"
+            gap, noise = _gap(mosaic.scores[score], other)
+            made.append(_claim(what, mosaic.mean(score), other, gap, noise, gap >= -noise))
         elif min(best, default=bits) < bits < max(best, default=bits):
             below, above = max(b for b in best if b < bits), min(b for b in best if b > bits)
             share = (bits - below) / (above - below)
-            pairs = zip(best[below].draws, best[above].draws, strict=True)
+            pairs = zip(best[below].scores[score], best[above].scores[score], strict=True)
             line = [(1 - share) * low + share * high for low, high in pairs]
-            gap, noise = _gap(mosaic.draws, line)
+            gap, noise = _gap(mosaic.scores[score], line)
             what = f"{bits:g} bits: better than the line from {best[below].name} to {best[above].name}"
-            found.append(_claim(what, mosaic, line, gap, noise, gap > noise))
+            made.append(_claim(what, mosaic.mean(score), line, gap, noise, gap > noise))
     baseline = next((f for f in plain if f.name == BASELINE), None)
     if baseline is not None and baseline.bits in mosaics:
         mosaic = mosaics[baseline.bits]
-        gap, noise = _gap(mosaic.draws, baseline.draws)
+        gap, noise = _gap(mosaic.scores[score], baseline.scores[score])
         what = f"{baseline.bits:g} bits: an error at least {MARGIN:.0%} below {BASELINE}'s"
-        holds = gap - noise >= MARGIN * baseline.mean
-        found.append(_claim(what, mosaic, baseline.draws, gap, noise, holds))
-    return found
+        holds = gap - noise >= MARGIN * baseline.mean(score)
+        made.append(_claim(what, mosaic.mean(score), baseline.scores[score], gap, noise, holds))
+    return made
 
 
-def _claim(what: str, mosaic: Found, other: Sequence[float], gap: float, noise: float, holds: bool) -> Claim:
-    return Claim(what, mosaic.mean, sum(other) / len(other), gap, noise, holds)
+def _claim(what: str, mosaic: float, other: Sequence[float], gap: float, noise: float, holds: bool) -> Claim:
+    return Claim(what, mosaic, sum(other) / len(other), gap, noise, holds)
 
 
 def _gap(mosaic: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

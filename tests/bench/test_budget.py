@@ -12,7 +12,7 @@ from bench.budget_solver import phases, phases_table
 
 
 def found(name, bits, *draws):
-    return Found(name, bits, bits, list(draws), {"int4": 4})
+    return Found(name, bits, bits, {"error": list(draws)}, {"int4": 4})
 
 
 UNIFORM = [
@@ -24,7 +24,7 @@ UNIFORM = [
 
 
 def verdicts(*mosaics):
-    return [claim.holds for claim in claims([*UNIFORM, *mosaics])]
+    return [claim.holds for claim in claims([*UNIFORM, *mosaics], "error")]
 
 
 def test_claims_are_those_of_three_draws():
@@ -35,18 +35,20 @@ def test_claims_are_those_of_three_draws():
     assert verdicts(found(MODEL, 4.25, 0.012, 0.0121, 0.0119)) == [False]
     assert verdicts(found(MODEL, 5.0, 0.004, 0.004, 0.004)) == [True]  # the line is at 0.0081
     assert verdicts(found(MODEL, 5.0, 0.012, 0.002, 0.008)) == [False]  # within noise is not clearly above
-    line = claims([*UNIFORM, found(MODEL, 5.0, 0.004, 0.004, 0.004)])[0]
+    line = claims([*UNIFORM, found(MODEL, 5.0, 0.004, 0.004, 0.004)], "error")[0]
     assert line.other == pytest.approx(0.010 * 3.25 / 4)
     assert "int4 to int8" in line.what
 
 
 def test_only_the_mosaics_that_are_asked_for_are_judged():
-    assert claims([*UNIFORM, found(LAYER, 3.25, 0.03, 0.03, 0.03)]) == []
-    assert len(claims([*UNIFORM, found(LAYER, 3.25, 0.03, 0.03, 0.03)], LAYER)) == 2
+    assert claims([*UNIFORM, found(LAYER, 3.25, 0.03, 0.03, 0.03)], "error") == []
+    assert len(claims([*UNIFORM, found(LAYER, 3.25, 0.03, 0.03, 0.03)], "error", LAYER)) == 2
 
 
 def test_records_read_back_and_are_shown(tmp_path):
-    record = Record("GPT", "about", "errors", {"python": "3"}, (*UNIFORM, found(MODEL, 4.25, 0.01, 0.01, 0.01)))
+    record = Record(
+        "GPT", "about", {"error": "of it"}, {"python": "3"}, (*UNIFORM, found(MODEL, 4.25, 0.01, 0.01, 0.01))
+    )
     record.write(tmp_path / "one.json")
     assert Record.read(tmp_path / "one.json") == record
     console = Console(width=200, record=True, file=io.StringIO())
@@ -61,11 +63,11 @@ def test_rows_are_measured_and_resumed(tmp_path, rng):
     console = Console(quiet=True)
     record = budget.run("synthetic", wanted, console, tmp_path)
     assert [one.stored for one in record.rows] == [pytest.approx(4.25, abs=0.2), pytest.approx(4.25, abs=0.2)]
-    assert all(0 < one.mean < 0.02 for one in record.rows)
+    assert all(0 < one.mean("squared error") < 0.02 for one in record.rows)
     kept = sorted(tmp_path.iterdir())
     assert len(kept) == 2
-    kept[0].write_text(kept[0].read_text().replace(str(record.rows[0].draws[0]), "7.0"))
-    assert budget.run("synthetic", wanted, console, tmp_path).rows[0].draws == [7.0]
+    kept[0].write_text(kept[0].read_text().replace(str(record.rows[0].scores["squared error"][0]), "7.0"))
+    assert budget.run("synthetic", wanted, console, tmp_path).rows[0].scores == {"squared error": [7.0]}
 
 
 def test_the_solver_is_timed_by_phase():

@@ -6,8 +6,8 @@
     python -m bench.budget --quick           # synthetic layers, one draw, and a smaller layer to choose for: under 50 s
 
 Every linear layer is compressed by `stoicc.ops.budget_mosaic`, uniform formats by the same operator with one candidate,
-calibrated on what the dense layers before it produce. Formats are chosen on calibration text and judged on other text.
-The full run writes bench/results/budget-<model>.json; `--resume FOLDER` keeps finished rows.
+calibrated on what the compressed layers before it produce. Formats are chosen on calibration text and judged on other
+text. The full run writes bench/results/budget-<model>.json; `--resume FOLDER` keeps finished rows.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from bench.budget_solver import phases, phases_table
 from bench.corpus import standard_library, windows
 from bench.gpt import GptConfig
 from bench.machine import describe_machine
-from stoicc.model.calibration import Calibration
-from stoicc.model.layers import find_layers
+from stoicc.model.calibration import Calibration, Survey, collect_stage, survey
+from stoicc.model.layers import Layer, find_layers
 from stoicc.model.mosaic_budget import layer_factor, layer_table, model_output, spread_bytes
 from stoicc.ops import Statistics
 from stoicc.ops._hooks import watching
@@ -45,6 +45,7 @@ from stoicc.policy.budget import CANDIDATES
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("gpt", "minilm", "synthetic")
 DRAWS = 3
+HELD_OUT, SENTENCES = 256, 400
 LN2 = math.log(2)
 QUICK_SHAPE = (1024, 2752)
 
@@ -68,10 +69,10 @@ class Case:
 def gpt_case() -> Case:
     """Bits per byte over the dense model's, and the divergence of predictions; 32 windows a draw."""
     corpus, context = standard_library(), GptConfig().context
-    subject = subjects.gpt()
+    subject = subjects.gpt((32, HELD_OUT))
     found = windows(corpus.text("calibration"), DRAWS * 32, context)
     draws = [list(found[draw::DRAWS].split(16)) for draw in range(DRAWS)]
-    held_out = windows(corpus.text("held-out"), 512, context + 1).split(32)
+    held_out = windows(corpus.text("held-out"), HELD_OUT, context + 1).split(32)
 
     def predictions(model: nn.Module) -> list[Tensor]:
         return [model(part[:, :-1]).float().log_softmax(-1).bfloat16() for part in held_out]
@@ -101,7 +102,7 @@ def gpt_case() -> Case:
 
 def minilm_case() -> Case:
     """1 - cosine to the dense embedding, calibrated on 128 sentences a draw."""
-    subject = subjects.minilm()
+    subject = subjects.minilm((128, SENTENCES))
     texts = subjects.calibration_sentences(standard_library())[: DRAWS * 128]
     draws = [partial(subjects.embed, texts=texts[draw::DRAWS]) for draw in range(DRAWS)]
 
@@ -130,34 +131,35 @@ CASES = {"gpt": gpt_case, "minilm": minilm_case, "synthetic": synthetic_case}
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What one draw of calibration inputs tells of the dense model.
+    """A draw of calibration inputs, and what it tells of the dense model.
 
     Attributes:
+        survey: which layers see the same inputs, in the order in which the model calls them.
         weights: of every layer.
         statistics: of every layer's inputs.
         factors: what a layer's squared error does to the model's output.
     """
 
+    calibration: Calibration
+    survey: Survey
     weights: dict[str, Tensor]
     statistics: dict[str, Statistics]
     factors: dict[str, float]
 
     @staticmethod
     def of(subject: Subject, given: Any) -> "Draw":
-        """Run the model once for the statistics, then as `stoicc.compress` does for a budget over layers."""
-        calibration = Calibration(given)
-        layers = find_layers(subject.model, stoicc.Recipe([stoicc.Rule(subject.layers)]))
+        """Run the model as `stoicc.compress` does for a budget over layers, statistics of all layers at once."""
+        model, calibration = subject.model, Calibration(given)
+        layers = find_layers(model, stoicc.Recipe([stoicc.Rule(subject.layers)]))
         collectors = {layer.name: Collector(name=layer.name) for layer in layers}
-        with watching(subject.model, collectors, lambda name, x: collectors[name].add(x)):
+        with watching(model, collectors, lambda name, x: collectors[name].add(x)):
             for forward in calibration.runs():
-                forward(subject.model)
-        statistics = {name: each.statistics() for name, each in collectors.items()}
-        output = model_output(subject.model, calibration)
-        factors = {
-            layer.name: layer_factor(subject.model, layer, calibration, statistics[layer.name], output)
-            for layer in layers
-        }
-        return Draw({layer.name: layer.weight for layer in layers}, statistics, factors)
+                forward(model)
+        seen = {name: each.statistics() for name, each in collectors.items()}
+        output = model_output(model, calibration)
+        factors = {layer.name: layer_factor(model, layer, calibration, seen[layer.name], output) for layer in layers}
+        weights = {layer.name: layer.weight for layer in layers}
+        return Draw(calibration, survey(model, layers, calibration), weights, seen, factors)
 
     def options(self, row: Row) -> dict[str, dict[str, Any]]:
         """Options of `budget_mosaic` for every layer."""
@@ -183,46 +185,56 @@ class Measured:
 
 @torch.no_grad()
 def measure(case: Case, row: Row, draw: Draw) -> Measured:
-    """Compress a copy of the model and score it."""
+    """Compress a copy of the model layer by layer, as `stoicc.compress` does, and score it."""
     model = copy.deepcopy(case.subject.model)
     tiles: Counter[str] = Counter()
     stored = weights = 0
-    for name, options in draw.options(row).items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        compressed = stoicc.ops.budget_mosaic(layer.weight, draw.statistics[name], **options)
-        kernel = stoicc.compile(compressed, options.get("formats", CANDIDATES), target="reference")
-        stats = kernel.stats()
-        tiles.update({entry.format: entry.tiles for entry in stats.formats})
-        stored += stats.payload_bytes + stats.beside_bytes
-        weights += layer.weight.numel()
-        layer.weight.copy_(kernel.to_dense())  # runs as the kernel would, and faster than the reference
+    options = draw.options(row)
+    for stage in draw.survey.stages:
+        own = replace(stage, layers=tuple(replace(layer, modules=_modules(model, layer)) for layer in stage.layers))
+        statistics = collect_stage(model, own, draw.calibration, torch.float32)
+        for layer in own.layers:
+            compressed = stoicc.ops.budget_mosaic(layer.weight, statistics, **options[layer.name])
+            formats = options[layer.name].get("formats", CANDIDATES)
+            kernel = stoicc.compile(compressed, formats, target="reference")
+            stats = kernel.stats()
+            tiles.update({entry.format: entry.tiles for entry in stats.formats})
+            stored += stats.payload_bytes + stats.beside_bytes
+            weights += layer.weight.numel()
+            layer.weight.copy_(kernel.to_dense())  # runs as the kernel would, and faster than the reference
     return Measured(case.errors(model), 8 * stored / weights, dict(tiles.most_common()))
 
 
-def run(name: str, rows: Sequence[Row], console: Console, kept: Path | None = None) -> Record:
-    """Measure the rows of a model, draw by draw; what a folder keeps is read from there."""
+def _modules(model: nn.Module, layer: Layer) -> dict[str, nn.Linear]:
+    """The modules of a layer in a copy of its model."""
+    found = {name: model.get_submodule(name) for name in layer.modules}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+
+
+def run(name: str, rows: Sequence[Row], console: Console, kept: Path | None = None, draws: int = DRAWS) -> Record:
+    """Measure the rows of a model; what a folder keeps is read from there."""
     case = CASES[name]()
-    parts: dict[Row, list[Measured]] = {row: [] for row in rows}
-    for number, given in enumerate(case.draws):
-        draw: Draw | None = None
-        for row in rows:
+    known: dict[int, Draw] = {}
+    found = []
+    for row in rows:
+        parts = []
+        for number, given in enumerate(case.draws[:draws]):
             path = None if kept is None else kept / f"{name}-{number}-{row.name}-{row.bits:g}.json"
             if path is not None and path.exists():
-                parts[row].append(Measured(**json.loads(path.read_text())))
+                parts.append(Measured(**json.loads(path.read_text())))
                 continue
             with console.status(f"{name}, draw {number + 1}: {row.name}, {row.bits:g} bits"):
-                draw = draw or Draw.of(case.subject, given)
-                one = measure(case, row, draw)
-            parts[row].append(one)
+                if number not in known:
+                    known[number] = Draw.of(case.subject, given)
+                parts.append(measure(case, row, known[number]))
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(asdict(one)))
+                path.write_text(json.dumps(asdict(parts[-1])))
             if not console.is_terminal:
-                console.print(f"{name}, draw {number + 1}: {row.name}, {one.stored:.3f} bits: {one.errors}")
-    about = f"{case.subject.about} {len(case.draws)} draws of calibration inputs."
-    found = tuple(_found(row, each) for row, each in parts.items())
-    return Record(case.subject.name, about, case.scores, describe_machine(), found)
+                console.print(f"{name}, draw {number + 1}: {row.name}, {parts[-1].stored:.3f} bits: {parts[-1].errors}")
+        found.append(_found(row, parts))
+    about = f"{case.subject.about} {min(draws, len(case.draws))} draws of calibration inputs."
+    return Record(case.subject.name, about, case.scores, describe_machine(), tuple(found))
 
 
 def _found(row: Row, parts: Sequence[Measured]) -> Found:
@@ -243,6 +255,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="synthetic layers; nothing is written; under 50 s")
     parser.add_argument("--solver", action="store_true", help="only time what choosing takes")
     parser.add_argument("--model", action="append", choices=MODELS, help="default: gpt and minilm")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="of calibration inputs; with fewer nothing is written")
     parser.add_argument("--resume", type=Path, help="a folder that keeps finished rows")
     arguments = parser.parse_args()
     console = Console(width=150)
@@ -252,9 +265,10 @@ def main() -> None:
         show(run("synthetic", all_rows(), console), console)
     elif not arguments.solver:
         for model in arguments.model or ["gpt", "minilm"]:
-            record = run(model, all_rows(), console, arguments.resume)
+            record = run(model, all_rows(), console, arguments.resume, arguments.draws)
             show(record, console)
-            record.write(RESULTS / f"budget-{model}.json")
+            if arguments.draws == DRAWS:
+                record.write(RESULTS / f"budget-{model}.json")
 
 
 if __name__ == "__main__":

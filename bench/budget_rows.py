@@ -32,15 +32,13 @@ MODEL, LAYER = "one multiplier", "layer by layer"
 
 
 def all_rows() -> list[Row]:
-    """Uniform formats, with the weight's own order of columns and by energy; then mosaics."""
+    """Uniform formats, then mosaics."""
     rows = []
     for name, bits in UNIFORM.items():
-        share, one = (bits + 1e-6) / 8, ("formats", (name,))
-        rows.append(Row(name, bits, (("bytes_per_weight", share), one, ("sort_inputs", False))))
-        rows.append(Row(f"{name}, sorted", bits, (("bytes_per_weight", share + 1 / 8), one, ("sort_inputs", True))))
-    for bits in BUDGETS:
-        rows += [Row(MODEL, bits), Row(LAYER, bits, (("bytes_per_weight", bits / 8),))]
-    return rows
+        share = ("bytes_per_weight", (bits + 1e-6) / 8)
+        rows.append(Row(name, bits, (share, ("formats", (name,)), ("sort_inputs", False))))
+    rows += [Row(MODEL, bits) for bits in BUDGETS]
+    return rows + [Row(LAYER, bits, (("bytes_per_weight", bits / 8),)) for bits in BUDGETS]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import accuracy_loss, accuracy_pages, adapter, cpu_pages, operators
+from bench import accuracy_loss, accuracy_pages, adapter, budget_record, cpu_pages, operators
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
@@ -20,6 +20,7 @@ DOCUMENTS = (
     ROOT / "docs" / "accuracy.md",
     ROOT / "docs" / "operators.md",
     ROOT / "docs" / "adapters.md",
+    ROOT / "docs" / "budget.md",
 )
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
@@ -39,6 +40,9 @@ def _rendered(name: str | None) -> str:
         return adapter.page(_read("adapter"))
     if name == "operators":
         return operators.page(_read("operators"))
+    if name is not None and name.startswith("budget_"):
+        _, model, block = name.split("_")
+        return budget_record.PAGE[block](budget_record.Record.read(RESULTS / f"budget-{model}.json"))
     record = Record.from_json(_read("cpu"))
     return cpu_pages.PAGE[name](record) if name else render(record)
 

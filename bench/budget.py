@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -211,17 +212,26 @@ def _modules(model: nn.Module, layer: Layer) -> dict[str, nn.Linear]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
 
 
-def run(name: str, rows: Sequence[Row], console: Console, kept: Path | None = None, draws: int = DRAWS) -> Record:
-    """Measure the rows of a model; what a folder keeps is read from there."""
-    case = CASES[name]()
+def run(
+    name: str,
+    rows: Sequence[Row],
+    console: Console,
+    kept: Path | None = None,
+    draws: int = DRAWS,
+    seconds: float = math.inf,
+) -> Record:
+    """Measure the rows of a model; what a folder keeps is read from there, and after `seconds` nothing else."""
+    case, start = CASES[name](), time.perf_counter()
     known: dict[int, Draw] = {}
-    found = []
+    found: list[Found] = []
     for row in rows:
         parts = []
         for number, given in enumerate(case.draws[:draws]):
             path = None if kept is None else kept / f"{name}-{number}-{row.name}-{row.bits:g}.json"
             if path is not None and path.exists():
                 parts.append(Measured(**json.loads(path.read_text())))
+                continue
+            if time.perf_counter() - start > seconds:
                 continue
             with console.status(f"{name}, draw {number + 1}: {row.name}, {row.bits:g} bits"):
                 if number not in known:
@@ -232,8 +242,8 @@ def run(name: str, rows: Sequence[Row], console: Console, kept: Path | None = No
                 path.write_text(json.dumps(asdict(parts[-1])))
             if not console.is_terminal:
                 console.print(f"{name}, draw {number + 1}: {row.name}, {parts[-1].stored:.3f} bits: {parts[-1].errors}")
-        found.append(_found(row, parts))
-    about = f"{case.subject.about} {min(draws, len(case.draws))} draws of calibration inputs."
+        found += [_found(row, parts)] if parts else []
+    about = f"{case.subject.about} Up to {min(draws, len(case.draws))} draws of calibration inputs."
     return Record(case.subject.name, about, case.scores, describe_machine(), tuple(found))
 
 
@@ -255,7 +265,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="synthetic layers; nothing is written; under 50 s")
     parser.add_argument("--solver", action="store_true", help="only time what choosing takes")
     parser.add_argument("--model", action="append", choices=MODELS, help="default: gpt and minilm")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of calibration inputs; with fewer nothing is written")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row later: draws may be missing")
     parser.add_argument("--resume", type=Path, help="a folder that keeps finished rows")
     arguments = parser.parse_args()
     console = Console(width=150)
@@ -265,10 +275,9 @@ def main() -> None:
         show(run("synthetic", all_rows(), console), console)
     elif not arguments.solver:
         for model in arguments.model or ["gpt", "minilm"]:
-            record = run(model, all_rows(), console, arguments.resume, arguments.draws)
+            record = run(model, all_rows(), console, arguments.resume, seconds=arguments.seconds)
             show(record, console)
-            if arguments.draws == DRAWS:
-                record.write(RESULTS / f"budget-{model}.json")
+            record.write(RESULTS / f"budget-{model}.json")
 
 
 if __name__ == "__main__":

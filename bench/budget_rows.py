@@ -96,7 +96,7 @@ def claims(rows: Sequence[Found], score: str, name: str = MODEL) -> list[Claim]:
         if bits in best:
             other, what = best[bits].scores[score], f"{bits:g} bits: not worse than {best[bits].name}"
             gap, noise = _gap(mosaic.scores[score], other)
-            made.append(_claim(what, mosaic.mean(score), other, gap, noise, gap >= -noise))
+            made.append(_claim(what, mosaic.scores[score], other, gap, noise, gap >= -noise))
         elif min(best, default=bits) < bits < max(best, default=bits):
             below, above = max(b for b in best if b < bits), min(b for b in best if b > bits)
             share = (bits - below) / (above - below)
@@ -104,24 +104,25 @@ def claims(rows: Sequence[Found], score: str, name: str = MODEL) -> list[Claim]:
             line = [(1 - share) * low + share * high for low, high in pairs]
             gap, noise = _gap(mosaic.scores[score], line)
             what = f"{bits:g} bits: better than the line from {best[below].name} to {best[above].name}"
-            made.append(_claim(what, mosaic.mean(score), line, gap, noise, gap > noise))
+            made.append(_claim(what, mosaic.scores[score], line, gap, noise, gap > noise))
     baseline = next((f for f in plain if f.name == BASELINE), None)
     if baseline is not None and baseline.bits in mosaics:
         mosaic = mosaics[baseline.bits]
         gap, noise = _gap(mosaic.scores[score], baseline.scores[score])
         what = f"{baseline.bits:g} bits: an error at least {MARGIN:.0%} below {BASELINE}'s"
         holds = gap - noise >= MARGIN * baseline.mean(score)
-        made.append(_claim(what, mosaic.mean(score), baseline.scores[score], gap, noise, holds))
+        made.append(_claim(what, mosaic.scores[score], baseline.scores[score], gap, noise, holds))
     return made
 
 
-def _claim(what: str, mosaic: float, other: Sequence[float], gap: float, noise: float, holds: bool) -> Claim:
-    return Claim(what, mosaic, sum(other) / len(other), gap, noise, holds)
+def _claim(what: str, mosaic: Sequence[float], other: Sequence[float], gap: float, noise: float, holds: bool) -> Claim:
+    count = min(len(mosaic), len(other))
+    return Claim(what, sum(mosaic[:count]) / count, sum(other[:count]) / count, gap, noise, holds)
 
 
 def _gap(mosaic: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """Mean of other - mosaic over draws, and twice its standard error (0 for a single draw)."""
-    gaps = [theirs - own for own, theirs in zip(mosaic, other, strict=True)]
+    gaps = [theirs - own for own, theirs in zip(mosaic, other, strict=False)]  # a row may have fewer draws
     mean = sum(gaps) / len(gaps)
     if len(gaps) < 2:
         return mean, 0.0

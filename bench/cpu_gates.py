@@ -166,7 +166,7 @@ def _coded(record: Record, dtype: str) -> list[str]:
 
 
 def _speedups(groups: Iterable[Group], names: tuple[str, ...]) -> Figures:
-    return ((group.speedup(name), _place(group, name)) for group in groups for name in names)
+    return ((group.speedup(name), _place(group, name)) for group in groups for name in names if group.has(name))
 
 
 def _place(group: Group, name: str) -> str:

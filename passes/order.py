@@ -20,8 +20,8 @@ class Order(Pass):
         at about the same time. Rows of equal cost keep their natural order.
     by=item: rows with costlier work items first (rows, before there are items), in classes of size: a class
         takes in a factor of 2, and the mean row is in the middle of one. Rows of a class keep their natural
-        order, so that a thread that takes neighbours reads their tiles as one stream: each row out of that
-        order costs about a microsecond on a CPU. Rows that split-k cut come last in a class: their parts fill
+        order, so that a thread that takes neighbours reads their tiles as one stream: a row out of that
+        order begins with misses. Rows that split-k cut come last in a class: their parts fill
         what whole rows leave.
     by=row: natural order; neighbouring rows of y are written one after the other.
     by=none: leave the order as it is.

@@ -74,6 +74,9 @@ class Ternary(stoicc.TileFormat):
         signs = steps.to(planes["scales"].dtype) - 1
         return (signs.unflatten(2, (-1, self.group_size)) * planes["scales"][..., None]).flatten(2)
 
+    def elements(self, tile, dtype):
+        return stoicc.ir.format.Elements("signs", 2, groups=tile[1] // self.group_size)
+
     def approximate(self, tiles, slots, statistics=None):
         """The nearest ternary tiles, for users who ask for a lossy choice; the scale is the mean magnitude."""
         groups = tiles.float().unflatten(2, (-1, self.group_size))

@@ -28,8 +28,11 @@ def test_instructions_are_those_of_the_dialect_that_runs() -> None:
     assert plain is not None
     assert module.schedule is not None
     names = [module.tiles.segments[csr.segment].format.partition("<")[0] for csr in module.schedule.csrs]
+    assert "dense" in names
     for name, least, most in zip(names, ours.tile_instructions, plain.tile_instructions, strict=True):
-        assert 0 < least < most, name
+        assert 0 < least <= most, name
+        if name != "dense":  # nothing is decoded there: the dialects may take as many
+            assert least < most, name
     assert ours.block_n == plain.block_n == 16
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 
 import stoicc
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
-from stoicc.ir.format import Approximation, squared_error
+from stoicc.ir.format import Approximation, Elements, squared_error
 
 C = """
 INLINE void {name}(const int32_t *signs, const $T *scales, const float *x, float *acc, const int nb)
@@ -75,7 +75,7 @@ class Ternary(stoicc.TileFormat):
         return (signs.unflatten(2, (-1, self.group_size)) * planes["scales"][..., None]).flatten(2)
 
     def elements(self, tile, dtype):
-        return stoicc.ir.format.Elements("signs", 2, groups=tile[1] // self.group_size)
+        return Elements("signs", 2, groups=tile[1] // self.group_size)
 
     def approximate(self, tiles, slots, statistics=None):
         """The nearest ternary tiles, for users who ask for a lossy choice; the scale is the mean magnitude."""

@@ -55,6 +55,8 @@ LIMITS = {
     "group_sparse": 2100,
 }
 """Warp instructions a 64x64 bf16 tile at batch 16, with a little room: a decode that grows fails."""
+OUTSIDE = {("int4_nv24", "sm_90"): 3}
+"""Registers that are kept in memory before the loop begins; none elsewhere."""
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -65,6 +67,7 @@ def test_decode_stays_cheap(formats: str, target: str) -> None:
     assert len(machine.loops) == 1
     assert machine.warp_instructions[0] <= LIMITS[formats]
     assert machine.spills_in_loops == 0
+    assert machine.spills <= OUTSIDE.get((formats, target), 0)
     widest, least = (64, 1) if formats == "int4_nv24" else (128, 2)  # 2 KB of codes for 128 threads
     assert machine.loads.get(widest, 0) >= least, f"expected planes loaded by {widest} bits, found {machine.loads}"
 

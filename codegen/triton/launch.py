@@ -43,7 +43,7 @@ class LaunchConfig:
         warps. The limits are those under which no kernel class spills in a loop. A stage of the
         pipeline is half a tile ahead, because the column of x's block has to be loaded first:
         6 stages keep two tiles in flight. With 8 warps or a wide tile a program has registers for one, with
-        fp32 operands for none, and with both not even for half of one; AMD's shared memory is small, so 2
+        fp32 operands for none, and in a tall tile not even for half of one; AMD's shared memory is small, so 2
         stages there.
         """
         given = launch or {}
@@ -54,7 +54,8 @@ class LaunchConfig:
         macs = tile[0] * tile[1] * block_n
         many = macs > (64 * 64 * 16 if scalar else 64 * 64 * 64)
         wide = tile[0] * tile[1] > 128 * 64
-        stages = 1 if scalar and many else 2 if torch.version.hip or scalar else 4 if many or wide else 6
+        tall = tile[0] * tile[1] > 64 * 64
+        stages = 1 if scalar and tall and many else 2 if torch.version.hip or scalar else 4 if many or wide else 6
         return LaunchConfig(block_n, given.get("num_warps", 8 if many else 4), given.get("num_stages", stages))
 
     def options(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from stoicc.ir.printer import FORMAT, PASS
 from stoicc.ir.reader import INT, Reader
-from stoicc.ir.schedule import Regime, Schedule, TileCsr, WorkItem
+from stoicc.ir.schedule import Regime, Schedule, TileCsc, TileCsr, Transposed, WorkItem
 from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 
 _DIGEST = re.compile("[0-9A-Za-z]+")
@@ -203,19 +203,28 @@ def _beside(reader: Reader) -> Beside:
 def _schedule(reader: Reader) -> Schedule:
     reader.expect("schedule")
     reader.expect("{")
-    values: dict[str, Any] = {"live": (), "row_order": (), "csrs": [], "items": []}
+    return Schedule(**_fields(reader, _PARSERS, {"live": (), "row_order": (), "csrs": [], "items": []}))
+
+
+def _transposed(reader: Reader) -> Transposed:
+    reader.expect("{")
+    return Transposed(**_fields(reader, _TRANSPOSED_PARSERS, {"column_order": (), "cscs": [], "bin_ptr": ()}))
+
+
+def _fields(reader: Reader, parsers: "Parsers", values: dict[str, Any]) -> dict[str, Any]:
+    """Keywords and what they say, up to a brace: added to a list, or in place of what the field is otherwise."""
     seen: set[str] = set()
     while not reader.take("}"):
         at, name = reader.at, reader.word("a name or '}'", r"[a-z_]+")
-        if name not in _PARSERS or name in seen:
-            _unknown(reader, name, list(_PARSERS), at)
-        field, entry = _PARSERS[name]
+        if name not in parsers or name in seen:
+            _unknown(reader, name, list(parsers), at)
+        field, entry = parsers[name]
         if isinstance(values.get(field), list):
             values[field].append(entry(reader))
         else:
             values[field] = entry(reader)
             seen.add(name)
-    return Schedule(**{field: tuple(value) for field, value in values.items()})
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in values.items()}
 
 
 def _csr(reader: Reader) -> TileCsr:
@@ -224,6 +233,13 @@ def _csr(reader: Reader) -> TileCsr:
     row_ptr = reader.ints() if reader.take("row_ptr") else ()
     col_idx = reader.ints() if reader.take("col_idx") else ()
     return TileCsr(segment, row_ptr, col_idx)
+
+
+def _csc(reader: Reader) -> TileCsc:
+    segment = reader.segment()
+    reader.expect(":")
+    lists = [reader.ints() if reader.take(name) else () for name in ("col_ptr", "row_idx", "tiles")]
+    return TileCsc(segment, *lists)
 
 
 def _item(reader: Reader) -> WorkItem:
@@ -257,7 +273,9 @@ def _launch(reader: Reader) -> tuple[str, int]:
     return name, reader.integer("the parameter's value")
 
 
-_PARSERS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
+Parsers = dict[str, tuple[str, Callable[[Reader], Any]]]
+
+_PARSERS: Parsers = {
     "live": ("live", lambda r: r.list(r.segment)),
     "order": ("row_order", lambda r: r.ints()),
     "csr": ("csrs", _csr),
@@ -267,9 +285,17 @@ _PARSERS: dict[str, tuple[str, Callable[[Reader], Any]]] = {
     "epilogue": ("epilogue", lambda r: r.list(lambda: r.word("a name"))),
     "regimes": ("regimes", lambda r: r.list(lambda: _regime(r))),
     "launch": ("launch", lambda r: r.list(lambda: _launch(r))),
+    "transposed": ("transposed", _transposed),
     "applied": ("applied", lambda r: r.list(lambda: r.word("a pass", PASS))),
 }
 """Keyword -> field of Schedule, and what reads it."""
+
+_TRANSPOSED_PARSERS: Parsers = {
+    "order": ("column_order", lambda r: r.ints()),
+    "csc": ("cscs", _csc),
+    "bins": ("bin_ptr", lambda r: r.ints()),
+}
+"""Keyword -> field of Transposed, and what reads it."""
 
 
 def _unknown(reader: Reader, name: str, known: list[str], at: int) -> NoReturn:

@@ -11,10 +11,12 @@
     factor   = pool  |  '(' 'bits' int 'group' int 'columns' int pool ',' pool ')'
     schedule = 'schedule' '{' ('live' segs)? ('order' ints)? csr* item* ('bins' ints)? ('prologue' words)?
                ('epilogue' words)? ('regimes' regime (',' regime)*)? ('launch' word '=' int (',' ...)*)?
-               ('applied' pass (',' pass)*)? '}'
+               transposed? ('applied' pass (',' pass)*)? '}'
     csr      = 'csr' '%'int ':' ('row_ptr' ints)? ('col_idx' ints)?
     item     = 'item' 'row' int ('part' int '/' int)? ':' ('[' int ',' int ')')*
     regime   = word ('up' 'to' int)?
+    transposed = 'transposed' '{' ('order' ints)? csc* ('bins' ints)? '}'
+    csc      = 'csc' '%'int ':' ('col_ptr' ints)? ('row_idx' ints)? ('tiles' ints)?
     ints     = run (',' run)*       run = int | int 'x'int | int '..' int
     word, format, pass = NAME, NAME<options>, NAME{options}  |  STRING
     STRING is a JSON string; whitespace and // comments may stand between any two tokens.
@@ -33,7 +35,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from stoicc.ir.schedule import Schedule, TileCsr, WorkItem
+from stoicc.ir.schedule import Schedule, TileCsc, TileCsr, Transposed, WorkItem
 from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 
 WORD = r"[A-Za-z_][\w.\-]*"
@@ -242,6 +244,10 @@ def _schedule(schedule: Schedule, style: _Exact) -> Iterator[str]:
     if schedule.bin_ptr:
         yield f"  bins {style.ints(schedule.bin_ptr)}"
     yield from _short_lists(schedule, style)
+    if schedule.transposed is not None:
+        yield from _transposed(schedule.transposed, style)
+    if schedule.applied:
+        yield f"  applied {style.runs([_word(text, PASS) for text in schedule.applied], 'entries')}"
     yield "}"
 
 
@@ -255,21 +261,40 @@ def _short_lists(schedule: Schedule, style: _Exact) -> Iterator[str]:
         ("epilogue", [_word(name) for name in schedule.epilogue]),
         ("regimes", limits),
         ("launch", [f"{_word(name)} = {value}" for name, value in schedule.launch]),
-        ("applied", [_word(text, PASS) for text in schedule.applied]),
     ):
         if entries:
             yield f"  {label} {style.runs(entries, 'entries')}"
 
 
 def _csr(csr: TileCsr, style: _Exact) -> Iterator[str]:
+    lists = {"row_ptr": csr.row_ptr, "col_idx": csr.col_idx}
+    yield from _tile_lists(f"  csr %{csr.segment} :", len(csr.col_idx), lists, style)
+
+
+def _transposed(transposed: Transposed, style: _Exact) -> Iterator[str]:
+    yield "  transposed {"
+    if transposed.column_order:
+        yield f"    order {style.ints(transposed.column_order)}"
+    cscs = [line for csc in transposed.cscs for line in _csc(csc, style)]
+    yield from style.block(cscs, 7, "cscs")
+    if transposed.bin_ptr:
+        yield f"    bins {style.ints(transposed.bin_ptr)}"
+    yield "  }"
+
+
+def _csc(csc: TileCsc, style: _Exact) -> Iterator[str]:
+    lists = {"col_ptr": csc.col_ptr, "row_idx": csc.row_idx, "tiles": csc.tiles}
+    yield from _tile_lists(f"    csc %{csc.segment} :", len(csc.tiles), lists, style)
+
+
+def _tile_lists(head: str, count: int, lists: dict[str, tuple[int, ...]], style: _Exact) -> Iterator[str]:
+    """Where the tiles of a segment stand: on one line where that is short, elided to a hash where the style says so."""
     if style.elides:
-        yield f"  csr %{csr.segment} : ... {len(csr.col_idx)} tiles (#{_hash((csr.row_ptr, csr.col_idx))})"
+        yield f"{head} ... {count} tiles (#{_hash(tuple(lists.values()))})"
         return
-    parts = [f"row_ptr {style.ints(csr.row_ptr)}"] if csr.row_ptr else []
-    parts += [f"col_idx {style.ints(csr.col_idx)}"] if csr.col_idx else []
-    head = f"  csr %{csr.segment} :"
-    line = " ".join([head, *parts])
-    yield from [line] if len(line) <= 100 else [head, *(f"    {part}" for part in parts)]
+    parts = [f"{name} {style.ints(values)}" for name, values in lists.items() if values]
+    line, indent = " ".join([head, *parts]), head[: len(head) - len(head.lstrip())]
+    yield from [line] if len(line) <= 100 else [head, *(f"{indent}  {part}" for part in parts)]
 
 
 def _item(item: WorkItem, style: _Exact) -> str:

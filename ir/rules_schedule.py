@@ -28,6 +28,11 @@ def _values(module: Module) -> None:
     check_numbers("schedule, items", [number for item in items for number in (item.row, item.part, item.parts)])
     check_numbers("schedule, items", [number for item in items for span in item.ranges for number in span])
     check_numbers("schedule, bins", schedule.bin_ptr)
+    if schedule.transposed is not None:
+        check_numbers("schedule, transposed, order", schedule.transposed.column_order)
+        check_numbers("schedule, transposed, bins", schedule.transposed.bin_ptr)
+        for csc in schedule.transposed.cscs:
+            check_numbers("schedule, transposed, csc", (csc.segment, *csc.col_ptr, *csc.row_idx, *csc.tiles))
     check_numbers("schedule, regimes", [r.max_batch for r in schedule.regimes if r.max_batch is not None])
     check_numbers("schedule, launch", [value for _, value in schedule.launch])
     check_texts("schedule, prologue and epilogue", (*schedule.prologue, *schedule.epilogue))
@@ -233,6 +238,78 @@ def _launch(module: Module) -> None:
         if value not in LAUNCH[name]:
             allowed = ", ".join(map(str, LAUNCH[name]))
             raise broken(f"schedule, launch, {name}", f"one of {allowed}", value, "use Schedule.launch_with")
+
+
+# -- transposed ----------------------------------------------------------------------------
+
+
+@rule(SCHEDULE_RULES, "column-order", "schedule-values", *_NEEDED)
+def _column_order(module: Module) -> None:
+    transposed, columns = _schedule(module).transposed, module.tiles.grid[1]
+    if transposed is None:
+        return
+    order = np.asarray(transposed.column_order, dtype=np.int64)
+    if not np.array_equal(np.sort(order), np.arange(columns)):
+        raise broken(
+            "schedule, transposed, order",
+            f"each of {columns} tile columns once",
+            f"{order.size} entries",
+            "run build-csc again",
+        )
+
+
+@rule(SCHEDULE_RULES, "csc-segments", "live-index")
+def _csc_segments(module: Module) -> None:
+    schedule = _schedule(module)
+    if schedule.transposed is None:
+        return
+    segments = tuple(csc.segment for csc in schedule.transposed.cscs)
+    if segments != schedule.live:
+        raise broken(
+            "schedule, transposed, csc",
+            f"one csc per live segment, {list(schedule.live)}",
+            list(segments),
+            "run build-csc again",
+        )
+
+
+@rule(SCHEDULE_RULES, "csc-tiles", "csc-segments", "map-index")
+def _csc_tiles(module: Module) -> None:
+    transposed, tile_map = _schedule(module).transposed, module.tiles.map_array()
+    for csc in transposed.cscs if transposed is not None else ():
+        member = tile_map == csc.segment
+        columns, rows = np.nonzero(member.T)
+        payload = np.cumsum(member).reshape(member.shape) - 1
+        expected = {
+            "col_ptr": np.concatenate([[0], np.cumsum(member.sum(axis=0))]),
+            "row_idx": rows,
+            "tiles": payload[rows, columns],
+        }
+        for name, values in expected.items():
+            found = getattr(csc, name)
+            if not _same(found, values):
+                at = _first_difference(found, values)
+                raise broken(
+                    f"schedule, transposed, csc %{csc.segment}, format {module.tiles.segments[csc.segment].format}",
+                    f"{name}[{at}] = {_at(values, at)} as in the tile map",
+                    _at(found, at),
+                    "run build-csc again",
+                )
+
+
+@rule(SCHEDULE_RULES, "column-bins", "column-order")
+def _column_bins(module: Module) -> None:
+    transposed, columns = _schedule(module).transposed, module.tiles.grid[1]
+    if transposed is None:
+        return
+    ptr = np.asarray(transposed.bin_ptr, dtype=np.int64)
+    if ptr.size < 2 or ptr[0] != 0 or ptr[-1] != columns or (np.diff(ptr) < 1).any():
+        raise broken(
+            "schedule, transposed, bins",
+            f"ascending bounds from 0 to {columns} tile columns",
+            f"{ptr.size} bounds from {_at(ptr, 0)} to {_at(ptr, ptr.size - 1)}",
+            "run build-csc again",
+        )
 
 
 # -- helpers -------------------------------------------------------------------------------

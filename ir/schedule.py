@@ -1,17 +1,20 @@
 """Schedules: which tiles an executor visits, in which order, in which pieces.
 
-    schedule = Schedule(csrs: csr*, row_order: int*, items: item*, bin_ptr: int*,
-                        prologue: text*, epilogue: text*, regimes: regime*,
-                        launch: (text, int)*, applied: text*)
-    csr      = TileCsr(segment: int, row_ptr: int*, col_idx: int*)
-    item     = WorkItem(row, part, parts, ranges: (begin, end)*)      one range per csr
-    regime   = Regime(executor: text, max_batch: int?)
+    schedule   = Schedule(csrs: csr*, row_order: int*, items: item*, bin_ptr: int*,
+                          prologue: text*, epilogue: text*, regimes: regime*,
+                          launch: (text, int)*, transposed: transposed?, applied: text*)
+    csr        = TileCsr(segment: int, row_ptr: int*, col_idx: int*)
+    item       = WorkItem(row, part, parts, ranges: (begin, end)*)      one range per csr
+    regime     = Regime(executor: text, max_batch: int?)
+    transposed = Transposed(column_order: int*, cscs: csc*, bin_ptr: int*)
+    csc        = TileCsc(segment: int, col_ptr: int*, row_idx: int*, tiles: int*)
 
 Everything is frozen; the primitives (`order`, `split_k`, `balance`, `executor`, `launch_with`)
 return new schedules. Passes decide *what* to do and call these to do it.
 
 Tile t of a csr is entry t of its segment's pools: payload is in row-major order of the tiles, so
-a row's tiles are the contiguous range `row_ptr[row] .. row_ptr[row + 1]`.
+a row's tiles are the contiguous range `row_ptr[row] .. row_ptr[row + 1]`. The transposed schedule, for
+gradients, visits the same tiles of the same pools by tile column, from the top.
 """
 
 from collections.abc import Sequence
@@ -40,6 +43,31 @@ class TileCsr:
     segment: int
     row_ptr: tuple[int, ...]
     col_idx: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileCsc:
+    """The tiles of one segment by tile column: entry e stands at tile row `row_idx[e]` and is tile `tiles[e]`."""
+
+    segment: int
+    col_ptr: tuple[int, ...]
+    row_idx: tuple[int, ...]
+    tiles: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """How the product with the transposed weight runs: tile columns, over the payload of the tile rows.
+
+    Attributes:
+        column_order: tile columns in the order in which they run.
+        cscs: one for each live segment, in the order of the csrs.
+        bin_ptr: columns `column_order[bin_ptr[b] : bin_ptr[b + 1]]` are one unit of thread scheduling.
+    """
+
+    column_order: tuple[int, ...]
+    cscs: tuple[TileCsc, ...]
+    bin_ptr: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +114,7 @@ class Schedule:
         prologue, epilogue: what is fused into the executor, in the order it is applied.
         regimes: executors by batch size, ascending.
         launch: launch parameters by name, for backends that know them.
+        transposed: the schedule of the gradient of x, where `build-csc` has run.
         applied: the passes that ran, as pipeline text; what was changed by hand since is not in it.
     """
 
@@ -98,6 +127,7 @@ class Schedule:
     epilogue: tuple[str, ...] = ()
     regimes: tuple[Regime, ...] = ()
     launch: tuple[tuple[str, int], ...] = ()
+    transposed: Transposed | None = None
     applied: tuple[str, ...] = ()
 
     # -- primitives ------------------------------------------------------------------------
@@ -134,7 +164,7 @@ class Schedule:
         _check_whole("balance", "bins", bins, "1 puts all items in one")
         weights = self._weights("balance", costs)
         loads = np.array([item_cost(item, weights) for item in self.items])
-        return replace(self, bin_ptr=_cut_evenly(loads, bins))
+        return replace(self, bin_ptr=cut_evenly(loads, bins))
 
     def executor(self, kind: str, batch: int | None = None) -> "Schedule":
         """Use executor `kind` for batches up to `batch` (None: for every larger batch)."""
@@ -219,7 +249,7 @@ class Schedule:
         if parts == 1 or not spans:
             return [WorkItem(row, 0, 1, tuple(spans))]
         weight = np.concatenate([np.full(end - begin, cost) for (begin, end), cost in zip(spans, costs, strict=True)])
-        cuts = _cut_evenly(weight, parts) if weight.size else (0, 0)
+        cuts = cut_evenly(weight, parts) if weight.size else (0, 0)
         count = len(cuts) - 1
         return [WorkItem(row, part, count, tuple(_clip(spans, cuts[part], cuts[part + 1]))) for part in range(count)]
 
@@ -263,7 +293,7 @@ def _one_bin_each(items: int) -> tuple[int, ...]:
     return tuple(range(items + 1))
 
 
-def _cut_evenly(loads: NDArray[np.float64], parts: int) -> tuple[int, ...]:
+def cut_evenly(loads: NDArray[np.float64], parts: int) -> tuple[int, ...]:
     """Boundaries of at most `parts` non-empty contiguous runs of about equal total load.
 
     An entry belongs to the part of the total that its middle falls in, at a boundary to the part above; a part

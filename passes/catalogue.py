@@ -19,6 +19,7 @@ CATALOGUE: dict[str, str] = {
     "fuse-epilogue": "stoicc.passes.fuse_epilogue:FuseEpilogue",
     "regimes": "stoicc.passes.regimes:Regimes",
     "launch": "stoicc.passes.launch:Launch",
+    "build-csc": "stoicc.passes.build_csc:BuildCsc",
 }
 """Built-in passes in their customary order: where dependencies leave a choice, this decides."""
 

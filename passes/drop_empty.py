@@ -18,6 +18,9 @@ class DropEmpty(Pass):
         schedule, program = scheduled(module), module.tiles
         stores = [bool(segment.resolve().planes(program.tile, program.dtype)) for segment in program.segments]
         kept = [index for index, csr in enumerate(schedule.csrs) if stores[csr.segment]]
+        transposed = schedule.transposed
+        if transposed is not None:
+            transposed = replace(transposed, cscs=tuple(csc for csc in transposed.cscs if stores[csc.segment]))
         return with_schedule(
             module,
             replace(
@@ -25,6 +28,7 @@ class DropEmpty(Pass):
                 live=tuple(segment for segment in schedule.live if stores[segment]),
                 csrs=tuple(schedule.csrs[index] for index in kept),
                 items=tuple(_only(item, kept) for item in schedule.items),
+                transposed=transposed,
             ),
         )
 

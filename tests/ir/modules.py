@@ -99,7 +99,8 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
     order = draw(st.sampled_from(["order{by=cost}", "order{by=item}", "order{by=row}", "order{by=none}"]))
     split = st.builds("split-k{{parts={}}}".format, st.sampled_from([1, 2, 3, 40, "auto", "balance,min_bytes=4096"]))
     steps = ["build-csr", *draw(st.sets(st.sampled_from(["drop-empty", "fuse-epilogue", "regimes{tiles=8}", order])))]
-    steps += draw(st.sets(st.one_of(split, st.builds("balance{{bins={}}}".format, st.integers(1, 9))), max_size=2))
+    bins = st.builds("{}{{bins={}}}".format, st.sampled_from(["balance", "build-csc"]), st.integers(1, 9))
+    steps += draw(st.sets(st.one_of(split, bins), max_size=3))
     return Pipeline.ordered(steps)
 
 

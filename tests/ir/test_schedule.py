@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoicc.ir import InputError
-from stoicc.ir.schedule import _cut_evenly
+from stoicc.ir.schedule import cut_evenly
 from stoicc.ir.types import Module
 from stoicc.passes import Pipeline
 from tests.ir.modules import make_program
@@ -102,4 +102,4 @@ def test_cuts_are_where_the_middles_change_part(loads, parts):
         doubled = 2 * sum(loads[:index]) + load
         part_of.append(min(parts * doubled // (2 * total), parts - 1) if total else 0)
     inner = [i for i in range(1, len(loads)) if part_of[i] != part_of[i - 1]]
-    assert _cut_evenly(np.array(loads, dtype=float), parts) == ((0, *inner, len(loads)) if loads else (0,))
+    assert cut_evenly(np.array(loads, dtype=float), parts) == ((0, *inner, len(loads)) if loads else (0,))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoicc.ir import ParseError, parse, parse_program, parse_schedule, print_module, print_program, print_schedule
-from stoicc.ir.schedule import Regime, Schedule, TileCsr, WorkItem
+from stoicc.ir.schedule import Regime, Schedule, TileCsc, TileCsr, Transposed, WorkItem
 from stoicc.ir.types import Beside, CodedFactor, Module, Pool, Segment, TileProgram
 from stoicc.passes import Pipeline, default_pipeline
 from tests.ir.modules import full_beside, make_program, modules
@@ -76,6 +76,13 @@ _SCHEDULES = st.builds(
     epilogue=_WORDS,
     regimes=st.lists(st.builds(Regime, _TEXTS, st.none() | st.integers(-1, 9)), max_size=2).map(tuple),
     launch=st.lists(st.tuples(_TEXTS, st.integers(-1, 9)), max_size=2).map(tuple),
+    transposed=st.none()
+    | st.builds(
+        Transposed,
+        _INTS,
+        st.lists(st.builds(TileCsc, st.integers(0, 3), _INTS, _INTS, _INTS), max_size=2).map(tuple),
+        _INTS,
+    ),
     applied=_WORDS,
 )
 

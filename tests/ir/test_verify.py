@@ -13,7 +13,7 @@ from stoicc.ir.format import Plane, PlaneKind, TileFormat
 from stoicc.ir.registry import REGISTRY, register_format
 from stoicc.ir.rules_program import PROGRAM_RULES
 from stoicc.ir.rules_schedule import SCHEDULE_RULES
-from stoicc.ir.schedule import Regime
+from stoicc.ir.schedule import Regime, Transposed
 from stoicc.ir.types import Beside, Module, Pool, TileProgram
 from stoicc.passes import Pipeline
 from stoicc.passes.base import scheduled
@@ -66,6 +66,14 @@ def csr(index: int, **fields: Any) -> Change:
     csrs = list(scheduled(BASE).csrs)
     csrs[index] = replace(csrs[index], **fields)
     return schedule(csrs=tuple(csrs))
+
+
+_TRANSPOSED = scheduled(Pipeline.parse("build-csc{bins=3}").run(BASE)).transposed or Transposed((), (), ())
+_CSCS = _TRANSPOSED.cscs
+
+
+def transposed(**fields: Any) -> Change:
+    return schedule(transposed=replace(_TRANSPOSED, **fields))
 
 
 _DENSE_TWICE = Module(make_program((64, 128), formats=["dense", "dense"], tile_map=[0, 1]))
@@ -227,6 +235,24 @@ BROKEN: list[tuple[str, Change, str]] = [
         schedule(launch=(("bogus", 3),)),
         "launch: expected one of block_n, gluon, num_stages, num_warps, found 'bogus'",
     ),
+    ("schedule-values", transposed(bin_ptr=(0, "5")), "transposed, bins: expected whole numbers"),
+    ("column-order", transposed(column_order=(0, 1, 2, 3, 3)), "order: expected each of 5 tile columns once, found 5"),
+    (
+        "csc-segments",
+        transposed(cscs=_CSCS[:2]),
+        r"one csc per live segment, \[0, 1, 2\], found \[0, 1\]; run build-csc",
+    ),
+    (
+        "csc-tiles",
+        transposed(cscs=(replace(_CSCS[0], tiles=_CSCS[0].tiles[::-1]), *_CSCS[1:])),
+        r"csc %0, format dense: expected tiles\[\d\] = \d as in the tile map, found \d",
+    ),
+    (
+        "csc-tiles",
+        transposed(cscs=(*_CSCS[:2], replace(_CSCS[2], col_ptr=_CSCS[2].col_ptr[:-1]))),
+        r"expected col_ptr\[5\] = \d as in the tile map, found nothing",
+    ),
+    ("column-bins", transposed(bin_ptr=(0, 2, 2, 5)), "ascending bounds from 0 to 5 tile columns, found 4 bounds"),
 ]
 
 

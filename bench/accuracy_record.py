@@ -13,6 +13,10 @@ from torch import Tensor
 
 from bench.accuracy_rows import Order, Row
 
+ROOT = Path(__file__).parents[1]
+CODE = ("stoicc", "ir", "passes", "codegen", "bench/accuracy*", "bench/gpt*", "bench/corpus*", "bench/minilm*")
+"""What a row depends on, in the repository."""
+
 CERTAIN = 2.0
 """A difference counts where it is at least so many of its standard errors."""
 
@@ -118,11 +122,11 @@ class Record:
 class RowFolder:
     """Rows of one subject that were measured, kept so that a run that was stopped goes on.
 
-    A row is known by what was done and by what the subject says of itself; the code is not part of that.
+    A row is known by what was done, by what the subject says of itself, and by the code that did it.
     """
 
-    def __init__(self, path: Path, about: str) -> None:
-        self._path, self._about = path, about
+    def __init__(self, path: Path, about: str, code: str) -> None:
+        self._path, self._known_by = path, [about, code]
         path.mkdir(parents=True, exist_ok=True)
 
     def read(self, row: Row) -> tuple[Found, dict[str, Tensor]] | None:
@@ -142,8 +146,18 @@ class RowFolder:
         scratch.replace(file)
 
     def _file(self, row: Row) -> Path:
-        digest = hashlib.blake2b(json.dumps([self._about, asdict(row)]).encode(), digest_size=6).hexdigest()
+        digest = hashlib.blake2b(json.dumps([*self._known_by, asdict(row)]).encode(), digest_size=6).hexdigest()
         return self._path / f"{re.sub(r'[^a-zA-Z0-9]+', '-', row.name)}-{digest}.json"
+
+
+def code_digest() -> str:
+    """Hash of the sources that CODE names: rows of one record are all of one such code."""
+    digest = hashlib.blake2b(digest_size=8)
+    found = {file for pattern in CODE for path in ROOT.glob(pattern) for file in (path, *path.rglob("*"))}
+    for file in sorted(found):
+        if file.suffix in (".py", ".c", ".h", ".txt") and file.is_file():
+            digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def outcome(

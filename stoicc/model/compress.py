@@ -2,12 +2,13 @@
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stoicc.ir.errors import InputError
 from stoicc.kernel import Kernel
@@ -19,6 +20,7 @@ from stoicc.model.calibration import (
     Survey,
     collect_stage,
     hash_tensor,
+    other_input,
     survey,
     try_out,
 )
@@ -28,6 +30,7 @@ from stoicc.model.one_layer import compress_layer
 from stoicc.model.parking import Parking
 from stoicc.model.progress import Show, layer_bar
 from stoicc.model.recipe import Recipe, RecipeLike
+from stoicc.model.replay import Replay
 from stoicc.model.width import prune_width
 from stoicc.ops.statistics import Statistics
 
@@ -47,19 +50,21 @@ def compress(
 
     Layers are taken in the order in which the model calls them. Those that see the very same tensor
     (q, k and v) form a stage; its statistics are collected in a run of the calibration batches of
-    its own, so one gram matrix is alive at a time. `stoicc.report(model)` then prints a table.
+    its own, so one gram matrix is alive at a time. Such a run begins after the last blocks that are finished, whose
+    outputs are kept for all batches. `stoicc.report(model)` then prints a table.
 
-    Beside the model, memory holds what one layer needs: dense weights whose layers were replaced wait in files
-    without a name, in the folder for temporary files, until all is done. With `sequential=False` or
-    `in_place=False` the dense weights stay in memory, and kernels add up beside them.
+    Beside the model, memory holds what one layer needs, and what one or two blocks return for all batches: dense
+    weights of finished stages wait in files without a name, in the folder for temporary files, until all is done.
+    With `in_place=False` they stay in memory, as the given model is to keep them, and kernels add up beside them.
 
     Args:
         model: any module; each `nn.Linear` that the recipe names becomes a `stoicc.Kernel`. Layers of
             one weight stay one.
         recipe: a `stoicc.Recipe`, or what `Recipe.of` reads: rules or steps as plain data, YAML, a `Path`.
         calibration: batches (a tensor, a tuple of arguments, or a mapping of keyword arguments
-            each), or a function that runs the model. They are run once per stage and must be the
-            same each time. None will do for operators that take no statistics.
+            each), or a function that runs the model. They are gone through once per stage and must be
+            the same each time; stages repeat the calls that a function made of the dense model. None
+            will do for operators that take no statistics.
         sequential: a layer is calibrated on what the compressed layers before it produce; False: on
             what the dense ones do.
         resume: a folder that keeps finished layers; the same call takes up a run that was stopped.
@@ -82,7 +87,7 @@ def compress(
     find_layers(model, chosen)  # which may refuse the model, before anything is run
     batches = None if calibration is None else Calibration(calibration)
     surgery = Surgery(model)
-    parking = Parking() if in_place and sequential else None
+    parking = Parking() if in_place else None
     try:
         _replace_layers(model, chosen, batches, surgery, parking, resume, sequential, dtype, progress)
     except BaseException:
@@ -111,28 +116,31 @@ def _replace_layers(
         prune_width(model, recipe.width, batches, surgery)
     layers = spread_budgets(model, find_layers(model, recipe), batches)
     surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
-    found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none")
+    found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none", {})
     options = f"sequential={sequential}, dtype={dtype}"
     folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, recipe, found, options))
     with layer_bar(len(layers), progress) as show:
-        work = _Work(model, batches, folder, dtype, show)
-        later: dict[str, Kernel] = {}
-        for stage in (*found.stages, *(Stage((layer,), 0) for layer in found.unseen)):
-            made = work.stage(stage)
-            if sequential:
-                surgery.replace(made)
-            else:
-                later.update(made)
-            if parking is not None:
-                _park(model, stage, parking)
-        surgery.replace(later)
-    if batches is not None:
-        try_out(model, batches)
+        work = _Work(model, batches, folder, dtype, show, sequential, surgery, parking)
+        before = len(surgery)
+        other = work.all_stages(found, Replay(layers, changing=sequential))
+        if other is not None:
+            surgery.undo(before)
+            warnings.warn(
+                "compress: expected modules that hand on no values but those that they return, found that layer "
+                f"{other} sees something else if those before it do not run; every stage now runs the whole model",
+                stacklevel=4,
+            )
+            work.all_stages(found, None)
 
 
 def _park(model: nn.Module, stage: Stage, parking: Parking) -> None:
-    """Take the dense weights of a finished stage out of memory, but for those that the model still reads."""
-    held = {id(parameter) for parameter in model.parameters()}
+    """Take the dense weights of a finished stage out of memory, but for those that other modules read.
+
+    Layers of the stage that are still there read theirs from the file.
+    """
+    linears = {id(module) for layer in stage.layers for module in layer.modules.values()}
+    others = (module for module in model.modules() if id(module) not in linears)
+    held = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
     for layer in stage.layers:
         weight = layer.modules[layer.name].weight
         if id(weight) not in held:
@@ -146,6 +154,7 @@ class _Work:
     Attributes:
         batches: None without calibration.
         folder: None where nothing is kept.
+        parking: None where dense weights stay in memory.
     """
 
     model: nn.Module
@@ -153,17 +162,46 @@ class _Work:
     folder: ResumeFolder | None
     dtype: torch.dtype
     show: Show
+    sequential: bool
+    surgery: Surgery
+    parking: Parking | None
 
-    def stage(self, stage: Stage) -> dict[str, Kernel]:
+    def all_stages(self, found: Survey, replay: Replay | None) -> str | None:
+        """Replace every layer, and try the result; a layer that sees something else in it than when it was compressed.
+
+        Args:
+            replay: None: every run starts at the model's input, and what `folder` has is made anew.
+        """
+        first: dict[str, Tensor] = {}
+        later: dict[str, Kernel] = {}
+        for stage in (*found.stages, *(Stage((layer,), 0) for layer in found.unseen)):
+            made = self.stage(stage, replay, first)
+            if self.sequential:
+                self.surgery.replace(made)
+            else:
+                later.update(made)
+            if self.parking is not None:
+                _park(self.model, stage, self.parking)
+            if replay is not None:
+                replay.settle(stage.layers)
+        self.surgery.replace(later)
+        if self.batches is None:
+            return None
+        if self.sequential:
+            return try_out(self.model, self.batches, first)
+        try_out(self.model, self.batches)
+        return other_input({name: found.first[name] for name in first}, first)
+
+    def stage(self, stage: Stage, replay: Replay | None, first: dict[str, Tensor]) -> dict[str, Kernel]:
         """Kernels for the layers of a stage, by every name at which they are to stand."""
         statistics: Statistics | None = None
         kernels: dict[str, Kernel] = {}
         for layer in stage.layers:
             self.show(layer.name)
-            made = self._finished(layer)
+            made = None if replay is None else self._finished(layer)
             if made is None:
                 if statistics is None and self.batches is not None and stage.calls != 0:
-                    statistics = collect_stage(self.model, stage, self.batches, self.dtype)
+                    statistics = collect_stage(self.model, stage, self.batches, self.dtype, replay, first)
                 made = _compressed(layer, statistics)
                 if self.folder is not None:
                     self.folder.write(layer.name, *made)

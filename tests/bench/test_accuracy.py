@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import stoicc
-from bench import accuracy, accuracy_subjects
+from bench import accuracy, accuracy_record, accuracy_subjects
 from bench.accuracy_pages import PAGE, orders_table, rows_table
 from bench.accuracy_record import Found, Record, RowFolder, outcome
 from bench.accuracy_rows import Order, Row, all_rows, orders, quick_rows, step
@@ -105,14 +105,30 @@ def test_neurons_go_and_budgets_are_spread(subject):
 
 
 def test_rows_are_taken_up_after_a_stop(subject, tmp_path, monkeypatch):
-    folder = RowFolder(tmp_path, subject.about)
+    folder = RowFolder(tmp_path, subject.about, "one")
     first = accuracy.run(subject, [DENSE, HALF], quiet(), "reference", folder=folder)
     monkeypatch.setattr(accuracy, "measure", lambda *_: pytest.fail("a row that is there was measured again"))
     assert accuracy.run(subject, [DENSE, HALF], quiet(), "reference", folder=folder) == first
     kept = folder.read(HALF)
     assert kept is not None
     assert len(kept[1]["bits/byte"]) == 16
-    assert RowFolder(tmp_path, "Another model.").read(HALF) is None
+    for about, code in (("Another model.", "one"), (subject.about, "other")):
+        assert RowFolder(tmp_path, about, code).read(HALF) is None
+
+
+def test_the_code_of_a_record_is_that_of_operators_kernels_and_bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy_record, "ROOT", tmp_path)
+    seen = [accuracy_record.code_digest()]
+    for name in ("stoicc/ops/wanda.py", "codegen/cpu/simd.h", "bench/accuracy_rows.py", "bench/corpus.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+        seen.append(accuracy_record.code_digest())
+        (tmp_path / name).write_text("other")
+        seen.append(accuracy_record.code_digest())
+    assert len(set(seen)) == 9
+    (tmp_path / "bench" / "cpu.py").write_text("one")
+    (tmp_path / "stoicc" / "ops" / "wanda.pyc").write_text("one")
+    assert accuracy_record.code_digest() == seen[-1]
 
 
 def test_rows_after_the_deadline_are_named(subject):

@@ -99,10 +99,19 @@ def test_a_weight_that_the_model_still_reads_stays(parked):
     assert parked == []
 
 
-def test_copies_and_dense_inputs_leave_the_weights_in_memory(parked):
+def test_a_copy_leaves_the_weights_of_the_model_in_memory(parked):
     stoicc.compress(two_layers()[0], ["wanda"], X, in_place=False)
-    stoicc.compress(two_layers()[0], ["wanda"], X, sequential=False)
     assert parked == []
+
+
+def test_layers_that_still_run_read_their_weights_from_files(parked):
+    model, _, second = two_layers()
+    expected = stoicc.compress(two_layers()[0], ["wanda"], X, sequential=False, in_place=False)
+    assert parked == []
+    stoicc.compress(model, ["wanda"], X, sequential=False)
+    assert parked == [True, True]
+    assert not in_file(second.weight)
+    assert torch.equal(model(X[0]), expected(X[0]))
 
 
 PEAK = """

@@ -107,7 +107,11 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
-        """An executor of `kind` (`stoicc.ir.schedule.EXECUTORS`) for a scheduled module.
+        """An executor of `kind` for a scheduled module.
+
+        Kinds are those of `stoicc.ir.schedule.EXECUTORS`, and "transposed", which needs a transposed schedule: the
+        product of the tiles alone with rows h, `[N, M]` in the order of tile rows, as x, and h W, `[N, K]` in
+        the order of tile columns and of h's dtype, as out.
 
         Args:
             module: verified, with a schedule.

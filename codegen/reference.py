@@ -123,6 +123,26 @@ class ReferenceExecutor(Executor):
         out.copy_(finish_output(self.program, self.pools, y, wide))
 
 
+class TransposedReference(Executor):
+    """h W for h `[N, M]` in the order of tile rows: panels of tile rows, their products added in fp32 or float64."""
+
+    source = ReferenceExecutor.source
+
+    def __init__(self, module: Module, pools: Pools) -> None:
+        self.program, self.decoder = module.tiles, PanelDecoder(module.tiles, pools)
+
+    def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        rows, columns = self.program.shape
+        sums = x.new_zeros(x.shape[0], columns, dtype=compute)
+        for first in range(0, self.program.grid[0], self.decoder.height):
+            last = min(first + self.decoder.height, self.program.grid[0])
+            top, bottom = first * self.program.tile[0], min(last * self.program.tile[0], rows)
+            panel = self.decoder.panel(first, last)[: bottom - top, :columns]
+            sums.addmm_(x[:, top:bottom].to(compute), panel.to(compute))
+        out.copy_(sums)
+
+
 class ReferenceBackend(Backend):
     """Runs everywhere, on every format."""
 
@@ -136,7 +156,7 @@ class ReferenceBackend(Backend):
         return True
 
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
-        return ReferenceExecutor(module, pools)
+        return TransposedReference(module, pools) if kind == "transposed" else ReferenceExecutor(module, pools)
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         return ReferenceExecutor.source

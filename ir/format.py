@@ -337,6 +337,12 @@ class TileFormat(ABC):
         """What single weights of such a tile may be, so that a sweep can round one after the other; None: unknown."""
         return None
 
+    # -- training --------------------------------------------------------------------------
+
+    def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
+        """Names of its planes of floats that training may change: through `decode`, in torch, their gradients come."""
+        return ()
+
     # -- devices ---------------------------------------------------------------------------
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:

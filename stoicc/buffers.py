@@ -30,10 +30,17 @@ class Buffers(dict[str, Tensor | None]):
     Attributes:
         lock: held while tensors come and go.
         packed: what holds the planes that were let go, or None.
+        trained: the parameters of the kernel: pools that training changes, which stand here no longer.
     """
 
-    def __init__(self, *given: Any, dropped: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        *given: Any,
+        dropped: Callable[[], object] = lambda: None,
+        trained: Mapping[str, Tensor | None] | None = None,
+    ) -> None:
         super().__init__(*given)
+        self.trained = {} if trained is None else trained
         self.lock = threading.RLock()
         self.packed: PackedPlanes | None = None
         self._dropped = dropped
@@ -43,16 +50,28 @@ class Buffers(dict[str, Tensor | None]):
 
     def state(self) -> tuple[object, ...]:
         """Differs from an earlier one where tensors were exchanged or (by torch's count) edited."""
-        real = ((id(tensor), version_of(tensor)) for tensor in self.real().values())
-        return (self._changes, *real)
+        real = ((id(tensor), version_of(tensor)) for tensor in self._here().values())
+        return (self._changes, *real, *((id(p), p.data_ptr()) for p in self._parameters().values()))
+
+    def steps(self) -> tuple[object, ...]:
+        """Differs from an earlier one where values of parameters were edited."""
+        return tuple(version_of(parameter) for parameter in self._parameters().values())
 
     def real(self) -> dict[str, Tensor]:
-        """The tensors that are here now."""
+        """The tensors that are here now, parameters without their gradient."""
+        return {**self._here(), **{name: p.detach() for name, p in self._parameters().items()}}
+
+    def _here(self) -> dict[str, Tensor]:
         gone = self.packed.names if self.packed else ()
         return {name: tensor for name, tensor in super().items() if tensor is not None and name not in gone}
 
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.trained.items() if parameter is not None}
+
     def alone(self, names: frozenset[str]) -> bool:
         """Whether nobody but this dictionary has any of these tensors, or anything that shares their memory."""
+        if any(name not in self for name in names):  # a parameter
+            return False
         if any(_references(self, name) != _of_one_owner() for name in names):  # first, as it is quickly said
             return False
         return all(_plain(super(Buffers, self).__getitem__(name)) for name in names)
@@ -147,10 +166,10 @@ class BufferSource(PlaneSource):
         return aligned(tensor) if packed is None else packed.whole()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._buffers)
+        return iter((*self._buffers, *self._buffers.trained))
 
     def __len__(self) -> int:
-        return len(self._buffers)
+        return len(self._buffers) + len(self._buffers.trained)
 
     def whole(self) -> dict[str, Tensor]:
         """All pools by name, as they are or unpacked."""
@@ -169,6 +188,8 @@ class BufferSource(PlaneSource):
 
     def _found(self, name: str) -> tuple[Tensor, PackedPlanes | None]:
         """The tensor under a name, and what holds its values if it was let go."""
+        if (parameter := self._buffers.trained.get(name)) is not None:
+            return parameter.detach(), None
         with self._buffers.lock:
             packed = self._buffers.packed
             tensor = dict.__getitem__(self._buffers, name)

@@ -1,7 +1,7 @@
 """The compiled kernel: a tile program, its schedule, its payload, and executors made on demand."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -11,7 +11,9 @@ from torch.autograd import forward_ad as fwAD
 
 from stoicc.buffers import Buffers, BufferSource
 from stoicc.codegen.executor import Executor
+from stoicc.codegen.gradient import trainable_pools
 from stoicc.dispatch import execute, new_handle
+from stoicc.gradients import module_for
 from stoicc.ir.dtypes import TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import InputError
 from stoicc.ir.schedule import Schedule
@@ -23,9 +25,14 @@ from stoicc.pools import Pools, TiledWeight, aligned, effective_matrix, structur
 from stoicc.record import LayerRecord
 from stoicc.stats import KernelStats, kernel_stats
 from stoicc.targets import backend_for, backend_named, check_target
+from stoicc.trained import Training, make_parameters, trained_as, training_of, watched_parameters
 
 AUTOCAST = (torch.bfloat16, torch.float16, torch.float32)
 """Input dtypes that autocast may bring to the weight's dtype."""
+
+
+EXECUTOR_OF = {"linear": "dense-once"}
+"""What a backend calls the executor of a role, where that is another name."""
 
 
 class Kernel(nn.Module):
@@ -40,6 +47,9 @@ class Kernel(nn.Module):
     brings all of them back, and the next call packs them anew. `to_dense`, `save`, copies, gradients
     and statistics read what is packed as it is.
 
+    It is differentiable in x. `requires_grad_` makes parameters of what can be trained: the floats that formats keep,
+    the bias, and low-rank factors; they train by optimizers of torch, the structure stays.
+
     Attributes:
         target: as given to `stoicc.compile`.
         device: where the pools are, and x is expected.
@@ -50,7 +60,7 @@ class Kernel(nn.Module):
     def __init__(self, module: Module, pools: Pools, target: str = "auto", on_missing: str = "error") -> None:
         super().__init__()
         self._executors: dict[str, Executor] = {}
-        self._buffers = Buffers(dropped=self._executors.clear)
+        self._buffers = Buffers(dropped=self._executors.clear, trained=self._parameters)
         verify(module)
         verify_runnable(module)
         verify_pools(module.tiles, pools, contents=False)
@@ -64,6 +74,7 @@ class Kernel(nn.Module):
         for pool in module.tiles.pools():
             self.register_buffer(pool.name, pools[pool.name])
         self._built_for: tuple[object, ...] = ()
+        self._built_at: tuple[object, ...] = ()
         self._workspace_bytes = 0
         self._settle(torch.empty(0, device=next((pool.device for pool in pools.values()), "cpu")))
         self._handle = new_handle(self)
@@ -91,8 +102,9 @@ class Kernel(nn.Module):
 
     @property
     def pools(self) -> dict[str, Tensor]:
-        """The canonical pools by name: the kernel's own buffers, to read or to edit."""
-        return dict(self.named_buffers(recurse=False))
+        """The canonical pools by name: the kernel's own buffers and parameters, to read or to edit."""
+        self._store.restore()
+        return self._store.real()
 
     @property
     def source_of_pools(self) -> BufferSource:
@@ -132,10 +144,9 @@ class Kernel(nn.Module):
         with self._store.lock:
             held = sum(pool.nbytes for pool in self._store.real().values())
             executors = tuple(self._executors.values())
-            if self._store.packed is None or "tiles" in self._executors:
-                packed = sum(executor.resident_bytes for executor in executors)
-            else:
-                packed = self._store.packed.nbytes
+            packed = sum(executor.resident_bytes for executor in executors)
+            if self._store.packed is not None and "tiles" not in self._executors:
+                packed += self._store.packed.nbytes
         transient = max((executor.transient_bytes for executor in executors), default=0)
         dialect = backend_named(self._backend).dialect(self._module, self.device)
         return kernel_stats(self.program, packed, held + packed, self._workspace_bytes + transient, dialect)
@@ -178,18 +189,27 @@ class Kernel(nn.Module):
         """
         x = self._checked(x)
         flat = x if x.ndim == 2 and x.is_contiguous() else x.reshape(-1, self.in_features).contiguous()
+        trained = watched_parameters(self) if self._parameters else []
         on_reference = self._backend == "reference" or x.dtype == torch.float64
-        kind = "reference" if on_reference else self.schedule.regime(flat.shape[0])
-        y = execute(kind, flat, None, self._handle)
+        kind = "reference" if on_reference else "dense-once" if trained else self.schedule.regime(flat.shape[0])
+        y = execute(kind, flat, None, self._handle, trained)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def executor(self, kind: str) -> Executor:
-        """The executor of a kind ("tiles", "dense-once", "reference"), built on first use."""
+        """The executor of a kind, built on first use.
+
+        Kinds are "tiles", "dense-once" and, for gradients, "transposed" and "linear" (without the activation);
+        "reference", "reference-transposed" and "reference-linear" are those of the reference.
+        """
         with self._store.lock:
-            state = self._store.state()
+            state, steps = self._store.state(), self._store.steps()
             if state != self._built_for:
                 self.refresh()  # values or places changed: repacked planes and addresses are stale
                 self._built_for = state
+            elif steps != self._built_at:  # of an optimizer: what asks for the values at each call has them
+                for stale in [name for name in self._executors if not self._reads_sources(name)]:
+                    del self._executors[stale]
+            self._built_at = steps
             built = kind not in self._executors
             if built:
                 self._executors[kind] = self._build(kind)
@@ -209,9 +229,21 @@ class Kernel(nn.Module):
     def _store(self) -> Buffers:
         return cast(Buffers, self._buffers)
 
+    def _reads_sources(self, kind: str) -> bool:
+        name, role = self._of(kind)
+        return backend_named(name).reads_sources(EXECUTOR_OF.get(role, role))
+
+    def _of(self, kind: str) -> tuple[str, str]:
+        """The backend that a kind of executor comes from, and its role there."""
+        if kind == "reference":
+            return "reference", "tiles"
+        role = kind.removeprefix("reference-")
+        return self._backend if role == kind else "reference", role
+
     def _build(self, kind: str) -> Executor:
-        backend = backend_named("reference" if kind == "reference" else self._backend)
-        if backend.reads_sources(kind):
+        name, role = self._of(kind)
+        backend = backend_named(name)
+        if self._reads_sources(kind):
             pools: Pools = self.source_of_pools
         else:
             self._store.restore()
@@ -219,7 +251,7 @@ class Kernel(nn.Module):
             pools = {name: aligned(pool) for name, pool in self._store.real().items()}
         if self._store.packed is None:  # `assign=True` loads whatever it is given
             verify_pools(self.program, self._store.real(), contents=False)
-        return backend.build(self._module, pools, kind, self.on_missing)
+        return backend.build(module_for(role, self._module), pools, EXECUTOR_OF.get(role, role), self.on_missing)
 
     def _let_go(self, built: bool) -> None:
         """Free the buffers that the tiles executor has packed, where nobody else can see them.
@@ -237,14 +269,28 @@ class Kernel(nn.Module):
         self._store.let_go(packed)
         self._built_for = self._store.state()
 
-    def input_gradient(self, grad: Tensor) -> Tensor:
-        """dL/dx `[N, K]` from dL/dy `[N, M]`, through the decoded matrix."""
-        if self.program.beside.activation is not None:
-            raise InputError(
-                f"kernel {self.program.name}: expected no gradient through a fused {self.program.beside.activation}, "
-                "found x.requires_grad; compile without activation and apply it outside, or use torch.no_grad()"
-            )
-        return grad @ self.to_dense().to(grad.dtype)
+    # -- training --------------------------------------------------------------------------
+
+    def requires_grad_(self, requires_grad: bool = True, only: Iterable[str] | None = None) -> Self:
+        """Make parameters of what can be trained, so that `parameters()` has it; False makes buffers of it again.
+
+        Args:
+            only: names of pools, of those in `trainable()`: the floats that formats keep (`p<segment>_values`),
+                `bias`, `left` and `right`. Default: all of them.
+
+        Raises:
+            InputError: a name of something else.
+        """
+        make_parameters(self, requires_grad, only)
+        return self
+
+    def trainable(self) -> tuple[str, ...]:
+        """Names of the pools that `requires_grad_` makes parameters of."""
+        return trainable_pools(self.program)
+
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of the pools that are parameters now."""
+        return tuple(self._parameters)
 
     # -- nn.Module -------------------------------------------------------------------------
 
@@ -275,7 +321,7 @@ class Kernel(nn.Module):
         copied = Kernel(self._module, pools, self.target, self.on_missing)
         copied.record, copied.choice = self.record, self.choice
         memo[id(self)] = copied
-        return copied.train(self.training)
+        return trained_as(copied, training_of(self))
 
     def get_extra_state(self) -> Tensor:
         """The structure that the buffers belong to: a hash of the program without its contents."""
@@ -296,7 +342,7 @@ class Kernel(nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         """Executors hold machine code and addresses; a copy makes its own."""
         made = (self._module, self.source_of_pools.whole(), self.target, self.on_missing)
-        return Kernel, made, {"record": self.record, "choice": self.choice}
+        return _remade, (made, training_of(self)), {"record": self.record, "choice": self.choice}
 
     def _settle(self, probe: Tensor) -> None:
         """Look up once what every call asks: where the pools are (with `probe`), and the backend."""
@@ -326,3 +372,7 @@ class Kernel(nn.Module):
             return x.to(TORCH_DTYPES[self.program.dtype])
         output_dtype(self.program.dtype, x.dtype)
         return x
+
+
+def _remade(made: tuple[Any, ...], training: Training) -> Kernel:
+    return trained_as(Kernel(*made), training)

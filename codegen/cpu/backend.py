@@ -15,6 +15,7 @@ from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.factors import held_factor
 from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
+from stoicc.codegen.reference import TransposedReference
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
@@ -145,13 +146,15 @@ class CpuBackend(Backend):
         return missing_compiler()
 
     def reads_sources(self, kind: str) -> bool:
-        return kind == "dense-once"
+        return kind in ("dense-once", "transposed")
 
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
         if kind == "tiles":
             return TilesExecutor(module, pools, on_missing)
         if kind == "dense-once":
             return DenseOnceExecutor(module, pools)
+        if kind == "transposed":
+            return TransposedReference(module, pools)
         raise CodegenError(f"cpu backend: expected executor 'tiles' or 'dense-once', found {kind!r}")
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:

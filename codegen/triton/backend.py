@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stoicc.codegen.executor import Backend, Executor, Pools
+from stoicc.codegen.reference import TransposedReference
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.dense_once import DenseOnce
 from stoicc.codegen.triton.emit import Emitted, emit_tiles
@@ -55,6 +56,8 @@ class TritonBackend(Backend):
         return interpreting()
 
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
+        if kind == "transposed":
+            return TransposedReference(module, pools)
         if kind not in EXECUTORS:
             raise CodegenError(f"backend triton: expected an executor of {', '.join(EXECUTORS)}, found {kind!r}")
         check_tile(module)

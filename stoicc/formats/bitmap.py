@@ -147,6 +147,9 @@ class Bitmap(TileFormat):
         kept = bits(tiles).ne(0).flatten(1).sum(1)
         return kept.double() * TORCH_DTYPES[dtype].itemsize + super().tile_bytes(tiles, dtype)
 
+    def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
+        return ("values",)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_bitmap, {"PAIRED": dtype == "bf16"})
 

@@ -83,6 +83,9 @@ class Dense(TileFormat):
     def reject(self, tiles: Tensor) -> Tensor:
         return torch.zeros(tiles.shape[0], dtype=torch.bool)
 
+    def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
+        return ("values",)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_dense)
 

@@ -106,6 +106,9 @@ class Nm(TileFormat):
     def keep(self, importance: Tensor) -> Tensor:
         return _nm.largest(importance, self.n, self.m)
 
+    def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
+        return ("values",)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         strip = _mask.ROWS * tile[1] * self.n // self.m
         return TritonDecode(decode_nm, {"PAIRED": dtype == "bf16", "STRIP": strip})

@@ -149,6 +149,9 @@ class Nv24(TileFormat):
     def keep(self, importance: Tensor) -> Tensor:
         return _nm.top2(importance)
 
+    def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
+        return ("values",)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode:
         return TritonDecode(decode_nv24)
 

@@ -170,6 +170,9 @@ class Outlier(TileFormat):
         back = self._back(planes, tiles).to(tiles.dtype).where(~out, tiles)
         return Approximation({**planes, **_runs(tiles, out)}, squared_error(tiles, back, statistics))
 
+    def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
+        return ("outliers",)
+
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
         inner, count = self.values.decode_block(tile, dtype), len(self.values.planes(tile, dtype))
         if inner is None or inner.constants.keys() != {"GROUPS"} or count not in _DECODES:

@@ -73,10 +73,9 @@ def minilm_is_installed() -> bool:
 
 def minilm(count: tuple[int, int] = (128, 800), layers: tuple[str, ...] = ("*.encoder.*",)) -> Subject:
     """all-MiniLM-L6-v2; `count` sentences for calibration and for evaluation."""
-    from bench.minilm import load_model, sentences
+    from bench.minilm import load_model
 
-    corpus = standard_library()
-    texts = [*sentences_in(corpus.docstrings("held-out")), *sentences(10**6)][: count[1]]
+    corpus, texts = standard_library(), evaluation_sentences(count[1])
     model = load_model().bfloat16()
     calibration = calibration_sentences(corpus)[: count[0]]
     subject = encoder(model, partial(embed, texts=calibration), partial(embed, texts=texts))
@@ -87,6 +86,13 @@ def minilm(count: tuple[int, int] = (128, 800), layers: tuple[str, ...] = ("*.en
     )
     neurons = (("*.encoder.layer.{}.intermediate.dense",), ("*.encoder.layer.{}.output.dense",))
     return replace(subject, name="all-MiniLM-L6-v2", layers=layers, about=about, neurons=neurons)
+
+
+def evaluation_sentences(count: int) -> list[str]:
+    """Sentences of docstrings of held-out files, then of the documentation topics."""
+    from bench.minilm import sentences
+
+    return [*sentences_in(standard_library().docstrings("held-out")), *sentences(10**6)][:count]
 
 
 def calibration_sentences(corpus: Corpus) -> list[str]:

@@ -7,7 +7,9 @@
 
 Every linear layer is compressed by `stoicc.ops.budget_mosaic`, uniform formats by the same operator with one candidate,
 calibrated on what the compressed layers before it produce. Formats are chosen on calibration text and judged on other
-text. The full run writes bench/results/budget-<model>.json; `--resume FOLDER` keeps finished rows.
+text, in fp32: the roundings of bf16 activations differ with every change of a weight, and are most of what is left at
+8 bits. All on one thread, as sums that differ in their last bit choose other formats for some tiles. The full run
+writes bench/results/budget-<model>.json; `--resume FOLDER` keeps finished rows.
 """
 
 import argparse
@@ -37,7 +39,7 @@ from bench.gpt import GptConfig
 from bench.machine import describe_machine
 from stoicc.model.calibration import Calibration, Survey, collect_stage, survey
 from stoicc.model.layers import Layer, find_layers
-from stoicc.model.mosaic_budget import layer_factor, layer_table, model_output, spread_bytes
+from stoicc.model.mosaic_budget import Spread, layer_factor, layer_table, model_output, spread_bytes
 from stoicc.ops import Statistics
 from stoicc.ops._hooks import watching
 from stoicc.ops.statistics import Collector
@@ -57,7 +59,7 @@ class Case:
 
     Attributes:
         draws: as `stoicc.compress` takes them, of equal size and without common parts.
-        errors: of a model, by name; less is better, and the dense model has 0.
+        errors: of a model, by name; less is better, and the dense model has 0. The model is theirs to change.
         scores: what the errors are, in words.
     """
 
@@ -76,22 +78,21 @@ def gpt_case() -> Case:
     held_out = windows(corpus.text("held-out"), HELD_OUT, context + 1).split(32)
 
     def predictions(model: nn.Module) -> list[Tensor]:
-        return [model(part[:, :-1]).float().log_softmax(-1).bfloat16() for part in held_out]
+        return [model(part[:, :-1]).log_softmax(-1) for part in held_out]
 
     with torch.no_grad():
-        dense = predictions(subject.model)
+        dense = predictions(copy.deepcopy(subject.model).float())
 
     def bits(found: Sequence[Tensor]) -> float:
         parts = zip(found, held_out, strict=True)
-        losses = [-logs.float().gather(-1, part[:, 1:, None].long()).mean() for logs, part in parts]
+        losses = [-logs.gather(-1, part[:, 1:, None].long()).mean() for logs, part in parts]
         return float(torch.stack(losses).mean()) / LN2
 
     floor = bits(dense)
 
     def errors(model: nn.Module) -> dict[str, float]:
-        own = predictions(model)
-        pairs = zip(dense, own, strict=True)
-        divergence = [(p.float().exp() * (p.float() - q.float())).sum(-1).mean() for p, q in pairs]
+        own = predictions(model.float())
+        divergence = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(dense, own, strict=True)]
         return {"bits/byte": bits(own) - floor, "divergence": float(torch.stack(divergence).mean()) / LN2}
 
     scores = {
@@ -106,9 +107,11 @@ def minilm_case() -> Case:
     subject = subjects.minilm((128, SENTENCES))
     texts = subjects.calibration_sentences(standard_library())[: DRAWS * 128]
     draws = [partial(subjects.embed, texts=texts[draw::DRAWS]) for draw in range(DRAWS)]
+    unseen = subjects.evaluation_sentences(SENTENCES)
+    dense = subjects.embed(copy.deepcopy(subject.model).float(), unseen).double()
 
     def errors(model: nn.Module) -> dict[str, float]:
-        return {"1 - cosine": subject.score(model)["1 - cosine"].mean().item()}
+        return {"1 - cosine": (1 - (subjects.embed(model.float(), unseen) * dense).sum(-1)).mean().item()}
 
     return Case(subject, draws, errors, {"1 - cosine": "to the dense model's embedding of other sentences, their mean"})
 
@@ -162,24 +165,32 @@ class Draw:
         weights = {layer.name: layer.weight for layer in layers}
         return Draw(calibration, survey(model, layers, calibration), weights, seen, factors)
 
-    def options(self, row: Row) -> dict[str, dict[str, Any]]:
-        """Options of `budget_mosaic` for every layer."""
-        if row.options is not None:
-            return {name: dict(row.options or ()) for name in self.weights}
-        share = {"bytes_per_weight": row.bits / 8}
+    def spread(self, row: Row) -> Spread:
+        """Options of `budget_mosaic` for every layer, and the error of the model that is foretold."""
+        given = {"bytes_per_weight": row.bits / 8, **dict(row.options or ())}
         tables = {
-            name: layer_table(weight, self.statistics[name], share, self.factors[name])
+            name: layer_table(weight, self.statistics[name], given, self.factors[name])
             for name, weight in self.weights.items()
         }
-        shares = spread_bytes(tables, row.bits / 8)
-        return {name: {"bytes_per_weight": shares[name], "sort_inputs": tables[name].sorted} for name in shares}
+        if row.options is None:
+            return spread_bytes(tables, row.bits / 8)
+        each = (spread_bytes({name: table}, given["bytes_per_weight"]).error for name, table in tables.items())
+        return Spread({name: dict(row.options or ()) for name in tables}, sum(each))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with one draw: errors by name, stored bits per weight, and tiles by format."""
+    """A row with one draw.
+
+    Attributes:
+        errors: by name.
+        foretold: change of the model's output on the calibration inputs, as a share of its squared norm.
+        stored: bits per weight.
+        formats: tiles by format.
+    """
 
     errors: dict[str, float]
+    foretold: float
     stored: float
     formats: dict[str, int]
 
@@ -190,7 +201,8 @@ def measure(case: Case, row: Row, draw: Draw) -> Measured:
     model = copy.deepcopy(case.subject.model)
     tiles: Counter[str] = Counter()
     stored = weights = 0
-    options = draw.options(row)
+    spread = draw.spread(row)
+    options = spread.options
     for stage in draw.survey.stages:
         own = replace(stage, layers=tuple(replace(layer, modules=_modules(model, layer)) for layer in stage.layers))
         statistics = collect_stage(model, own, draw.calibration, torch.float32)
@@ -203,7 +215,7 @@ def measure(case: Case, row: Row, draw: Draw) -> Measured:
             stored += stats.payload_bytes + stats.beside_bytes
             weights += layer.weight.numel()
             layer.weight.copy_(kernel.to_dense())  # runs as the kernel would, and faster than the reference
-    return Measured(case.errors(model), 8 * stored / weights, dict(tiles.most_common()))
+    return Measured(case.errors(model), spread.error, 8 * stored / weights, dict(tiles.most_common()))
 
 
 def _modules(model: nn.Module, layer: Layer) -> dict[str, nn.Linear]:
@@ -249,7 +261,8 @@ def run(
 
 def _found(row: Row, parts: Sequence[Measured]) -> Found:
     scores = {name: [part.errors[name] for part in parts] for name in parts[0].errors}
-    return Found(row.name, row.bits, parts[0].stored, scores, parts[0].formats)
+    foretold = [part.foretold for part in parts]
+    return Found(row.name, row.bits, parts[0].stored, scores, foretold, parts[0].formats)
 
 
 def show(record: Record, console: Console) -> None:
@@ -269,6 +282,8 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="a folder that keeps finished rows")
     arguments = parser.parse_args()
     console = Console(width=150)
+    if not arguments.solver:
+        torch.set_num_threads(1)
     if arguments.solver or arguments.quick:
         console.print(phases_table(phases(QUICK_SHAPE) if arguments.quick else phases()))
     if arguments.quick:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bench.budget_rows import Claim, Found, claims
 
-CLAIM_COLUMNS = ("claim", "score", "mosaic", "other", "gap", "+-", "")
+CLAIM_COLUMNS = ("claim", "score", "mosaic", "other", "gap", "+-", "saved", "foretold", "")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _row_cells(found: Found) -> list[str]:
     total = sum(found.formats.values())
     shares = ", ".join(f"{name} {count / total:.0%}" for name, count in found.formats.items())
     errors = [
-        f"{found.mean(score):.5f} ({', '.join(f'{draw:.5f}' for draw in found.scores[score])})"
+        f"{found.mean(score):.6f} ({', '.join(f'{draw:.6f}' for draw in found.scores[score])})"
         for score in found.scores
     ]
     return [f"{found.bits:g}", found.name, f"{found.stored:.3f}", *errors, shares]
@@ -91,7 +91,8 @@ def _claim_lines(record: Record) -> Iterator[list[str]]:
 
 
 def _claim_cells(score: str, claim: Claim) -> list[str]:
-    figures = [f"{value:.5f}" for value in (claim.mosaic, claim.other, claim.gap, claim.noise)]
+    figures = [f"{value:.6f}" for value in (claim.mosaic, claim.other, claim.gap, claim.noise)]
+    figures += [f"{claim.gap / claim.other:.1%}" if claim.other > 0 else "", f"{claim.foretold:.1%}"]
     return [claim.what, score, *figures, "holds" if claim.holds else "**fails**"]
 
 

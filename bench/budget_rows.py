@@ -50,6 +50,7 @@ class Found:
     Attributes:
         stored: bits per weight of tiles and orders.
         scores: errors of the model over the dense one's by name, one for each draw of the calibration inputs.
+        foretold: change of the model's output on them, as a share of its squared norm, one for each draw.
         formats: tiles by format in the first draw.
     """
 
@@ -57,11 +58,12 @@ class Found:
     bits: float
     stored: float
     scores: dict[str, list[float]]
+    foretold: list[float]
     formats: dict[str, int]
 
     def mean(self, score: str) -> float:
         """Over the draws."""
-        return sum(self.scores[score]) / len(self.scores[score])
+        return _mean(self.scores[score])
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Claim:
         mosaic, other: means over draws.
         gap: mean over draws of other - mosaic.
         noise: twice the standard error of the gap over draws.
+        foretold: share of the squared error of the other's output that the budget promised to save.
         holds: whether the claim does.
     """
 
@@ -81,6 +84,7 @@ class Claim:
     other: float
     gap: float
     noise: float
+    foretold: float
     holds: bool
 
 
@@ -94,30 +98,49 @@ def claims(rows: Sequence[Found], score: str, name: str = MODEL) -> list[Claim]:
     made: list[Claim] = []
     for bits, mosaic in sorted(mosaics.items()):
         if bits in best:
-            other, what = best[bits].scores[score], f"{bits:g} bits: not worse than {best[bits].name}"
-            gap, noise = _gap(mosaic.scores[score], other)
-            made.append(_claim(what, mosaic.scores[score], other, gap, noise, gap >= -noise))
+            other = best[bits]
+            gap, noise = _gap(mosaic.scores[score], other.scores[score])
+            what = f"{bits:g} bits: not worse than {other.name}"
+            promise = _promise(mosaic, other.foretold)
+            made.append(_claim(what, mosaic.scores[score], other.scores[score], gap, noise, promise, gap >= -noise))
         elif min(best, default=bits) < bits < max(best, default=bits):
             below, above = max(b for b in best if b < bits), min(b for b in best if b > bits)
             share = (bits - below) / (above - below)
-            pairs = zip(best[below].scores[score], best[above].scores[score], strict=True)
-            line = [(1 - share) * low + share * high for low, high in pairs]
+            line, foretold = (
+                [(1 - share) * low + share * high for low, high in zip(*ends, strict=True)]
+                for ends in (
+                    (best[below].scores[score], best[above].scores[score]),
+                    (best[below].foretold, best[above].foretold),
+                )
+            )
             gap, noise = _gap(mosaic.scores[score], line)
             what = f"{bits:g} bits: better than the line from {best[below].name} to {best[above].name}"
-            made.append(_claim(what, mosaic.scores[score], line, gap, noise, gap > noise))
+            promise = _promise(mosaic, foretold)
+            made.append(_claim(what, mosaic.scores[score], line, gap, noise, promise, gap > noise))
     baseline = next((f for f in plain if f.name == BASELINE), None)
     if baseline is not None and baseline.bits in mosaics:
         mosaic = mosaics[baseline.bits]
         gap, noise = _gap(mosaic.scores[score], baseline.scores[score])
         what = f"{baseline.bits:g} bits: an error at least {MARGIN:.0%} below {BASELINE}'s"
         holds = gap - noise >= MARGIN * baseline.mean(score)
-        made.append(_claim(what, mosaic.scores[score], baseline.scores[score], gap, noise, holds))
+        promise = _promise(mosaic, baseline.foretold)
+        made.append(_claim(what, mosaic.scores[score], baseline.scores[score], gap, noise, promise, holds))
     return made
 
 
-def _claim(what: str, mosaic: Sequence[float], other: Sequence[float], gap: float, noise: float, holds: bool) -> Claim:
+def _claim(
+    what: str, mosaic: Sequence[float], other: Sequence[float], gap: float, noise: float, foretold: float, holds: bool
+) -> Claim:
     count = min(len(mosaic), len(other))
-    return Claim(what, sum(mosaic[:count]) / count, sum(other[:count]) / count, gap, noise, holds)
+    return Claim(what, _mean(mosaic[:count]), _mean(other[:count]), gap, noise, foretold, holds)
+
+
+def _promise(mosaic: Found, other: Sequence[float]) -> float:
+    return 1 - _mean(mosaic.foretold) / _mean(other) if any(other) else 0.0
+
+
+def _mean(draws: Sequence[float]) -> float:
+    return sum(draws) / len(draws)
 
 
 def _gap(mosaic: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

@@ -152,8 +152,7 @@ def _mosaic_shares(
         )
     options = {**step.options, "bytes_per_weight": bytes_per_weight}
     tables = layer_tables(model, layers, calibration, {layer.name: options for layer in layers})
-    shares = spread_bytes(tables, bytes_per_weight)
-    return {name: {"bytes_per_weight": shares[name], "sort_inputs": each.sorted} for name, each in tables.items()}
+    return spread_bytes(tables, bytes_per_weight).options
 
 
 def _statistics(model: nn.Module, layers: Sequence["Layer"], calibration: "Calibration") -> dict[str, Statistics]:

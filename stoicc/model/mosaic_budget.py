@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +24,7 @@ from stoicc.ops.statistics import Statistics
 from stoicc.policy.budget import Budget
 from stoicc.policy.choose import Choice, Task, within_bytes
 from stoicc.policy.table import TileTable, merged
+from stoicc.policy.uniform import one_format
 
 if TYPE_CHECKING:
     from stoicc.model.layers import Layer
@@ -38,11 +40,13 @@ class LayerTable:
     Attributes:
         factor: change of the model's output, as a share of its squared norm, per unit of the table's errors.
         sorted: the table is in the order of the inputs' energy.
+        alone: `[F]`, errors of each format for all tiles, columns as they are.
     """
 
     table: TileTable
     factor: float
     sorted: bool
+    alone: NDArray[np.float64]
 
 
 def layer_tables(
@@ -72,8 +76,23 @@ def layer_tables(
     return tables
 
 
-def spread_bytes(tables: Mapping[str, LayerTable], bytes_per_weight: float) -> dict[str, float]:
+@dataclass(frozen=True)
+class Spread:
+    """Bytes over layers.
+
+    Attributes:
+        options: of `budget_mosaic` by layer: bytes per weight, and whether inputs are sorted.
+        error: of the model's output that is foretold, as a share of its squared norm.
+    """
+
+    options: dict[str, dict[str, Any]]
+    error: float
+
+
+def spread_bytes(tables: Mapping[str, LayerTable], bytes_per_weight: float) -> Spread:
     """Bytes per weight of each layer, from one choice over the tiles of all: one multiplier.
+
+    Where one format for all tiles of all layers does about as well, every layer has that.
 
     Raises:
         InputError: fewer bytes than the formats take, or layers of different formats.
@@ -81,12 +100,16 @@ def spread_bytes(tables: Mapping[str, LayerTable], bytes_per_weight: float) -> d
     whole = _joined(tables)
     nothing = np.zeros(len(whole.errors), dtype=np.int64)
     choice = within_bytes(Choice(whole, nothing, (0, 0), 1.0), bytes_per_weight).choice
-    shares, first = {}, 0
+    alone = np.sum([each.alone * each.factor for each in tables.values()], 0)
+    plain = one_format(whole, whole.error(choice), bytes_per_weight * whole.weights, alone)
+    options, first = {}, 0
     for name, each in tables.items():
         own = choice[first : first + len(each.table.errors)]
         first += len(own)
-        shares[name] = each.table.bytes_of(own) / each.table.weights
-    return shares
+        size = each.table.bytes_of(own) if plain is None else float(each.table.bytes[:, plain].sum())
+        sort_inputs = each.sorted and plain is None
+        options[name] = {"bytes_per_weight": size / each.table.weights, "sort_inputs": sort_inputs}
+    return Spread(options, whole.error(choice) if plain is None else float(alone[plain]))
 
 
 def model_table(
@@ -114,7 +137,8 @@ def layer_table(weight: Tensor, statistics: Statistics, options: Mapping[str, An
     """The table of one layer, for options of `budget_mosaic` with the bytes per weight of all layers."""
     policy = Budget(compensate=True, **{name: value for name, value in options.items() if name != "tile"})
     table, order = Task.of(weight, statistics, policy, options.get("tile")).table()
-    return LayerTable(table, factor, order.columns is not None)
+    alone = table.errors.sum(0) * (1.0 if order.unsorted is None else order.unsorted)
+    return LayerTable(table, factor, order.columns is not None, alone)
 
 
 def layer_factor(

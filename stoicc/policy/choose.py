@@ -12,7 +12,7 @@ from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import InputError
 from stoicc.ir.format import TileFormat
 from stoicc.ops._choosing import unquantized
-from stoicc.ops._hessian import InverseHessian, invert
+from stoicc.ops._hessian import Factor, InverseHessian, factorise
 from stoicc.ops._inputs import seen_by_tiles
 from stoicc.ops._output import squared_output
 from stoicc.ops.combine import permute
@@ -24,15 +24,16 @@ from stoicc.policy.budget import Budget
 from stoicc.policy.knapsack import solve
 from stoicc.policy.seconds import Clock, TileSeconds, program_of, tile_seconds
 from stoicc.policy.table import TileTable, measure, stands_alone
+from stoicc.policy.uniform import PAYS, one_format
 from stoicc.tiling import check_tile
 from stoicc.weights import on_cpu
 
 WHO = "Budget"
 DAMPING = 0.01
-SAMPLE_ROWS = 4
-"""Tile rows, spread over the weight, on which orders of the columns are compared."""
-PAYS = 0.98
-"""Columns are reordered where that leaves at most this share of the squared error."""
+SAMPLE_ROWS, SAMPLE_COLUMNS = 4, 2048
+"""Tile rows, and columns in whole tiles, both spread over the weight, on which orders of the columns are compared."""
+SINGLE = 4096
+"""Columns beyond which formats are chosen with a Hessian factorised in float32, in half the time; sweeps are not."""
 USUAL = 0.53
 """Bytes per weight at which they are compared where a budget gives none: those of 4-bit codes."""
 TRIES = 5
@@ -81,11 +82,23 @@ def relative(squared: float, energy: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """An order of the columns, None for the weight's own, and what is known of the inputs in it."""
+    """An order of the columns, None for the weight's own, and what is known of the inputs in it.
+
+    Attributes:
+        unsorted: `[F]`, the error of each format for all tiles with the columns as they are, over that in this order;
+            None where that is this order.
+    """
 
     columns: Tensor | None = None
     seen: Statistics | None = None
-    inverse: InverseHessian | None = None
+    factor: Factor | None = None
+    unsorted: NDArray[np.float64] | None = None
+
+    def inverse(self) -> InverseHessian:
+        """What a sweep walks along."""
+        assert self.seen is not None and self.factor is not None
+        exact = self.factor.reversed.dtype == torch.float64
+        return (self.factor if exact else factorise(WHO, self.seen, DAMPING)).inverse()
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,41 +180,65 @@ class Task:
         """Input channels by energy, the largest first, where that is asked for or pays."""
         if self.statistics is None or self.policy.sort_inputs is False or state.values.shape[1] <= self.tile[1]:
             return self._ordered(state, None)
-        columns = seen_by_tiles(WHO, state, self.statistics).square.argsort(descending=True, stable=True)
-        by_energy = self._ordered(state, columns)
-        if self.policy.sort_inputs:
-            return by_energy
-        sample, as_it_is, found = _sample(state, self.tile[0]), self._ordered(state, None), []
-        for order in (as_it_is, by_energy):
-            table = self._measured(sample, order, len(sample.values) / len(state.values))
-            share = self.policy.bytes_per_weight
-            budget = (USUAL if share is None else share) * table.weights
+        if not self.policy.sort_inputs:
+            unsorted = self._unsorted(state)
+            if unsorted is None:
+                return self._ordered(state, None)
+            return replace(self._ordered(state, self._by_energy(state)), unsorted=unsorted)
+        return self._ordered(state, self._by_energy(state))
+
+    def _by_energy(self, state: Lowered) -> Tensor:
+        return seen_by_tiles(WHO, state, self.statistics).square.argsort(descending=True, stable=True)
+
+    def _unsorted(self, state: Lowered) -> NDArray[np.float64] | None:
+        """`Order.unsorted` from a sample where sorting pays, else None."""
+        assert self.statistics is not None
+        rows = _spread(state.values.shape[0], self.tile[0], SAMPLE_ROWS)
+        columns = _spread(state.values.shape[1], self.tile[1], max(1, SAMPLE_COLUMNS // self.tile[1]))
+        sample = Lowered(state.values[rows][:, columns])
+        seen = seen_by_tiles(WHO, state, self.statistics, self.statistics.gram is not None).select(columns)
+        part = replace(self, statistics=seen, rows=None if self.rows is None else self.rows[rows])
+        share = self.policy.bytes_per_weight
+        tables, errors = [], []
+        for order in (None, part._by_energy(sample)):
+            table = part._measured(sample, part._ordered(sample, order), len(sample.values) / len(state.values))
+            room = (USUAL if share is None else share) * table.weights
             try:
-                choice = solve(table.errors, table.bytes, budget - table.beside)
+                found = table.error(solve(table.errors, table.bytes, room - table.beside))
             except ValueError:
-                return as_it_is  # the order's own bytes are beyond the budget
-            found.append(table.error(choice))
-        return by_energy if found[1] <= PAYS * found[0] else as_it_is
+                return None  # the order's own bytes are beyond the budget
+            if order is None:
+                plain = one_format(table, found, room)
+                found = found if plain is None else float(table.errors[:, plain].sum())
+            tables.append(table.errors.sum(0))
+            errors.append(found)
+        if errors[1] > PAYS * errors[0]:
+            return None
+        as_it_is, by_energy = tables
+        return np.divide(as_it_is, by_energy, out=np.ones_like(as_it_is), where=by_energy > 0)
 
     def _ordered(self, state: Lowered, columns: Tensor | None) -> "Order":
         if self.statistics is None:
             return Order()
         seen = seen_by_tiles(WHO, state, self.statistics, gram=self.statistics.gram is not None)
         seen = seen if columns is None else seen.select(columns)
-        return Order(columns, seen, invert(WHO, seen, DAMPING) if self.compensates else None)
+        if not self.compensates:
+            return Order(columns, seen)
+        dtype = torch.float32 if seen.columns > SINGLE else torch.float64
+        return Order(columns, seen, factorise(WHO, seen, DAMPING, dtype))
 
     def _measured(self, state: Lowered, order: "Order", share: float = 1.0) -> TileTable:
         values = state.values if order.columns is None else state.values[:, order.columns]
-        table = measure(values, self.formats, self.tile, order.seen, order.inverse, self.rows)
+        table = measure(values, self.formats, self.tile, order.seen, order.factor, self.rows)
         return replace(table, beside=0 if order.columns is None else round(4 * len(order.columns) * share))
 
 
-def _sample(state: Lowered, height: int) -> Lowered:
-    """A few whole tile rows, spread over the weight."""
-    count = -(-len(state.values) // height)
-    chosen = torch.linspace(0, count - 1, min(SAMPLE_ROWS, count)).long().unique()
-    rows = torch.cat([torch.arange(row * height, min((row + 1) * height, len(state.values))) for row in chosen])
-    return replace(state, values=state.values[rows], kept=None, row_permutation=None)
+def _spread(extent: int, side: int, most: int) -> Tensor:
+    """Indices below `extent` of at most so many whole tiles, spread evenly."""
+    count = -(-extent // side)
+    chosen = torch.linspace(0, count - 1, min(most, count)).long().unique()
+    index = (chosen[:, None] * side + torch.arange(side)).flatten()
+    return index[index < extent]
 
 
 @on_cpu
@@ -228,17 +265,19 @@ def within(found: Choice, task: Task) -> Choice:
 
 
 def within_bytes(found: Choice, bytes_per_weight: float) -> Choice:
-    """The least error at so many bytes per weight, or InputError."""
+    """The least error at so many bytes per weight, one format for all tiles where that does as well; or InputError."""
     table = found.table
+    room = bytes_per_weight * table.weights
     try:
-        choice = solve(table.errors, table.bytes, bytes_per_weight * table.weights - table.beside)
+        choice = solve(table.errors, table.bytes, room - table.beside)
     except ValueError as least:
         floor = (float(str(least)) + table.beside) / table.weights
         raise InputError(
             f"{WHO}: expected at least {floor:.4g} bytes per weight, the least that the formats take, found "
             f"{bytes_per_weight:g}; raise it, or add 'empty' to formats"
         ) from None
-    return replace(found, choice=choice)
+    plain = one_format(table, table.error(choice), room)
+    return replace(found, choice=choice if plain is None else np.full_like(choice, plain))
 
 
 def within_error(found: Choice, error: float) -> Choice:
@@ -280,5 +319,4 @@ def _within_time(found: Choice, task: Task, seconds: float) -> Choice:
 def mosaic_of(task: Task, found: Choice, order: Order) -> CompressedWeight:
     """The weight in the order of the choice, its tiles rounded in a sweep."""
     ordered = task.weight if found.columns is None else permute(task.weight, columns=found.columns)
-    assert order.inverse is not None
-    return swept_mosaic(ordered, order.inverse, found.table.map(found.choice), task.tile)
+    return swept_mosaic(ordered, order.inverse(), found.table.map(found.choice), task.tile)

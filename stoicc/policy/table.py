@@ -12,7 +12,7 @@ from stoicc.choosing import guarded
 from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.format import PlaneKind, TileFormat
-from stoicc.ops._hessian import InverseHessian
+from stoicc.ops._hessian import Factor
 from stoicc.ops.statistics import Statistics
 from stoicc.policy.rounding import lattice_errors
 from stoicc.tiling import grid_of, to_tiles
@@ -60,12 +60,12 @@ def measure(
     formats: Sequence[TileFormat],
     tile: tuple[int, int],
     seen: Statistics | None,
-    inverse: InverseHessian | None = None,
+    factor: Factor | None = None,
     rows: Tensor | None = None,
 ) -> TileTable:
     """Encode every tile in every format, and weigh what that loses.
 
-    Without `inverse`, tiles are encoded and decoded by their format, and the error is tr(E G E^T) over the tile's own
+    Without `factor`, tiles are encoded and decoded by their format, and the error is tr(E G E^T) over the tile's own
     block of G = X^T X, of its diagonal where that is all there is, or of plain squares without statistics. With it, a
     tile is rounded weight by weight as a sweep does, and column j of its error counts by 1 / U_jj**2, H^-1 = U^T U:
     what is left of it once the columns to come have answered (Frantar and Alistarh 2023, Section 3). Tiles then add
@@ -75,6 +75,7 @@ def measure(
         values: `[M, K]` in tile order.
         formats: candidates whose planes belong to single tiles.
         seen: statistics of the inputs as the tiles see them.
+        factor: of their Hessian.
         rows: `[M]`, what a squared error in each row of the output counts; None for one.
 
     Raises:
@@ -87,7 +88,7 @@ def measure(
     by_cost = sorted(formats, key=lambda fmt: (fmt.cost(tile, dtype).bytes, str(fmt)))
     for fmt in by_cost:
         _refuse_shared(fmt, tile, dtype)
-    weigher = _Weigher(shape[1], tile[1], seen, inverse)
+    weigher = _Weigher(shape[1], tile[1], seen, factor)
     errors, sizes = (np.zeros((grid[0] * grid[1], len(by_cost))) for _ in range(2))
     height = max(1, CHUNK // (tile[0] * tile[1] * grid[1]))
     for first in range(0, grid[0], height):
@@ -126,12 +127,12 @@ def merged(tables: Sequence[TileTable], factors: Sequence[float]) -> TileTable:
 class _Weigher:
     """Errors of encoded tiles, weighted by what is known of the inputs."""
 
-    def __init__(self, columns: int, width: int, seen: Statistics | None, inverse: InverseHessian | None) -> None:
+    def __init__(self, columns: int, width: int, seen: Statistics | None, factor: Factor | None) -> None:
         count = -(-columns // width)
-        self.compensated, self.blocks, plain = inverse is not None, None, None
+        self.compensated, self.blocks, plain = factor is not None, None, None
         extra = count * width - columns
-        if inverse is not None:
-            diagonal = (inverse.upper.diagonal().double() ** -2).masked_fill(inverse.dead, 0)
+        if factor is not None:
+            diagonal = factor.left
             assert seen is not None
             plain = torch.nn.functional.pad(seen.square.double(), (0, extra)).view(count, width).float()
         elif seen is not None:
@@ -140,7 +141,7 @@ class _Weigher:
             diagonal = torch.ones(columns, dtype=torch.float64)
         self.diagonal = torch.nn.functional.pad(diagonal, (0, extra)).view(count, width).float()
         self.dropped = self.diagonal if plain is None else torch.maximum(plain, self.diagonal)
-        if inverse is None and seen is not None and seen.gram is not None:
+        if factor is None and seen is not None and seen.gram is not None:
             gram = torch.nn.functional.pad(seen.gram, (0, extra, 0, extra)).view(count, width, count, width)
             self.blocks = gram.diagonal(dim1=0, dim2=2).permute(2, 0, 1).float().contiguous()
 

@@ -12,7 +12,7 @@ from bench.budget_solver import phases, phases_table
 
 
 def found(name, bits, *draws):
-    return Found(name, bits, bits, {"error": list(draws)}, {"int4": 4})
+    return Found(name, bits, bits, {"error": list(draws)}, [0.5 * draw for draw in draws], {"int4": 4})
 
 
 UNIFORM = [

@@ -262,7 +262,7 @@ def run(
 def _found(row: Row, parts: Sequence[Measured]) -> Found:
     scores = {name: [part.errors[name] for part in parts] for name in parts[0].errors}
     foretold = [part.foretold for part in parts]
-    return Found(row.name, row.bits, parts[0].stored, scores, foretold, parts[0].formats)
+    return Found(row.name, row.bits, parts[0].stored, scores, parts[0].formats, foretold)
 
 
 def show(record: Record, console: Console) -> None:

@@ -1,6 +1,7 @@
 """What `bench.budget` found, as data and as tables."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ def _claim_lines(record: Record) -> Iterator[list[str]]:
 
 def _claim_cells(score: str, claim: Claim) -> list[str]:
     figures = [f"{value:.6f}" for value in (claim.mosaic, claim.other, claim.gap, claim.noise)]
-    figures += [f"{claim.gap / claim.other:.1%}" if claim.other > 0 else "", f"{claim.foretold:.1%}"]
+    figures += [f"{claim.gap / claim.other:.1%}" if claim.other > 0 else ""]
+    figures += ["" if math.isnan(claim.foretold) else f"{claim.foretold:.1%}"]
     return [claim.what, score, *figures, "holds" if claim.holds else "**fails**"]
 
 

@@ -1,7 +1,8 @@
 """What `bench.budget` compares: formats for all tiles, and mosaics at the same bytes and between them."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 UNIFORM = {"int4_nv24": 3.25, "int3": 3.25, "int4": 4.25, "int8": 8.25}
@@ -50,16 +51,16 @@ class Found:
     Attributes:
         stored: bits per weight of tiles and orders.
         scores: errors of the model over the dense one's by name, one for each draw of the calibration inputs.
-        foretold: change of the model's output on them, as a share of its squared norm, one for each draw.
         formats: tiles by format in the first draw.
+        foretold: change of the model's output on them, as a share of its squared norm, one for each draw.
     """
 
     name: str
     bits: float
     stored: float
     scores: dict[str, list[float]]
-    foretold: list[float]
     formats: dict[str, int]
+    foretold: list[float] = field(default_factory=list)
 
     def mean(self, score: str) -> float:
         """Over the draws."""
@@ -75,7 +76,7 @@ class Claim:
         mosaic, other: means over draws.
         gap: mean over draws of other - mosaic.
         noise: twice the standard error of the gap over draws.
-        foretold: share of the squared error of the other's output that the budget promised to save.
+        foretold: share of the squared error of the other's output that the budget promised to save; NaN: not recorded.
         holds: whether the claim does.
     """
 
@@ -136,7 +137,7 @@ def _claim(
 
 
 def _promise(mosaic: Found, other: Sequence[float]) -> float:
-    return 1 - _mean(mosaic.foretold) / _mean(other) if any(other) else 0.0
+    return 1 - _mean(mosaic.foretold) / _mean(other) if mosaic.foretold and any(other) else math.nan
 
 
 def _mean(draws: Sequence[float]) -> float:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from stoicc import Budget
 from stoicc.ops import Statistics
+from stoicc.ops.lowering import lower
 from stoicc.policy.budget import CANDIDATES
 from stoicc.policy.choose import Choice, Task, within_bytes
-from stoicc.policy.table import measure
 
 SHAPE = (4096, 11008)
 BOUND_S = 10.0
@@ -44,7 +44,7 @@ def layer(shape: tuple[int, int]) -> tuple[Tensor, Statistics]:
 
 
 def phases(shape: tuple[int, int] = SHAPE) -> Phases:
-    """Choose once, at 4.25 bits, errors weighted by the tiles' blocks of X^T X."""
+    """Choose once, at 4.25 bits, as `compile` does before it sweeps."""
     weight, statistics = layer(shape)
     seconds: dict[str, float] = {}
 
@@ -54,15 +54,14 @@ def phases(shape: tuple[int, int] = SHAPE) -> Phases:
         yield
         seconds[name] = time.perf_counter() - start
 
-    policy = Budget(bytes_per_weight=4.25 / 8, compensate=False, sort_inputs=True)
-    with phase("order of the columns"):
-        task = Task.of(weight, statistics, policy, None)
-        columns = statistics.square.argsort(descending=True, stable=True)
-        ordered, seen = weight[:, columns], statistics.select(columns)
-    with phase(f"encode and decode in {len(task.formats)} formats"):
-        table = measure(ordered, task.formats, task.tile, seen)
+    task = Task.of(weight, statistics, Budget(bytes_per_weight=4.25 / 8), None)
+    state = lower(task.weight)
+    with phase("order of the columns, factor of the Hessian"):
+        order = task.order(state)
+    with phase(f"errors in {len(task.formats)} formats"):
+        table = task.measured(state, order)
     with phase("hulls, multiplier and remainder"):
-        within_bytes(Choice(table, table.errors.argmin(1), task.tile, 1.0), 4.25 / 8)
+        within_bytes(Choice(table, table.errors.argmin(1), task.tile, 1.0, columns=order.columns), 4.25 / 8)
     return Phases(shape, len(CANDIDATES), seconds, torch.get_num_threads())
 
 

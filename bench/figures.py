@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import accuracy_loss, accuracy_pages, adapter, budget_record, cpu_pages, operators
+from bench import accuracy_loss, accuracy_pages, adapter, budget_record, budget_search, cpu_pages, operators
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
@@ -40,6 +40,8 @@ def _rendered(name: str | None) -> str:
         return adapter.page(_read("adapter"))
     if name == "operators":
         return operators.page(_read("operators"))
+    if name == "budget_search":
+        return budget_search.page(json.loads(budget_search.PATH.read_text()))
     if name is not None and name.startswith("budget_"):
         _, model, block = name.split("_")
         return budget_record.PAGE[block](budget_record.Record.read(RESULTS / f"budget-{model}.json"))

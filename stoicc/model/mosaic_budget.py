@@ -40,7 +40,7 @@ class LayerTable:
     Attributes:
         factor: change of the model's output, as a share of its squared norm, per unit of the table's errors.
         sorted: the table is in the order of the inputs' energy.
-        alone: `[F]`, errors of each format for all tiles, columns as they are.
+        alone: `[F]`, errors of each format for all tiles, columns as they are; infinite where they are to be sorted.
     """
 
     table: TileTable
@@ -138,6 +138,8 @@ def layer_table(weight: Tensor, statistics: Statistics, options: Mapping[str, An
     policy = Budget(compensate=True, **{name: value for name, value in options.items() if name != "tile"})
     table, order = Task.of(weight, statistics, policy, options.get("tile")).table()
     alone = table.errors.sum(0) * (1.0 if order.unsorted is None else order.unsorted)
+    if policy.sort_inputs:
+        alone = np.full_like(alone, np.inf)
     return LayerTable(table, factor, order.columns is not None, alone)
 
 

@@ -1,6 +1,6 @@
 """A weight under a budget, as tiles: choose, round with compensation, encode, and see that an error is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def tiled_within(task: Task, wanted: Wanted) -> tuple[TiledWeight, Choice]:
     tiled = _tiled(task, found, order, wanted)
     goal = task.policy.error
     if goal is None:
-        return tiled, found
+        return tiled, replace(found, energy=task.energy())
     aim, dense, reached = goal, task.weight.dense(), 0.0
     for _ in range(TRIES):
         reached = output_error(dense, tiled.to_dense(), task.statistics)

@@ -1,5 +1,6 @@
 """From a budget to a mosaic: measure every tile in every format, choose, and round with compensation."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -50,7 +51,8 @@ class Choice:
         table: of the weight in its final order of columns.
         choice: `[T]`, the number of each tile's format in the table.
         tile: the tile shape.
-        energy: squared norm of the layer's output, in the unit of the table's errors.
+        energy: squared norm of the layer's output, in the unit of the table's errors; NaN before it is needed, as it
+            costs a product of the weight with X^T X.
         seconds: of a tile by format, where the budget is one of time.
         batch: that the seconds are for.
         columns: `[K]` the order of the columns, or None where they stay.
@@ -173,10 +175,10 @@ class Task:
     def table(self) -> tuple[TileTable, "Order"]:
         """The table of the weight, and the order of the columns that it is in."""
         state = lower(self.weight)
-        order = self._order(state)
-        return self._measured(state, order), order
+        order = self.order(state)
+        return self.measured(state, order), order
 
-    def _order(self, state: Lowered) -> "Order":
+    def order(self, state: Lowered) -> "Order":
         """Input channels by energy, the largest first, where that is asked for or pays."""
         if self.statistics is None or self.policy.sort_inputs is False or state.values.shape[1] <= self.tile[1]:
             return self._ordered(state, None)
@@ -201,7 +203,7 @@ class Task:
         share = self.policy.bytes_per_weight
         tables, errors = [], []
         for order in (None, part._by_energy(sample)):
-            table = part._measured(sample, part._ordered(sample, order), len(sample.values) / len(state.values))
+            table = part.measured(sample, part._ordered(sample, order), len(sample.values) / len(state.values))
             room = (USUAL if share is None else share) * table.weights
             try:
                 found = table.error(solve(table.errors, table.bytes, room - table.beside))
@@ -227,7 +229,8 @@ class Task:
         dtype = torch.float32 if seen.columns > SINGLE else torch.float64
         return Order(columns, seen, factorise(WHO, seen, DAMPING, dtype))
 
-    def _measured(self, state: Lowered, order: "Order", share: float = 1.0) -> TileTable:
+    def measured(self, state: Lowered, order: "Order", share: float = 1.0) -> TileTable:
+        """The table of a weight in an order; `share` of the order's bytes stand beside it."""
         values = state.values if order.columns is None else state.values[:, order.columns]
         table = measure(values, self.formats, self.tile, order.seen, order.factor, self.rows)
         return replace(table, beside=0 if order.columns is None else round(4 * len(order.columns) * share))
@@ -249,7 +252,8 @@ def choose(task: Task) -> tuple[Choice, Order]:
         InputError: a budget that no choice of the candidates keeps.
     """
     table, order = task.table()
-    found = Choice(table, np.zeros(len(table.errors), dtype=np.int64), task.tile, task.energy(), columns=order.columns)
+    energy = task.energy() if task.policy.error is not None else math.nan
+    found = Choice(table, np.zeros(len(table.errors), dtype=np.int64), task.tile, energy, columns=order.columns)
     return within(found, task), order
 
 

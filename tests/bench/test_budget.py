@@ -3,16 +3,20 @@
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
-from bench import budget
+import stoicc
+from bench import budget, budget_search
 from bench.budget_record import Record, claims_table, rows, rows_table, shown_claims
 from bench.budget_rows import LAYER, MODEL, Found, all_rows, claims
 from bench.budget_solver import phases, phases_table
+from stoicc.ops import Statistics
+from stoicc.ops._output import output_error
 
 
 def found(name, bits, *draws):
-    return Found(name, bits, bits, {"error": list(draws)}, [0.5 * draw for draw in draws], {"int4": 4})
+    return Found(name, bits, bits, {"error": list(draws)}, {"int4": 4}, [0.5 * draw for draw in draws])
 
 
 UNIFORM = [
@@ -38,6 +42,7 @@ def test_claims_are_those_of_three_draws():
     line = claims([*UNIFORM, found(MODEL, 5.0, 0.004, 0.004, 0.004)], "error")[0]
     assert line.other == pytest.approx(0.010 * 3.25 / 4)
     assert "int4 to int8" in line.what
+    assert line.foretold == pytest.approx(1 - 0.004 / 0.008125)
 
 
 def test_only_the_mosaics_that_are_asked_for_are_judged():
@@ -75,3 +80,18 @@ def test_the_solver_is_timed_by_phase():
     assert len(measured.seconds) == 3
     assert measured.chosen > 0
     assert phases_table(measured).row_count == 4
+
+
+def test_a_search_keeps_bytes_and_never_loses(rng):
+    weight = (torch.randn(128, 512) * torch.randn(128, 1).exp()).bfloat16()
+    statistics = Statistics.of(torch.randn(900, 512) @ torch.randn(512, 512) * torch.randn(512).exp())
+    layer = budget_search.Layer.of(weight, statistics, 3.5)
+    first = layer.sweep(torch.from_numpy(layer.found.choice).view(layer.found.table.grid))
+    best, kept, tried = layer.search(first, 6)
+    assert 0 <= kept <= tried <= 12
+    assert tried > 0
+    assert (best.errors <= first.errors).all()
+    assert torch.equal(best.choice.sort(1).values, first.choice.sort(1).values)
+    torch.testing.assert_close(layer.sweep(best.choice).errors, best.errors)
+    whole = output_error(weight, stoicc.ops.budget_mosaic(weight, statistics, 3.5 / 8).dense(), statistics)
+    assert float(first.errors.sum()) == pytest.approx(whole**2 * layer.task.energy(), rel=1e-3)

@@ -7,7 +7,7 @@ import torch
 
 import stoicc
 from stoicc.ops import Statistics
-from stoicc.ops._hessian import invert
+from stoicc.ops._hessian import LEAF, factorise, inverse_of_upper, invert
 from tests.stoicc.reference_ops import problem, refit
 from tests.survives import assert_survives
 
@@ -159,6 +159,26 @@ def test_the_factor_is_that_of_the_inverse(dead):
     hessian.diagonal()[dead] = hessian.diagonal().mean()
     torch.testing.assert_close(found.full() @ hessian, torch.eye(7, dtype=torch.float64), rtol=0, atol=1e-10)
     assert torch.equal(found.upper, found.upper.triu())
+
+
+def test_a_factor_in_single_precision_is_near_and_gives_way_where_it_does_not_do():
+    x = torch.randn(500, 300) @ torch.randn(300, 300)
+    statistics = Statistics.of(x)
+    exact = factorise("here", statistics, 0.01)
+    single = factorise("here", statistics, 0.01, torch.float32)
+    assert single.reversed.dtype == torch.float32
+    torch.testing.assert_close(single.left, exact.left, rtol=1e-2, atol=0)
+    torch.testing.assert_close(exact.left, exact.inverse().upper.double().diagonal() ** -2, rtol=1e-5, atol=0)
+    alike = Statistics.of(torch.randn(20, 1, dtype=torch.float64).expand(20, 300), dtype=torch.float64)
+    assert factorise("here", alike, 1e-8, torch.float32).reversed.dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [1, LEAF, LEAF + 1, 2 * LEAF + 77])
+def test_an_upper_triangle_is_inverted(size):
+    upper = torch.randn(size, size, dtype=torch.float64).triu(1) / size + torch.rand(size).add(0.5).double().diag()
+    found = inverse_of_upper(upper)
+    assert torch.equal(found, found.triu())
+    torch.testing.assert_close(found @ upper, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def indefinite(columns):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import InputError
 from stoicc.model.calibration import Calibration, CalibrationLike, collect_stage, survey
 from stoicc.ops._hooks import watching
@@ -117,16 +118,21 @@ def model_table(
     calibration: "CalibrationLike | None",
     options: Mapping[str, Any],
     patterns: str | Sequence[str],
-) -> TileTable:
-    """All tiles of the layers that the patterns name, with errors as shares of the model's squared output."""
+) -> tuple[TileTable, list[tuple[int, int]], str]:
+    """All tiles of the layers that the patterns name, with errors as shares of the model's squared output.
+
+    With it the layers' shapes in the order of the tiles, and the dtype of their weights.
+    """
     from stoicc.model.layers import find_layers
     from stoicc.model.recipe import Recipe, Rule
 
     if calibration is None:
         raise InputError("pareto: expected calibration batches with a model, found none; give some")
     layers = find_layers(model, Recipe([Rule(patterns)]))
-    tables = layer_tables(model, layers, Calibration(calibration), {layer.name: options for layer in layers})
-    return _joined(tables)
+    found = layer_tables(model, layers, Calibration(calibration), {layer.name: options for layer in layers})
+    tables = {layer.name: found[layer.name] for layer in layers}
+    shapes = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in layers]
+    return _joined(tables), shapes, DTYPE_NAMES[layers[0].weight.dtype]
 
 
 def _joined(tables: Mapping[str, LayerTable]) -> TileTable:

@@ -1,5 +1,6 @@
 """The curve of error against bytes or time: what every budget would give, from one table."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from stoicc.policy.choose import USUAL, Task, relative
 from stoicc.policy.knapsack import hull_steps
 from stoicc.policy.seconds import Clock, tile_seconds
 from stoicc.policy.table import TileTable
+from stoicc.tiling import grid_of
 from stoicc.weights import FormatLike, on_cpu
 
 if TYPE_CHECKING:
@@ -156,7 +158,8 @@ def pareto(
     Args:
         weight: `[M, K]`, an operator's result that is not quantized, or a model.
         statistics: of a weight's inputs; for a model, calibration batches (see `stoicc.compress`).
-        axis: "bytes", or "time" as the cost model predicts it at `batch`.
+        axis: "bytes", or "time" as the cost model predicts it at `batch`; a model's is that of its layers in sum, each
+            with `batch` rows of x.
         points: how many at most, spread evenly over the logarithm of the error.
         formats, tile: as in `Budget` and `stoicc.compile`.
         layers: of a model, patterns on names, as in a recipe; layers weigh by their effect on its output.
@@ -172,12 +175,12 @@ def pareto(
     if isinstance(weight, nn.Module) and not isinstance(weight, nn.Linear):
         from stoicc.model.mosaic_budget import model_table  # it imports the compiler, which imports this package
 
-        if axis == "time":
-            raise InputError("pareto: expected axis 'bytes' for a model, found 'time'; take its layers one by one")
         if isinstance(statistics, Statistics):
             raise InputError("pareto: expected calibration batches with a model, found Statistics; give batches")
-        table = model_table(weight, statistics, {"bytes_per_weight": USUAL, "formats": formats, "tile": tile}, layers)
-        return _curve(table, 1.0, None, axis, points, f"{type(weight).__name__}, {table.weights:,d} weights")
+        options = {"bytes_per_weight": USUAL, "formats": formats, "tile": tile}
+        table, shapes, dtype = model_table(weight, statistics, options, layers)
+        times = _seconds(table, shapes, tile, dtype, Clock.of(target, batch)) if axis == "time" else None
+        return _curve(table, 1.0, times, axis, points, f"{type(weight).__name__}, {table.weights:,d} weights")
     if statistics is not None and not isinstance(statistics, Statistics):
         raise InputError(f"pareto: expected Statistics with a weight, found {type(statistics).__name__}")
     matrix = weight.weight if isinstance(weight, nn.Linear) else weight
@@ -197,12 +200,19 @@ def _of_weight(
 ) -> Pareto:
     task = Task.of(weight, statistics, Budget(bytes_per_weight=0.5, batch=batch, formats=formats), tile)
     table, _ = task.table()
-    times, shape = None, task.weight.shape
-    if axis == "time":
-        dtype = DTYPE_NAMES[task.weight.values().dtype]
-        times = tile_seconds(table.formats, (shape[0], shape[1]), tile, dtype, Clock.of(target, batch))
-    seconds = None if times is None else (times.fixed, times.per_tile)
-    return _curve(table, task.energy(), seconds, axis, points, f"weight {shape[0]} x {shape[1]}")
+    shape, dtype = (task.weight.shape[0], task.weight.shape[1]), DTYPE_NAMES[task.weight.values().dtype]
+    times = _seconds(table, [shape], tile, dtype, Clock.of(target, batch)) if axis == "time" else None
+    return _curve(table, task.energy(), times, axis, points, f"weight {shape[0]} x {shape[1]}")
+
+
+def _seconds(
+    table: TileTable, shapes: Sequence[tuple[int, int]], tile: tuple[int, int], dtype: str, clock: Clock
+) -> tuple[float, NDArray[np.float64]]:
+    """Seconds of the calls of all layers whatever their formats are, and of every tile in every format `[T, F]`."""
+    known = {shape: tile_seconds(table.formats, shape, tile, dtype, clock) for shape in dict.fromkeys(shapes)}
+    tiles = [math.prod(grid_of(shape, tile)) for shape in shapes]
+    each = [np.tile(known[shape].per_tile, (count, 1)) for shape, count in zip(shapes, tiles, strict=True)]
+    return sum(known[shape].fixed for shape in shapes), np.concatenate(each)
 
 
 def _curve(
@@ -213,7 +223,7 @@ def _curve(
     points: int,
     subject: str,
 ) -> Pareto:
-    costs = table.bytes if times is None else np.broadcast_to(times[1], table.bytes.shape)
+    costs = table.bytes if times is None else times[1]
     steps = hull_steps(table.errors, costs)
     lost = max(float(table.errors.sum()), 1e-300)
     left = np.append(steps.saved[::-1].cumsum()[::-1], 0.0) + 1e-12 * lost
@@ -222,7 +232,7 @@ def _curve(
         counts = Counter({str(fmt): int((choice == i).sum()) for i, fmt in enumerate(table.formats)})
         used = tuple((name, count) for name, count in counts.most_common() if count)
         per_weight, squared = table.bytes_of(choice) / table.weights, table.error(choice)
-        time_us = None if times is None else 1e6 * (times[0] + float(times[1][choice].sum()))
+        time_us = None if times is None else 1e6 * (times[0] + float(times[1][np.arange(len(choice)), choice].sum()))
         return Point(per_weight, time_us, relative(squared, energy), used)
 
     goals = np.linspace(np.log(left[0]), np.log(left[-2] if len(left) > 1 else left[-1]), points - 1)

@@ -103,8 +103,21 @@ def test_a_model_has_a_curve(rng):
     assert curve.points[0].error > 10 * curve.points[2].error > 0
     with pytest.raises(stoicc.InputError, match="expected calibration batches with a model, found none"):
         stoicc.pareto(model)
-    with pytest.raises(stoicc.InputError, match="expected axis 'bytes' for a model, found 'time'"):
-        stoicc.pareto(model, batches, axis="time")
+
+
+def test_a_models_time_is_that_of_its_layers_in_sum(rng):
+    model, batches = Transformer(), token_batches()
+    curve = stoicc.pareto(model, batches, points=5, layers="blocks.*", axis="time", batch=4)
+    times = [point.time_us or 0 for point in curve.points]
+    assert times == sorted(times)
+    assert times[0] < times[-1]
+    assert "error against time" in str(curve)
+    layers = [each for name, each in model.named_modules() if name.startswith("blocks.")]
+    weights = [each.weight for each in layers if isinstance(each, torch.nn.Linear)]
+    alone = [stoicc.pareto(weight, points=2, axis="time", batch=4).uniform for weight in weights]
+    for place, fmt in ((0, "empty"), (-1, "dense")):
+        assert curve.uniform[place].formats[0][0] == fmt
+        assert curve.uniform[place].time_us == pytest.approx(sum(points[place].time_us or 0 for points in alone))
 
 
 def test_what_is_no_curve_is_refused(layer):

@@ -165,7 +165,7 @@ def _statistics(model: nn.Module, layers: Sequence["Layer"], calibration: "Calib
     with watching(model, of_name, see):
         for forward in calibration.runs():
             forward(model)
-    return {name: collector.statistics() for name, collector in collectors.items()}
+    return calibration.processes.summed({name: collector.statistics() for name, collector in collectors.items()})
 
 
 def _with(layer: "Layer", shares: Mapping[str, float]) -> "Layer":

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from stoicc.ir.errors import InputError
 from stoicc.model.layers import Layer
+from stoicc.model.processes import Processes
 from stoicc.model.replay import Read, Replay
 from stoicc.ops._hooks import Same, run, watching
 from stoicc.ops.statistics import Collector, Statistics
@@ -42,9 +43,10 @@ class Calibration:
         given: batches, each what the model is called with (a tensor, a tuple of arguments, a mapping
             of keyword arguments), or a function that runs the model: `lambda model: model.encode(texts)`.
             A generator is kept as a list; a loader must give the same batches in every run.
+        processes: those with which sums are shared.
     """
 
-    def __init__(self, given: CalibrationLike) -> None:
+    def __init__(self, given: CalibrationLike, processes: Processes | None = None) -> None:
         if isinstance(given, (Tensor, Mapping, str)) or not (callable(given) or isinstance(given, Iterable)):
             raise InputError(
                 f"calibration: expected batches or a function of the model, found {type(given).__name__}; "
@@ -52,6 +54,7 @@ class Calibration:
             )
         self.function = None if isinstance(given, Iterable) else given
         self.calls: list[_Call] | None = None
+        self.processes = processes or Processes(False)
         self._batches: Iterable[Any] = []
         if isinstance(given, Iterable):
             self._batches = list(given) if iter(given) is given else given
@@ -229,7 +232,7 @@ def collect_stage(
     replay: Replay | None = None,
     first: dict[str, Tensor] | None = None,
 ) -> Statistics:
-    """Statistics of a stage's inputs, with a gram matrix, in the model as it is now.
+    """Statistics of a stage's inputs, with a gram matrix, in the model as it is now; of all processes.
 
     Args:
         replay: what earlier stages left, to go on from; None: every run starts at the model's input.
@@ -238,7 +241,8 @@ def collect_stage(
     while True:
         try:
             with replay.over(model) if replay is not None else nullcontext():
-                return _collected(model, stage, calibration, dtype, replay, first)
+                found = _collected(model, stage, calibration, dtype, replay, first)
+            return calibration.processes.summed({stage.layers[0].name: found})[stage.layers[0].name]
         except Read as read:
             assert replay is not None
             replay.keep(read.kind)

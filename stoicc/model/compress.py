@@ -28,6 +28,7 @@ from stoicc.model.folder import Made, ResumeFolder
 from stoicc.model.layers import Layer, Surgery, find_layers
 from stoicc.model.one_layer import compress_layer
 from stoicc.model.parking import Parking
+from stoicc.model.processes import Processes
 from stoicc.model.progress import Show, layer_bar
 from stoicc.model.recipe import Recipe, RecipeLike
 from stoicc.model.replay import Replay
@@ -44,6 +45,7 @@ def compress(
     resume: str | PathLike[str] | None = None,
     in_place: bool = True,
     dtype: torch.dtype = torch.float32,
+    distributed: bool = False,
     progress: bool | None = None,
 ) -> nn.Module:
     """Compress the linear layers of a model: apply a recipe's operators to each, and compile the results.
@@ -70,6 +72,8 @@ def compress(
         resume: a folder that keeps finished layers; the same call takes up a run that was stopped.
         in_place: replace layers of this model; False: of a copy, with this one left as it is.
         dtype: of the sums of statistics: torch.float32 or torch.float64.
+        distributed: the processes of torch.distributed hold the same model and batches of their own; statistics are
+            summed over them, and each compresses every layer. A `resume` folder is each process's own.
         progress: a progress bar on stderr; default: where that is a terminal.
 
     Returns:
@@ -85,7 +89,8 @@ def compress(
     if not in_place:
         model = _copied(model, find_layers(model, chosen))
     find_layers(model, chosen)  # which may refuse the model, before anything is run
-    batches = None if calibration is None else Calibration(calibration)
+    processes = Processes(distributed)
+    batches = None if calibration is None else Calibration(calibration, processes)
     surgery = Surgery(model)
     parking = Parking() if in_place else None
     try:
@@ -117,6 +122,8 @@ def _replace_layers(
     layers = spread_budgets(model, find_layers(model, recipe), batches)
     surgery.leave_fast_path(module for layer in layers for module in layer.modules.values())
     found = survey(model, layers, batches) if batches is not None and layers else Survey((), tuple(layers), "none", {})
+    if batches is not None:
+        batches.processes.agree([[layer.name for layer in stage.layers] for stage in found.stages])
     options = f"sequential={sequential}, dtype={dtype}"
     folder = None if resume is None else ResumeFolder(resume, _fingerprint(model, recipe, found, options))
     with layer_bar(len(layers), progress) as show:
@@ -188,9 +195,11 @@ class _Work:
         if self.batches is None:
             return None
         if self.sequential:
-            return try_out(self.model, self.batches, first)
-        try_out(self.model, self.batches)
-        return other_input({name: found.first[name] for name in first}, first)
+            other = try_out(self.model, self.batches, first)
+        else:
+            try_out(self.model, self.batches)
+            other = other_input({name: found.first[name] for name in first}, first)
+        return next(filter(None, self.batches.processes.told(other)), None)
 
     def stage(self, stage: Stage, replay: Replay | None, first: dict[str, Tensor]) -> dict[str, Kernel]:
         """Kernels for the layers of a stage, by every name at which they are to stand."""
@@ -210,8 +219,10 @@ class _Work:
         return kernels
 
     def _finished(self, layer: Layer) -> Made | None:
-        """What an earlier run left of a layer, on its device."""
+        """What an earlier run left of a layer, on its device; None where it left one of the processes without."""
         made = None if self.folder is None else self.folder.read(layer.name, layer.rule.loading)
+        if self.folder is not None and self.batches is not None and not all(self.batches.processes.told(bool(made))):
+            return None
         return made if made is None else ({name: k.to(layer.weight.device) for name, k in made[0].items()}, made[1])
 
 

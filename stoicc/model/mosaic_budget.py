@@ -59,8 +59,13 @@ def layer_tables(
         policies: options of `budget_mosaic` by layer, with the bytes per weight of all.
 
     Raises:
-        InputError: a layer that no batch calls, or what a budget refuses.
+        InputError: a layer that no batch calls, several processes, or what a budget refuses.
     """
+    if calibration.processes.together:
+        raise InputError(
+            "budget: expected one process for bytes_per_weight, which compares outputs of the model, found "
+            "distributed=True; give sparsity or bits"
+        )
     found = survey(model, layers, calibration)
     if found.unseen:
         raise InputError(

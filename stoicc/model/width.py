@@ -134,7 +134,7 @@ def _statistics(model: nn.Module, names: Iterable[str], calibration: Calibration
     with watching(model, collectors, lambda name, x: collectors[name].add(x)):
         for forward in calibration.runs():
             forward(model)
-    return {name: collector.statistics() for name, collector in collectors.items()}
+    return calibration.processes.summed({name: collector.statistics() for name, collector in collectors.items()})
 
 
 def _kept(coupled: Sequence[Coupled], statistics: dict[str, Statistics]) -> list[Tensor]:

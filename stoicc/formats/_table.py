@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 
 from stoicc.ir.dtypes import bits
+from stoicc.ir.lattice import SmallFloat
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of e2m1 by the low three bits of a code; the fourth is the sign."""
 E2M1_MAX = E2M1[-1]
 FP8_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 FP8_MAX = {kind: torch.finfo(dtype).max for kind, dtype in FP8_DTYPES.items()}
+SMALL_FLOATS = {
+    "e2m1": SmallFloat(1, 0, E2M1_MAX),
+    "e4m3": SmallFloat(3, -6, FP8_MAX["e4m3"]),
+    "e5m2": SmallFloat(2, -14, FP8_MAX["e5m2"]),
+}
+"""The three as a sweep rounds to them."""
 
 
 @cache
@@ -49,6 +56,21 @@ def fp8_codes(values: Tensor, kind: str) -> Tensor:
     """fp32 -> the nearest fp8 codes u8, ties to even; beyond the largest magnitude, the largest."""
     most = FP8_MAX[kind]
     return values.clamp(-most, most).to(FP8_DTYPES[kind]).view(torch.uint8)
+
+
+def nearest_float(values: Tensor, kind: SmallFloat) -> Tensor:
+    """The nearest small floats to fp32 values, ties to even."""
+    exponents = floor_exponent(values.abs()).clamp_min_(kind.lowest) - kind.mantissa
+    step = ((exponents + 127) << 23).view(torch.float32)
+    return (values / step).round_().mul_(step).clamp_(-kind.most, kind.most)
+
+
+def power_scales(top: Tensor, kind: SmallFloat, dtype: torch.dtype) -> Tensor:
+    """Powers of two, 1.0 for 0.0, by which `top` has the exponent of the largest small float; normal in a dtype."""
+    ends = torch.tensor([kind.most, torch.finfo(dtype).tiny, torch.finfo(dtype).max])
+    largest, low, high = floor_exponent(ends).tolist()
+    exponents = (floor_exponent(top) - largest).clamp(max(low, -126), high)
+    return torch.where(top > 0, ((exponents + 127) << 23).view(torch.float32), 1.0)
 
 
 def e8m0_values(codes: Tensor) -> Tensor:

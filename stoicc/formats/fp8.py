@@ -17,9 +17,10 @@ from stoicc.formats._block_float import BlockFloat, block_amax, scaled
 from stoicc.formats._device import load_groups, scale_codes
 from stoicc.formats._float_device import e4m3, e5m2
 from stoicc.formats._kept_device import e4m3_values, e5m2_values
-from stoicc.formats._table import FP8_MAX, exact_power, fp8_codes, fp8_values
+from stoicc.formats._table import FP8_MAX, SMALL_FLOATS, exact_power, fp8_codes, fp8_values
 from stoicc.ir.dtypes import bits
-from stoicc.ir.format import Elements, Plane, Planes, Tile, TileMac, TritonDecode
+from stoicc.ir.format import Elements, Plane, PlaneKind, Planes, Tile, TileMac, TritonDecode
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -56,6 +57,11 @@ class Fp8(BlockFloat):
     def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
         grid = self.grid(tile[1])
         return (Plane("codes", "u8", tile), Plane("scales", dtype, (tile[0], grid.per_tile), grid.kind, grid.span))
+
+    def lattice(self, tile: Tile) -> Lattice | None:
+        if self.grid(tile[1]).kind is not PlaneKind.TILE:  # a scale that tiles share is not the tile's own choice
+            return None
+        return Lattice(group_size=self.group_size, floats=SMALL_FLOATS[self.kind])
 
     def values(self, planes: Planes) -> tuple[Tensor, Tensor]:
         return fp8_values(planes["codes"], self.kind), planes["scales"].float()

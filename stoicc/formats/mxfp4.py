@@ -17,8 +17,9 @@ from stoicc.formats._block_float import BlockFloat, block_amax, scaled, whole_bl
 from stoicc.formats._device import load_groups, load_words, scale_codes
 from stoicc.formats._float_device import e2m1, e8m0
 from stoicc.formats._kept_device import mxfp4_values
-from stoicc.formats._table import e8m0_values, floor_exponent, fp4_codes, fp4_values
+from stoicc.formats._table import SMALL_FLOATS, e8m0_values, floor_exponent, fp4_codes, fp4_values
 from stoicc.ir.format import Elements, Plane, Planes, Tile, TileMac, TritonDecode
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 BLOCK = 32
@@ -45,6 +46,9 @@ class Mxfp4(BlockFloat):
     def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
         blocks = self.grid(tile[1]).per_tile
         return (Plane("codes", "u8", (tile[0], tile[1] // 2)), Plane("scales", "u8", (tile[0], blocks)))
+
+    def lattice(self, tile: Tile) -> Lattice:
+        return Lattice(group_size=BLOCK, floats=SMALL_FLOATS["e2m1"])
 
     def values(self, planes: Planes) -> tuple[Tensor, Tensor]:
         return fp4_values(unpack_nibbles(planes["codes"])), e8m0_values(planes["scales"])

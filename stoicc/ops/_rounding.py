@@ -1,4 +1,4 @@
-"""Rounding to codes inside a sweep: a grid per group of columns, and the codes as they are decided."""
+"""Rounding inside a sweep: to codes on a grid per group of columns, kept as they are decided, or to small floats."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from stoicc.formats._affine import finite_scale
+from stoicc.formats._table import nearest_float, power_scales
 from stoicc.ir.errors import InputError
+from stoicc.ir.lattice import SmallFloat
 from stoicc.ops._uniform import check_bits, steps
 from stoicc.ops.graph import Quantize
 
@@ -130,3 +132,42 @@ class ToCodes:
             torch.where(step != 0, values / step, 0.0).round_().add_(zero).clamp_(lowest, (1 << self.options.bits) - 1)
         )
         return codes, ((codes - zero).float() * step).to(scale.dtype).to(values.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ToFloats:
+    """Small floats times a power of two for each group of columns: of the published one and its double the better.
+
+    Attributes:
+        importance: `[K]`, what a squared error counts where a power is chosen.
+        scales: fp32 `[groups, M]`.
+        dtype: of the weight.
+    """
+
+    kind: SmallFloat
+    span: int
+    importance: Tensor
+    scales: Tensor
+    dtype: torch.dtype
+
+    @staticmethod
+    def empty(kind: SmallFloat, group_size: int, weight: Tensor, importance: Tensor) -> "ToFloats":
+        """Room for the scales of a weight `[M, K]`."""
+        scales = torch.ones(-(-weight.shape[1] // group_size), weight.shape[0])
+        return ToFloats(kind, group_size, importance, scales, weight.dtype)
+
+    def begin(self, column: int, values: Tensor) -> None:
+        """The power with the least squared error of the group from `column` on, from its weights `[columns, M]`."""
+        importance = self.importance[column : column + len(values), None]
+        least = power_scales(values.abs().amax(0).float(), self.kind, self.dtype)
+        errors = [
+            ((self._nearest(values, scale) - values).square_() * importance).sum(0) for scale in (least, 2 * least)
+        ]
+        self.scales[column // self.span] = torch.where(errors[1] < errors[0], 2 * least, least)
+
+    def round(self, column: int, values: Tensor) -> Tensor:
+        """What one column `[M]` becomes."""
+        return self._nearest(values, self.scales[column // self.span])
+
+    def _nearest(self, values: Tensor, scale: Tensor) -> Tensor:
+        return (nearest_float(values.float() / scale, self.kind) * scale).to(self.dtype).to(values.dtype)

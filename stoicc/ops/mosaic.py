@@ -12,8 +12,8 @@ from stoicc.ir.lattice import Lattice
 from stoicc.ops._choosing import unquantized
 from stoicc.ops._hessian import InverseHessian, invert
 from stoicc.ops._inputs import seen_by_tiles
-from stoicc.ops._rounding import CodeOptions, ToCodes
-from stoicc.ops._sweep import OfEach, Sweep, ToDtype
+from stoicc.ops._rounding import CodeOptions, ToCodes, ToFloats
+from stoicc.ops._sweep import OfEach, Rounding, Sweep, ToDtype
 from stoicc.ops.graph import CompressedWeight, Prune, Quantize, Update
 from stoicc.ops.lowering import lower
 from stoicc.ops.statistics import Statistics
@@ -177,10 +177,14 @@ class _Mosaic:
             rule = OfEach(n, m) if n else None
             stays &= n > 0
         options = self._options(lattice)
-        codes = None
+        codes: ToCodes | None = None
+        rounding: Rounding = ToDtype(values.dtype)
+        part, importance = values[rows, block], upper.diagonal() ** -2
         if options is not None:
-            codes = ToCodes.empty(options, values[rows, block], upper.diagonal() ** -2)
-        errors = Sweep(inside, codes or ToDtype(values.dtype), rule, gone).block(own, stays, slice(0, len(own)))
+            codes = rounding = ToCodes.empty(options, part, importance)
+        elif lattice.floats is not None:
+            rounding = ToFloats.empty(lattice.floats, lattice.group_size, part, importance)
+        errors = Sweep(inside, rounding, rule, gone).block(own, stays, slice(0, len(own)))
         work[block].index_copy_(1, rows, own)
         kept[block].index_copy_(1, rows, stays)
         if codes is not None and options is not None:

@@ -6,7 +6,8 @@ from torch.nn.functional import pad
 
 from stoicc.formats._affine import finite_scale
 from stoicc.formats._nm import largest
-from stoicc.ir.lattice import Lattice
+from stoicc.formats._table import nearest_float, power_scales
+from stoicc.ir.lattice import Lattice, SmallFloat
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of a group's range that are tried; the sweep tries more."""
@@ -31,6 +32,8 @@ def lattice_errors(
         values = values * kept
     if lattice.bits is not None:
         lost = lost + _code_errors(values, lattice, factor, tiles.dtype)
+    if lattice.floats is not None:
+        lost = lost + _float_errors(values, lattice, lattice.floats, factor, tiles.dtype)
     by_row = lost if rows is None else lost * rows
     return by_row.sum(1, dtype=torch.float64)
 
@@ -66,3 +69,14 @@ def _code_errors(values: Tensor, lattice: Lattice, factor: Tensor, dtype: torch.
         best = errors if best is None else torch.minimum(best, errors)
     assert best is not None
     return best.sum(2)
+
+
+def _float_errors(values: Tensor, lattice: Lattice, kind: SmallFloat, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[T, BM]`: the least weighted squared errors of groups over two powers of two, in sum."""
+    groups, factor = (each.unflatten(2, (-1, lattice.group_size)) for each in (values, factor))
+    least = power_scales(groups.abs().amax(3, keepdim=True), kind, dtype)
+    errors = [
+        nearest_float(groups / scale, kind).mul_(scale).sub_(groups).square_().mul_(factor).sum(3)
+        for scale in (least, 2 * least)
+    ]
+    return torch.minimum(*errors).sum(2)

@@ -48,6 +48,18 @@ def test_every_code_of_e2m1_and_ties_go_to_the_even_code():
     assert _table.fp4_values(_table.fp4_codes(halfway)).tolist() == [0, 1, 1, 2, 2, 4, 4, 6, 0, -4]
 
 
+@pytest.mark.parametrize("kind", ["e2m1", "e4m3", "e5m2"])
+def test_a_sweep_rounds_as_codes_do(rng, kind):
+    values = torch.randn(4096) * (4 * torch.randn(4096)).exp2()
+    ties = torch.arange(-64, 65) / 8
+    for given in (values, ties, 1e6 * values):
+        if kind == "e2m1":
+            wanted = _table.fp4_values(_table.fp4_codes(given))
+        else:
+            wanted = _table.fp8_values(_table.fp8_codes(given, kind), kind)
+        assert torch.equal(_table.nearest_float(given, _table.SMALL_FLOATS[kind]), wanted)
+
+
 def test_every_exponent_of_e8m0():
     values = _table.e8m0_values(torch.arange(255, dtype=torch.uint8))
     assert values.tolist() == [2.0 ** (code - 127) for code in range(255)]

@@ -47,6 +47,22 @@ def test_every_tile_has_its_format_and_codes_are_carried(layer):
     assert torch.equal(kernel.to_dense(), found.dense())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("fmt", ["mxfp4", "fp8<group_size=64>", "fp8<kind=e5m2, group_size=32>"])
+def test_small_floats_are_swept_and_held(layer, fmt, dtype):
+    weight, statistics = layer
+    weight = weight.to(dtype) * 0.01
+    tile_map = [[fmt, "int8", "dense"], ["empty", fmt, fmt]]
+    found = stoicc.ops.mosaic(weight, statistics, tile_map)
+    kernel = stoicc.compile(found, ["empty", fmt, "int8", "dense"], target="reference")
+    segments = [segment.format for segment in kernel.program.segments]
+    assert [[segments[at] for at in row] for row in kernel.program.map_array()] == tile_map
+    assert torch.equal(kernel.to_dense(), found.dense())
+    swept = stoicc.ops.mosaic(weight, statistics, [[fmt] * 3] * 2).dense()
+    alone = stoicc.compile(weight, tile_map=[[fmt] * 3] * 2, approximate=True, target="reference").to_dense()
+    assert output_error(weight, swept, statistics) < 0.8 * output_error(weight, alone, statistics)
+
+
 def test_the_columns_to_come_answer(layer):
     weight, statistics = layer
     tile_map = [["int4_nv24", "int3", "int4"], ["int3", "int4_nv24", "int8"]]
@@ -73,9 +89,9 @@ def test_a_permuted_weight_is_swept_in_its_own_order(layer):
 def test_formats_whose_weights_depend_on_each_other_are_refused(layer):
     weight, statistics = layer
     with pytest.raises(
-        stoicc.InputError, match=r"ops\.mosaic: expected formats .* one by one, found mxfp4 .* leave it"
+        stoicc.InputError, match=r"ops\.mosaic: expected formats .* one by one, found bitmap .* leave it"
     ):
-        stoicc.ops.mosaic(weight, statistics, [["mxfp4"] * 3] * 2)
+        stoicc.ops.mosaic(weight, statistics, [["bitmap"] * 3] * 2)
     with pytest.raises(stoicc.InputError, match="found int4<group_size=128> on tiles"):
         stoicc.ops.mosaic(weight, statistics, [["int4<group_size=128>"] * 3] * 2)
 

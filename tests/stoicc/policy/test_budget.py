@@ -91,7 +91,12 @@ def test_inputs_are_sorted_where_that_pays(layer):
 
 def test_errors_of_a_sweep_are_foretold(layer):
     weight, statistics = layer
-    task = Task.of(weight, statistics, Budget(bytes_per_weight=0.5, formats=["int3", "int4", "int8"]), None)
+    task = Task.of(
+        weight,
+        statistics,
+        Budget(bytes_per_weight=0.5, formats=["int3", "int4", "int8", "mxfp4", "fp8<group_size=64>"]),
+        None,
+    )
     table, order = task.table()
     for index, fmt in enumerate(table.formats):
         ordered = stoicc.ops.permute(weight, columns=order.columns)
@@ -173,8 +178,8 @@ def test_what_cannot_be_kept_is_refused(layer):
         compiled(weight, None, Budget(bytes_per_weight=0.5, compensate=True))
     with pytest.raises(stoicc.InputError, match="formats whose tiles stand alone, found int4<group_size=0>"):
         compiled(weight, None, Budget(bytes_per_weight=0.5, formats=["int4<group_size=0>"]))
-    with pytest.raises(stoicc.InputError, match="found mxfp4 on tiles of 64 x 64; leave it out"):
-        compiled(weight, statistics, Budget(bytes_per_weight=0.6, formats=["mxfp4", "dense"]))
+    with pytest.raises(stoicc.InputError, match="found bitmap on tiles of 64 x 64; leave it out"):
+        compiled(weight, statistics, Budget(bytes_per_weight=0.6, formats=["bitmap", "dense"]))
 
 
 def test_what_else_says_how_tiles_are_made_is_refused(layer):

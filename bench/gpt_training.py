@@ -107,22 +107,26 @@ def train(
     context: int,
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> float:
     """Train in place on random windows of `text` (uint8).
 
     The windows of a step follow from the seed and the step alone, so a run that was stopped and goes on from
     its checkpoint sees the same data.
 
+    Args:
+        optimizer: default: `optimizer_for`. A group with a `fixed_rate` has that learning rate all the time.
+
     Returns:
         Seconds of training, those before a stop included.
     """
-    optimizer = optimizer_for(model, plan)
+    optimizer = optimizer or optimizer_for(model, plan)
     step, before = _resume(model, optimizer, checkpoint)
     start = saved = time.perf_counter()
     model.train()
     while step < plan.steps:
         for group in optimizer.param_groups:
-            group["lr"] = plan.rate_at(step)
+            group["lr"] = group.get("fixed_rate", plan.rate_at(step))
         batch = windows(text, plan.batch, context + 1, seed=plan.seed * 1_000_003 + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
             loss = next_byte_bits(model, batch).mean()

@@ -33,7 +33,7 @@ from stoicc.nn import SlopeLinear, kept
 
 ROOT = Path(__file__).parents[1]
 RESULT, PICTURE = ROOT / "bench" / "results" / "training.json", ROOT / "docs" / "training.png"
-STEPS, SEEDS = 1000, (0, 1, 2)
+STEPS, SEEDS = 2000, (0, 1, 2)
 QUICK_STEPS = 100
 
 

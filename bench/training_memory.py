@@ -1,5 +1,6 @@
 """What one layer holds while it trains and when it serves, counted from the allocations of torch's allocator."""
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -29,8 +30,14 @@ class Allocated(Generic[T]):
 
 def allocated(work: Callable[[], T]) -> Allocated[T]:
     """Run some work, and add up every allocation and release of tensor memory meanwhile."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = work()
+    gc.collect()  # what earlier work left in cycles must not be released meanwhile
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            result = work()
+            gc.collect()
+    finally:
+        gc.enable()
     found = profiler.profiler.kineto_results.events()
     sizes = sorted((event.start_ns(), event.nbytes()) for event in found if event.name() == "[memory]")
     held = peak = 0

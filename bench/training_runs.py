@@ -22,11 +22,11 @@ from bench.training_memory import allocated
 from bench.training_methods import LAZY, METHODS, Options
 from stoicc.nn import SlopeLinear, SlopeSchedule
 
-CONFIG = GptConfig(width=128, layers=2, heads=2, context=128)
+CONFIG = GptConfig(width=64, layers=2, heads=2, context=64)
 LAZY_SHARE = 0.01
 CURVE_POINTS = 20
 CURVE_WINDOWS = 32
-VERSION = 1
+VERSION = 2
 """Of what a run is; another one forgets cached runs."""
 
 
@@ -40,7 +40,7 @@ class Setting:
         adapter_rate: of lazy adapters, which train when the schedule's rate is next to nothing.
     """
 
-    rate: float = 4e-3
+    rate: float = 6e-3
     options: Options = field(default_factory=dict)
     adapter_rate: float = 3e-3
 
@@ -64,7 +64,7 @@ class Run:
 def plan_for(steps: int, seed: int, setting: Setting) -> Plan:
     """The same for every method, but for what was tuned."""
     decay = setting.options.get("decay", 0.1)
-    return Plan(steps, batch=8, rate=setting.rate, warmup=min(100, steps // 5), decay=decay, seed=seed)
+    return Plan(steps, batch=16, rate=setting.rate, warmup=min(100, steps // 5), decay=decay, seed=seed)
 
 
 def runs_of(

@@ -15,9 +15,9 @@ from bench.training_methods import LAZY, METHODS
 from bench.training_runs import Setting, runs_of
 
 PATH = Path(__file__).parent / "results" / "training-tuning.json"
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (3e-3, 6e-3, 1.2e-2)
 ADAPTER_RATES = (1e-3, 3e-3, 1e-2)
-STEPS, SEED = 400, 100
+STEPS, SEED = 500, 100
 """Of a short run; no run that counts has this seed."""
 
 

@@ -116,7 +116,7 @@ def test_a_finished_run_comes_from_the_cache(corpus, tmp_path, monkeypatch):
 def test_every_method_is_tuned_with_the_same_effort(corpus, tmp_path, monkeypatch):
     def runs(name, steps, seed, setting, corpus, split):
         assert (seed, split) == (100, "calibration")
-        bits = abs(setting.rate - 4e-3) + sum(
+        bits = abs(setting.rate - 6e-3) + sum(
             str(value) in ("random", "0.3", "0.02") for value in setting.options.values()
         )
         return [Run(name, seed, bits, []), Run(LAZY, seed, abs(setting.adapter_rate - 1e-3), [])]  # fmt: skip
@@ -125,7 +125,7 @@ def test_every_method_is_tuned_with_the_same_effort(corpus, tmp_path, monkeypatc
     for name in METHODS:
         trials = tuned(name, corpus, lambda trial: None)
         assert len([trial for trial in trials if trial.name == name]) == 5
-        assert best(trials, name).rate == 4e-3
+        assert best(trials, name).rate == 6e-3
         assert {trial.setting.rate for trial in trials} == set(training_tuning.RATES)
     assert best(tuned("slope", corpus, lambda trial: None), LAZY).adapter_rate == 1e-3
     assert Trial.of({"name": "dense", "setting": {"rate": 1.0}, "bits": 2.0}).setting.rate == 1.0
@@ -137,7 +137,7 @@ def test_memory_and_times_of_every_method(corpus):
     assert 4 * dense <= held["dense"] < 4.1 * dense  # weights, gradients and two moments, and steps
     inner = sum(layer.weight.nbytes for layer in block_linears(Gpt(TINY)).values())
     assert held["slope"] < held["dense"] - 1.7 * inner
-    assert all(held[name] >= held["dense"] for name in METHODS if name != "slope")
+    assert {name for name in METHODS if held[name] < held["dense"]} == {"slope"}, held
     times = step_times({name: Setting() for name in METHODS}, corpus, rounds=5)
     assert times.keys() == METHODS.keys()
     assert min(times.values()) > 0

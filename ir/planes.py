@@ -29,6 +29,15 @@ class PlaneSource(Mapping[str, Tensor]):
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes:
         """Entries [first, last) of planes of a segment, by plane name; for reading only."""
 
+    @abstractmethod
+    def whole(self) -> dict[str, Tensor]:
+        """All pools by name, for reading only."""
+
+    @property
+    @abstractmethod
+    def unpacked_bytes(self) -> int:
+        """Bytes of the pools that `whole` would have to make."""
+
 
 def pool_name(segment: int, plane: str) -> str:
     """The pool that holds a plane of a segment; a RAGGED plane's offsets are `plane + "_ptr"`."""

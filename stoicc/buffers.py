@@ -179,6 +179,11 @@ class BufferSource(PlaneSource):
         unpacked = packed.whole() if packed else {}
         return {name: unpacked[name] if name in unpacked else found[name] for name in self}
 
+    @property
+    def unpacked_bytes(self) -> int:
+        packed = self._buffers.packed
+        return packed.nbytes if packed else 0
+
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes:
         packed = self._buffers.packed
         found = packed.entries(segment, ranges) if packed else None

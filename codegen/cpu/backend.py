@@ -10,10 +10,12 @@ from torch import Tensor
 from stoicc.codegen.cpu.adapter import Adapter
 from stoicc.codegen.cpu.bind import Binding
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
+from stoicc.codegen.cpu.decode import can_decode
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.factors import held_factor
 from stoicc.codegen.cpu.plan import KernelClass, classify
+from stoicc.codegen.cpu.transposed import TransposedExecutor
 from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
 from stoicc.codegen.reference import TransposedReference
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
@@ -154,7 +156,7 @@ class CpuBackend(Backend):
         if kind == "dense-once":
             return DenseOnceExecutor(module, pools)
         if kind == "transposed":
-            return TransposedReference(module, pools)
+            return TransposedExecutor(module, pools) if can_decode(module) else TransposedReference(module, pools)
         raise CodegenError(f"cpu backend: expected executor 'tiles' or 'dense-once', found {kind!r}")
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:

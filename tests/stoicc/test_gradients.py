@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import stoicc
 from stoicc.ir.dtypes import TORCH_DTYPES
 from tests.gradients import FORMATS, TOLERANCE, assert_gradients, close, expected, make_kernel
-from tests.kernel_classes import EPILOGUES
+from tests.kernel_classes import EPILOGUES, FURTHER, MIXES
 
 TRAINABLE = ("dense", "nv24", "nm", "bitmap", "outlier<values=int4<group_size=32>>", "mosaic")
 
@@ -51,15 +51,18 @@ def test_trained_pools_move_y_as_their_gradient_says(formats):
         assert abs(after - before - said) <= 1e-4 * abs(said) + 1e-6, name
 
 
-@pytest.mark.parametrize("target", ["reference", "cpu"])
-@pytest.mark.parametrize("formats", [*FORMATS, "mosaic"])
+@pytest.mark.parametrize(
+    ("formats", "target"), [*((text, "reference") for text in FORMATS), *((mix, "cpu") for mix in (*MIXES, *FURTHER))]
+)
 def test_every_backend_has_the_gradients_of_every_format(formats, target):
     kernel = make_kernel(formats, target=target).requires_grad_()
     assert_gradients(kernel, torch.randn(5, 90), TOLERANCE["f32"])
 
 
-@pytest.mark.parametrize("weight", TOLERANCE)
-@pytest.mark.parametrize("beside", EPILOGUES)
+@pytest.mark.parametrize(
+    ("beside", "weight"),
+    [*((beside, "f32") for beside in EPILOGUES), ("all", "bf16"), ("scales", "f16"), ("gelu", "bf16")],
+)
 def test_every_dtype_and_epilogue(beside, weight):
     kernel = make_kernel(beside=beside, weight=weight, target="cpu").requires_grad_()
     tolerance = TOLERANCE[weight] * (3 if "relu" in EPILOGUES[beside] else 1)  # some z are rounded past the kink

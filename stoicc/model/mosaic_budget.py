@@ -1,8 +1,9 @@
 """Bytes over the layers of a model: one multiplier for all their tiles, errors weighed by the model's own output.
 
 The error of a layer counts by what it does to what the model returns on the calibration inputs: each layer alone is
-rounded to 3-bit codes, the model is run, and the change of its output is set against the layer's own error. That is a
-forward-only measure of the layer's Gauss-Newton weight, and takes a run of all batches for each layer.
+swept to 3-bit codes, the model is run, and the change of its output is set against the error that the layer's table
+foretold. That is a forward-only measure of the layer's Gauss-Newton weight, and of how much the table of this layer
+foretells too much; it takes a sweep, and a run of all batches, for each layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +21,17 @@ from stoicc.ir.errors import InputError
 from stoicc.model.calibration import Calibration, CalibrationLike, collect_stage, survey
 from stoicc.ops._hooks import watching
 from stoicc.ops._output import squared_output
-from stoicc.ops.group_absmax import group_absmax
 from stoicc.ops.statistics import Statistics
 from stoicc.policy.budget import Budget
-from stoicc.policy.choose import Choice, Task, within_bytes
+from stoicc.policy.choose import USUAL, Choice, Task, choose, mosaic_of, within_bytes
 from stoicc.policy.table import TileTable, merged
 from stoicc.policy.uniform import one_format
 
 if TYPE_CHECKING:
     from stoicc.model.layers import Layer
 
-PROBE_BITS, PROBE_GROUP = 3, 64
-"""What a layer is rounded to where its effect on the output is measured: above a dtype's rounding."""
+PROBE = Budget(bytes_per_weight=USUAL, formats=("int3",), compensate=True, sort_inputs=False)
+"""How a layer is rounded where its effect on the output is measured: above a dtype's rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def layer_table(weight: Tensor, statistics: Statistics, options: Mapping[str, An
 def layer_factor(
     model: nn.Module, layer: "Layer", calibration: Calibration, statistics: Statistics, reference: Tensor | None
 ) -> float:
-    """What a unit of a layer's squared error does to the output, as a share of its squared norm.
+    """What a unit of a layer's foretold error does to the output, as a share of its squared norm.
 
     Args:
         reference: what `model_output` gives; None: the layer's own output stands for the model's.
@@ -167,8 +167,9 @@ def layer_factor(
     if reference is None:
         energy = squared_output(dense, statistics)
         return 1 / energy if energy > 0 else 0.0
-    rounded = group_absmax(dense, PROBE_BITS, PROBE_GROUP).dense()
-    lost = squared_output(dense.float().cpu() - rounded.float(), statistics)
+    task = Task.of(dense.cpu(), statistics, PROBE, None)
+    found, order = choose(task)
+    lost, rounded = found.table.error(found.choice), mosaic_of(task, found, order).dense()
     try:
         weight.data.copy_(rounded)
         changed = model_output(model, calibration)

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import stoicc
+from stoicc import Budget
 from stoicc.model.budget import LayerBudget
 from stoicc.model.calibration import Calibration
 from stoicc.model.layers import find_layers
 from stoicc.model.mosaic_budget import layer_factor, model_output
-from stoicc.ops._output import squared_output
+from stoicc.policy.choose import Task, choose, mosaic_of
 from tests.models import Transformer, kernels_of, record_of, token_batches
 
 RULE = {
@@ -88,8 +89,11 @@ def test_a_factor_foretells_what_another_rounding_does_to_the_output(rng):
     for layer in layers:
         statistics = seen[layer.name]
         factor = layer_factor(model, layer, calibration, statistics, dense)
-        rounded = stoicc.ops.group_absmax(layer.weight, 5, 32).dense()
-        foretold = factor * squared_output(layer.weight - rounded, statistics)
+        policy = Budget(bytes_per_weight=4.5 / 8, formats=["int4"], sort_inputs=False)
+        task = Task.of(layer.weight, statistics, policy, (64, 64))
+        found, order = choose(task)
+        rounded = mosaic_of(task, found, order).dense()
+        foretold = factor * found.table.error(found.choice)
         changed = copy.deepcopy(model)
         changed.get_submodule(layer.name).weight.data.copy_(rounded)
         output = model_output(changed, calibration)

@@ -31,9 +31,11 @@ LAUNCH: dict[str, tuple[int, ...]] = {
     "gluon": (0, 1),
     "num_stages": tuple(range(1, 9)),
     "num_warps": (1, 2, 4, 8, 16),
+    "wgmma": (0, 1),
 }
 """Launch parameters and what they may be: rows of the batch, stages of the load pipeline and warps per program; `gluon`
-is 0 where NVIDIA GPUs shall run the portable dialect too."""
+is 0 where NVIDIA GPUs shall run the portable dialect too; `wgmma` is 1 where Hopper GPUs shall multiply large batches
+by warpgroups, which no GPU has confirmed yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def compile_for(
     loops = loops_of(module)
     launch = dict(scheduled(module).launch)
     config = config or GluonConfig.choose(batch, module, loops, int(target.arch), launch)
-    emitted = emit(module, loops, config.num_warps)
+    emitted = emit(module, loops, config.num_warps, config.wgmma)
     kernels = build.load(emitted.name, emitted.source)
     types = argument_types(module, x_dtype)
     names = ["tiles_kernel", "reduce_kernel"] if emitted.split else ["tiles_kernel"]

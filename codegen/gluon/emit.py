@@ -13,20 +13,18 @@ import hashlib
 import textwrap
 from dataclasses import dataclass
 
-from stoicc.codegen.gluon import fragments
+from stoicc.codegen.gluon import fragments, warpgroup
 from stoicc.codegen.gluon.blobs import SIZE_BITS, GluonLoop
+from stoicc.codegen.gluon.consumers import loop_lines, start_sums
 from stoicc.codegen.gluon.epilogue import epilogue_lines, parts_lines
-from stoicc.codegen.gluon.launch import slot_words
-from stoicc.codegen.gluon.register_order import CHUNK, STEP
+from stoicc.codegen.gluon.register_order import CHUNK
+from stoicc.codegen.gluon.ring import ahead, next_tile, start_copy
+from stoicc.codegen.gluon.shape import ITEM_HEAD, LANES, Shape
 from stoicc.codegen.triton import sources
 from stoicc.codegen.triton.emit import epilogue_arguments, reduce_kernel
 from stoicc.codegen.triton.loops import scheduled
-from stoicc.codegen.triton.text import function, kernel
+from stoicc.codegen.triton.text import kernel
 from stoicc.ir.types import Module
-
-LANES = 32
-ITEM_HEAD = 5
-"""Columns of an item before its tile counts (`blobs.Buffers.items`)."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +48,16 @@ class EmittedGluon:
     slot_bytes: int
 
 
-def emit(module: Module, loops: tuple[GluonLoop, ...], warps: int) -> EmittedGluon:
+def emit(module: Module, loops: tuple[GluonLoop, ...], warps: int, wgmma: bool = False) -> EmittedGluon:
     """The kernels of one module for programs of this many warps (BM / 16, or half of it where BM is 128)."""
     epilogue = epilogue_arguments(module.tiles.beside)
     split = scheduled(module).max_parts > 1 or "low_rank_left" in epilogue
-    shape = _Shape.of(module, loops, warps)
-    kernels = [_start_copy(shape), _next_tile(), _tiles_kernel(module, shape, epilogue, split)]
+    shape = Shape.of(module, loops, warps, wgmma)
+    kernels = [start_copy(shape), next_tile(shape), _tiles_kernel(module, shape, epilogue, split)]
     if split:
         kernels.append(reduce_kernel(module, epilogue))
     decodes = [loop.fragment.decode for loop in loops if loop.fragment.decode is not None]
-    imports, functions = sources.inline([*_functions_used(loops), *decodes])
+    imports, functions = sources.inline([*_functions_used(shape), *decodes])
     head = [
         f'"""{_about(module, shape, split)}\n\nEmitted by stoicc; edit the schedule or the format, not this file.\n"""'
     ]
@@ -70,109 +68,22 @@ def emit(module: Module, loops: tuple[GluonLoop, ...], warps: int) -> EmittedGlu
     text = "\n".join(head) + "\n\n\n" + "\n\n\n".join([*functions, *kernels]) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     tile = module.tiles.tile
-    names = [*dict.fromkeys(loop.name for loop in loops), f"{tile[0]}x{tile[1]}", module.tiles.dtype, f"w{warps}"]
+    how = f"w{warps}" + ("_wgmma" if wgmma else "")
+    names = [*dict.fromkeys(loop.name for loop in loops), f"{tile[0]}x{tile[1]}", module.tiles.dtype, how]
     return EmittedGluon(text, f"g_{'_'.join(names)}_{digest}", split, loops, epilogue, warps, shape.slot_words * 4)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Numbers of a class that the text is made of.
-
-    Attributes:
-        mtiles: m-tiles of 16 rows that a warp multiplies.
-        words: of x's block that a tile meets, along K.
-        copies: rounds in which all threads copy 16 bytes each, for the largest blob.
-        tail: K is no multiple of BK.
-    """
-
-    tile: tuple[int, int]
-    dtype: str
-    warps: int
-    mtiles: int
-    words: int
-    loops: tuple[GluonLoop, ...]
-    copies: int
-    tail: bool
-
-    @staticmethod
-    def of(module: Module, loops: tuple[GluonLoop, ...], warps: int) -> "_Shape":
-        (rows, columns), threads = module.tiles.tile, warps * LANES
-        copies = max((-(-loop.blob.chunks // threads) for loop in loops), default=1)
-        tail = module.tiles.shape[1] % columns != 0
-        return _Shape(
-            (rows, columns), module.tiles.dtype, warps, rows // (16 * warps), columns // 2, loops, copies, tail
-        )
-
-    @property
-    def threads(self) -> int:
-        return self.warps * LANES
-
-    @property
-    def slot_words(self) -> int:
-        return slot_words(self.loops, self.warps)
-
-
-# ---- the ring -------------------------------------------------------------------------------
-
-
-def _start_copy(shape: _Shape) -> str:
-    """Text of `start_copy`: rounds of 16 bytes a thread, those that no format present has left out."""
-    round_words, sizes = shape.threads * CHUNK, sorted({loop.blob.chunks for loop in shape.loops})
-    block = "x_rows + column * " + str(shape.words)
-    lines = [
-        '"""Start copying a tile and its columns of x to a slot of the rings."""',
-        f"column = descriptor >> {SIZE_BITS}",
-    ]
-    if shape.tail:
-        lines.append(f"there = (column * {shape.words} + x_words < K // 8 * {CHUNK})[None, :]")
-        lines.append(f"copy_async(blocks.index(slot), {block}, mask=there)")
-    else:
-        lines.append(f"copy_async(blocks.index(slot), {block})")
-    lines += [
-        "tile = ring.index(slot)",
-        f"chunk = gl.arange(0, {round_words}, gl.BlockedLayout([{CHUNK}], [{LANES}], [{shape.warps}], [0]))",
-        f"chunks = descriptor & {(1 << SIZE_BITS) - 1}",
-    ]
-    least = 0
-    for number in range(shape.copies):
-        begin, end = number * shape.threads, (number + 1) * shape.threads
-        skipped = [size for size in sizes if size <= begin]
-        if skipped and skipped[-1] > least:
-            least = skipped[-1]
-            lines.append(f"if chunks > {least}:  # the same in all threads")
-        partial = any(begin < size < end for size in sizes)
-        mask = f", mask=chunk < chunks * {CHUNK} - {number * round_words}" if partial else ""
-        source = f"weights + (chunk + {number * round_words})" if number else "weights + chunk"
-        line = f"copy_async(tile.slice({number * round_words}, {round_words}), {source}{mask})"
-        lines.append(f"    {line}" if least else line)
-    arguments = ["ring", "blocks", "slot", "weights", "x_rows", "x_words", "descriptor", "K"]
-    return function("start_copy", ", ".join(arguments), lines, "gluon.jit")
-
-
-def _next_tile() -> str:
-    """Text of `next_tile`: wait for tile t, start the copy of the one STAGES - 1 further on."""
-    lines = [
-        '"""Wait for tile t and start copying the one STAGES - 1 after it; the descriptor and place of the next."""',
-        "async_copy.wait_group(STAGES - 2)",
-        "barrier()  # tile t is there for all warps, and all are done with tile t - 1, whose slot is free",
-        "ahead = t + (STAGES - 1)",
-        "if ahead < end:  # a short row does not fetch past its end",
-        "    start_copy(ring, blocks, ahead & (STAGES - 1), weights, x_rows, x_words, descriptor, K)",
-        "async_copy.commit_group()",
-        f"weights += (descriptor & {(1 << SIZE_BITS) - 1}) * {CHUNK}",
-        "return gl.load(descriptors + ahead + 1), weights",
-    ]
-    arguments = ["ring", "blocks", "t", "end", "weights", "x_rows", "x_words", "descriptors", "descriptor", "K"]
-    return function("next_tile", ", ".join([*arguments, "STAGES: gl.constexpr"]), lines, "gluon.jit")
+LAG = "LAG: gl.constexpr = 2 if STAGES > 2 else 1  # slots behind which copies are: a product may be on its way"
 
 
 # ---- the kernel -----------------------------------------------------------------------------
 
 
-def _tiles_kernel(module: Module, shape: _Shape, epilogue: tuple[str, ...], split: bool) -> str:
+def _tiles_kernel(module: Module, shape: Shape, epilogue: tuple[str, ...], split: bool) -> str:
     rows, mtiles, warps, words = shape.tile[0], shape.mtiles, shape.warps, shape.words
     lines = [
         '"""One program: a work item times BN rows of the batch; sums are [m-tile, n-tile, warp, lane, register]."""',
+        *([LAG] if shape.wgmma else []),
         "RN: gl.constexpr = BN // 8",
         f"L: gl.constexpr = sums_layout({mtiles}, RN, {warps})",
         "batch_blocks = gl.cdiv(N, BN)",
@@ -190,19 +101,20 @@ def _tiles_kernel(module: Module, shape: _Shape, epilogue: tuple[str, ...], spli
         f"ring = gl.allocate_shared_memory(gl.int32, [STAGES, {shape.slot_words}], "
         "gl.SwizzledSharedLayout(1, 1, 1, order=[0]))",
         f"blocks = gl.allocate_shared_memory(gl.int32, [STAGES, BN, {words}], "
-        f"gl.SwizzledSharedLayout({CHUNK}, 1, 8, order=[1, 0]))",
+        f"{'block_layout()' if shape.wgmma else f'gl.SwizzledSharedLayout({CHUNK}, 1, 8, order=[1, 0])'})",
         "descriptor = gl.load(descriptors + t)",
-        "for ahead in gl.static_range(STAGES - 1):",
+        f"for ahead in gl.static_range({ahead(shape)}):",
         "    if t + ahead < end:",
         "        start_copy(ring, blocks, (t + ahead) & (STAGES - 1), weights, x_rows, x_words, descriptor, K)",
         "    async_copy.commit_group()",
         f"    weights += (descriptor & {(1 << SIZE_BITS) - 1}) * {CHUNK}",
         "    descriptor = gl.load(descriptors + (t + ahead + 1))",
-        f"acc = gl.zeros([{mtiles}, RN, {warps}, 32, 4], gl.float32, L)",
+        f"acc = {start_sums(shape)}",
     ]
     for number, loop in enumerate(shape.loops):
-        lines += ["", *_loop(shape, loop, number)]
-    lines += ["", "async_copy.wait_group(0)", *_ordered(shape)]
+        lines += ["", *loop_lines(shape, loop, number)]
+    done = ["barrier()  # no warp's product reads x any more"] if shape.wgmma else []
+    lines += ["", "async_copy.wait_group(0)", *done, *_ordered(shape)]
     if split:
         lines += parts_lines(rows)
         arguments = ["x", "parts", "items", "descriptors", "tiles"]
@@ -213,99 +125,7 @@ def _tiles_kernel(module: Module, shape: _Shape, epilogue: tuple[str, ...], spli
     return kernel("tiles_kernel", [*arguments, *sizes, "BN: gl.constexpr", "STAGES: gl.constexpr"], lines, "gluon.jit")
 
 
-def _loop(shape: _Shape, loop: GluonLoop, number: int) -> list[str]:
-    """The consumer loop of one format."""
-    kind = "2:4 operands" if loop.fragment.sparse else "dense operands"
-    stored = f"codes of {loop.fragment.bits} bits, " if loop.fragment.decode is not None else ""
-    scaled = ", sums scaled by row in fp32" if loop.fragment.groups else ""
-    lines = [
-        "descriptor, weights = next_tile(",
-        "    ring, blocks, t, end, weights, x_rows, x_words, descriptors, descriptor, K, STAGES",
-        ")",
-        "tile = ring.index(t & (STAGES - 1))",
-        "block = blocks.index(t & (STAGES - 1))",
-        *_products(shape, loop),
-        "t += 1",
-    ]
-    head = [f"# {loop.text}: {stored}{kind}{scaled}", f"for _ in range(gl.load(item + {ITEM_HEAD + number})):"]
-    return [*head, *(f"    {line}" for line in lines)]
-
-
-def _products(shape: _Shape, loop: GluonLoop) -> list[str]:
-    """One tile times its columns of x: operands of 64 columns, then two steps of 32."""
-    fragment, lines, opened = loop.fragment, [], False
-    width = shape.tile[1] // fragment.groups if fragment.groups else 0  # columns that share a scale
-    for step in range(shape.tile[1] // STEP):
-        words, operands = _operands(shape, loop, step)
-        lines += words
-        for half in range(2):
-            column = step * STEP + half * STEP // 2
-            if width and not opened:
-                lines.append(f"sums = gl.zeros([{shape.mtiles}, RN, {shape.warps}, 32, 4], gl.float32, L)")
-                opened = True
-            into = "sums" if width else "acc"
-            lines.append(f"b = load_columns(block, {column // 32}, L, RN, {shape.warps})")
-            if fragment.sparse:
-                lines.append(f"a = {operands[half]}")
-                call = f"multiply_sparse(a, b, positions, {into}, {half}, {_quoted(shape)})"
-            else:
-                lines += [f"a0 = {operands[2 * half]}", f"a1 = {operands[2 * half + 1]}"]
-                call = f"multiply(a0, a1, b, {into}, {_quoted(shape)})"
-            lines.append(f"{into} = {call}")
-            if width and (column + STEP // 2) % width == 0:
-                lines.append(
-                    f"acc += sums * {_row_words('load_scales', shape, loop, loop.blob.scales, column // width)}"
-                )
-                opened = False
-    return lines
-
-
-def _operands(shape: _Shape, loop: GluonLoop, step: int) -> tuple[list[str], list[str]]:
-    """Lines that load what 64 columns need, and an expression for each fragment."""
-    blob, fragment = loop.blob, loop.fragment
-    common = f"L, {shape.mtiles}, {shape.warps}"
-    vector_words = blob.mtiles * LANES * blob.width
-    at = [(step * blob.vectors + vector) * vector_words for vector in range(blob.vectors)]
-    lines = []
-    if fragment.sparse:
-        lines.append(f"positions = load_words(tile, {blob.positions + step * blob.mtiles * LANES}, {common})")
-    if fragment.decode is None:
-        return lines, [f"load_vectors(tile, {begin}, {common})" for begin in at]
-    names = [f"word{index}" for index in range(blob.vectors * blob.width)]
-    loader = "four_words" if blob.width == 4 else "two_words"
-    for vector, begin in enumerate(at):
-        loaded = names[vector * blob.width : (vector + 1) * blob.width]
-        lines.append(f"{', '.join(loaded)} = {loader}(tile, {begin}, {common})")
-    if fragment.zero_points:
-        lines += _zeros(shape, loop, step)
-    each = fragment.bits // 4
-    given = [_quoted(shape), *(f"{name}={value!r}" for name, value in fragment.constants)]
-    calls = []
-    for begin in range(0, len(names), each):
-        call = f"{fragment.decode.fn.__name__}({', '.join([*names[begin : begin + each], *given])})"
-        column = step * STEP + begin // each * (32 if fragment.sparse else 16)
-        calls.append(_less_zeros(shape, loop, call, column) if fragment.zero_points else call)
-    return lines, calls
-
-
-def _zeros(shape: _Shape, loop: GluonLoop, step: int) -> list[str]:
-    """Zero points of the groups that meet these 64 columns."""
-    width = shape.tile[1] // loop.fragment.groups
-    groups = dict.fromkeys(column // width for column in (step * STEP, step * STEP + STEP // 2))
-    return [f"zeros{group} = {_row_words('load_pairs', shape, loop, loop.blob.zeros, group)}" for group in groups]
-
-
-def _less_zeros(shape: _Shape, loop: GluonLoop, call: str, column: int) -> str:
-    group = column // (shape.tile[1] // loop.fragment.groups)
-    return f"less_zeros({call}, zeros{group}, {_quoted(shape)})"
-
-
-def _row_words(loader: str, shape: _Shape, loop: GluonLoop, section: int, group: int) -> str:
-    dtype = f"{_quoted(shape)}, " if loader == "load_scales" else ""
-    return f"{loader}(tile, {section + group * loop.blob.mtiles * 8}, {dtype}L, {shape.mtiles}, {shape.warps})"
-
-
-def _ordered(shape: _Shape) -> list[str]:
+def _ordered(shape: Shape) -> list[str]:
     """Sums from registers to `[BM, BN]` in a layout whose rows are neighbours in y."""
     rows = shape.tile[0]
     return [
@@ -320,12 +140,17 @@ def _ordered(shape: _Shape) -> list[str]:
 # ---- text -----------------------------------------------------------------------------------
 
 
-def _functions_used(loops: tuple[GluonLoop, ...]) -> list[object]:
-    """Device functions of `fragments` that the loops call; their helpers come with them."""
+def _functions_used(shape: Shape) -> list[object]:
+    """Device functions of the dialect that the text calls; their helpers come with them."""
+    dense, sparse = fragments.multiply, fragments.multiply_sparse
     used: list[object] = [fragments.sums_layout, fragments.load_columns]
-    for loop in loops:
+    if shape.wgmma:
+        dense, sparse = warpgroup.multiply_group, warpgroup.multiply_group_sparse
+        names = ("block_layout", "publish_copies", "start_sums", "await_products")
+        used = [fragments.sums_layout, *(getattr(warpgroup, name) for name in names)]
+    for loop in shape.loops:
         fragment = loop.fragment
-        used.append(fragments.multiply_sparse if fragment.sparse else fragments.multiply)
+        used.append(sparse if fragment.sparse else dense)
         if fragment.sparse:
             used.append(fragments.load_words)
         if fragment.decode is None:
@@ -339,21 +164,21 @@ def _functions_used(loops: tuple[GluonLoop, ...]) -> list[object]:
     return list(dict.fromkeys(used))
 
 
-def _about(module: Module, shape: _Shape, split: bool) -> str:
+def _about(module: Module, shape: Shape, split: bool) -> str:
     formats = ", ".join(loop.text for loop in shape.loops) or "nothing"
     tile = module.tiles.tile
     about = f"y = W x for W in tiles of {formats}: {tile[0]}x{tile[1]} tiles, {module.tiles.dtype} weights and x."
     lines = textwrap.wrap(about, 100)
     lines.append("On NVIDIA tensor cores through Gluon; tiles are blobs in register order.")
+    if shape.wgmma:
+        lines.append("Products are wgmma, of warpgroups on Hopper: never on silicon.")
     if split:
         lines.append("tiles_kernel leaves fp32 parts in a workspace, reduce_kernel adds them in order.")
     lines += ["", "Launch: tiles_kernel with len(items) * cdiv(N, BN) programs" + ("," if split else ".")]
     if split:
         lines[-1] += " then reduce_kernel with (tile rows) * cdiv(N, BN)."
-    lines.append(f"num_warps: {shape.warps}. BN: a power of two from 8 to 128. STAGES: 2, 4 or 8 slots of the ring.")
-    lines += ["", str(fragments.__doc__).split("\n\n", 1)[1].rstrip()]
+    widths = "64 to 256" if shape.wgmma else "8 to 128"
+    lines.append(f"num_warps: {shape.warps}. BN: a power of two from {widths}. STAGES: 2, 4 or 8 slots of the ring.")
+    for module_of in (fragments, *([warpgroup] if shape.wgmma else [])):
+        lines += ["", str(module_of.__doc__).split("\n\n", 1)[1].rstrip()]
     return "\n".join(lines)
-
-
-def _quoted(shape: _Shape) -> str:
-    return f'"{shape.dtype}"'

@@ -59,7 +59,7 @@ class GluonTiles(Executor):
         self._launch = dict(schedule.launch)
         self._owned = {t.data_ptr() for t in pools.values()}
         self._slot_bytes = int(self._buffers.row_slots[-1]) * module.tiles.tile[0] * 4
-        self._built: dict[int, tuple[EmittedGluon, ModuleType]] = {}
+        self._built: dict[tuple[int, bool], tuple[EmittedGluon, ModuleType]] = {}
         self.source = self._kernels(16)[0].source
 
     @property
@@ -142,9 +142,10 @@ class GluonTiles(Executor):
         return GluonConfig.choose(batch, self._module, self._loops, self._capability, self._launch)
 
     def _kernels(self, batch: int) -> tuple[EmittedGluon, ModuleType]:
-        """The text depends on the warps of a program, and these on the batch."""
-        warps = self._config(batch).num_warps
-        if warps not in self._built:
-            emitted = emit(self._module, self._loops, warps)
-            self._built[warps] = emitted, build.load(emitted.name, emitted.source)
-        return self._built[warps]
+        """The text depends on the warps of a program and the kind of product, and these on the batch."""
+        config = self._config(batch)
+        key = config.num_warps, config.wgmma
+        if key not in self._built:
+            emitted = emit(self._module, self._loops, *key)
+            self._built[key] = emitted, build.load(emitted.name, emitted.source)
+        return self._built[key]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from triton.experimental.gluon import language as gl
 
 from stoicc.codegen.gluon.blobs import GluonLoop
 from stoicc.codegen.gluon.register_order import CHUNK, STEP, BlobLayout
@@ -18,6 +19,13 @@ TILE_ROWS, TILE_COLUMNS = (64, 128), (64, 128, 256)
 """Tiles that four or eight warps share evenly, and whose positions fill whole words."""
 
 BATCH_BLOCKS = (8, 16, 32, 64, 128)
+
+WGMMA_BLOCKS = (64, 128, 256)
+"""Rows of the batch that a program of warpgroups multiplies by."""
+
+WGMMA_CAPABILITY = 90
+HAS_WGMMA = hasattr(gl, "inline_asm")
+"""Whether this Triton hands shared memory to inline assembly: 3.9 does."""
 
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 """Shared memory that one program may have, by compute capability."""
@@ -81,11 +89,12 @@ def loops_of(module: Module) -> tuple[GluonLoop, ...]:
 
 @dataclass(frozen=True)
 class GluonConfig:
-    """Rows of the batch per program, warps per program, slots of the ring."""
+    """Rows of the batch per program, warps per program, slots of the ring; whether products are `wgmma`."""
 
     block_n: int
     num_warps: int
     stages: int
+    wgmma: bool = False
 
     @staticmethod
     def choose(
@@ -102,6 +111,8 @@ class GluonConfig:
         or 2: as many as let more than one program live on an SM, and at least what fits.
         """
         given, (rows, columns) = launch or {}, module.tiles.tile
+        if without_wgmma(capability, batch, given) is None:
+            return _of_warpgroups(batch, module, loops, capability, given)
         most = min((_most_rows(loop.fragment, columns) for loop in loops), default=BATCH_BLOCKS[-1])
         block_n = min(given.get("block_n", next((n for n in BATCH_BLOCKS if batch <= n), most)), most)
         warps = 4 if rows == 64 or (block_n <= 32 and given.get("num_warps", 4) <= 4) else 8
@@ -118,8 +129,41 @@ class GluonConfig:
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
 
 
-def _most_rows(fragment: Fragment, columns: int) -> int:
+def without_wgmma(capability: int, batch: int, launch: Mapping[str, int]) -> str | None:
+    """Why products of a batch are not `wgmma`, in one clause; None where they are."""
+    if not launch.get("wgmma"):
+        return "the schedule does not say wgmma = 1, and no GPU has confirmed it yet"
+    if capability != WGMMA_CAPABILITY:
+        return f"sm_{capability} has no wgmma, which sm_{WGMMA_CAPABILITY} alone has"
+    if not HAS_WGMMA:
+        return "this Triton passes no shared memory to inline assembly, which 3.9 does"
+    if batch < WGMMA_BLOCKS[0]:
+        return f"it begins at a batch of {WGMMA_BLOCKS[0]}"
+    return None
+
+
+def _of_warpgroups(
+    batch: int, module: Module, loops: tuple[GluonLoop, ...], capability: int, given: Mapping[str, int]
+) -> GluonConfig:
+    """One warpgroup for tiles of 64 rows, two for 128; the widest block of x whose ring has four slots, or else two.
+
+    Sums of 256 rows of the batch fill half of a thread's registers; sums that are scaled need as many beside them.
+    """
+    rows, columns = module.tiles.tile
+    warps, most = rows // 16, min((_most_rows(loop.fragment, columns, True) for loop in loops), default=WGMMA_BLOCKS[-1])
+    wanted = given.get("block_n", next((n for n in WGMMA_BLOCKS if batch <= n), most))
+    widths = [n for n in WGMMA_BLOCKS if n <= min(wanted, most)][::-1] or [WGMMA_BLOCKS[0]]
+    choices = [(n, stages) for stages in (4, 2) for n in widths]
+    fitting = [c for c in choices if c[1] * _slot_bytes(loops, warps, c[0], columns) <= shared_bytes(capability)]
+    if not fitting:
+        return GluonConfig.choose(batch, module, loops, capability, {**given, "wgmma": 0})
+    return GluonConfig(fitting[0][0], warps, fitting[0][1], True)
+
+
+def _most_rows(fragment: Fragment, columns: int, wgmma: bool = False) -> int:
     """Rows of the batch that a program has registers for in every loop; found by compiling, as tests hold."""
+    if wgmma:
+        return WGMMA_BLOCKS[-1] >> (fragment.groups > 0)
     wide, wider = columns > 64, columns > 128
     halvings = (wide or fragment.zero_points) + (wider and fragment.zero_points) if fragment.groups else 0
     return BATCH_BLOCKS[-1] >> halvings

@@ -73,7 +73,10 @@ def _product_of_group(shape: Shape, loop: GluonLoop, operands: list[str], column
     half = column % STEP // (STEP // 2)
     given = f"{into}, {column // 32}, {shape.quoted}, {shape.mtiles}, RN"
     if loop.fragment.sparse:
-        lines = [_positions(shape, loop, column // STEP), f"a = {operands[half]}"]
+        first = loop.blob.positions + column // STEP * loop.blob.mtiles * LANES
+        positions = f"load_positions(tile, {first}, {shape.mtiles}, {shape.warps})"
+        lines = [f"positions = {'other_registers(positions)' if half else positions}"]
+        lines.append(f"a = {operands[half]}")
         return [*lines, f"{into} = multiply_group_sparse(a, positions, block, {given})"]
     lines = [f"a0 = {operands[2 * half]}", f"a1 = {operands[2 * half + 1]}"]
     return [*lines, f"{into} = multiply_group(a0, a1, block, {given})"]
@@ -81,11 +84,6 @@ def _product_of_group(shape: Shape, loop: GluonLoop, operands: list[str], column
 
 def _awaited(shape: Shape, into: str, newest: str) -> str:
     return f"{into} = await_products({into}, {newest}, {shape.mtiles}, RN)"
-
-
-def _positions(shape: Shape, loop: GluonLoop, step: int) -> str:
-    first = loop.blob.positions + step * loop.blob.mtiles * LANES
-    return f"positions = load_words(tile, {first}, L, {shape.mtiles}, {shape.warps})"
 
 
 def _operands(shape: Shape, loop: GluonLoop, step: int) -> tuple[list[str], list[str]]:
@@ -96,7 +94,7 @@ def _operands(shape: Shape, loop: GluonLoop, step: int) -> tuple[list[str], list
     at = [(step * blob.vectors + vector) * vector_words for vector in range(blob.vectors)]
     lines = []
     if fragment.sparse and not shape.wgmma:
-        lines.append(_positions(shape, loop, step))
+        lines.append(f"positions = load_words(tile, {blob.positions + step * blob.mtiles * LANES}, {common})")
     if fragment.decode is None:
         return lines, [f"load_vectors(tile, {begin}, {common})" for begin in at]
     names = [f"word{index}" for index in range(blob.vectors * blob.width)]

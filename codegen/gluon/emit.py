@@ -146,13 +146,13 @@ def _functions_used(shape: Shape) -> list[object]:
     used: list[object] = [fragments.sums_layout, fragments.load_columns]
     if shape.wgmma:
         dense, sparse = warpgroup.multiply_group, warpgroup.multiply_group_sparse
-        names = ("block_layout", "publish_copies", "start_sums", "await_products")
+        names = ("block_layout", "await_copies", "start_sums", "await_products")
         used = [fragments.sums_layout, *(getattr(warpgroup, name) for name in names)]
     for loop in shape.loops:
         fragment = loop.fragment
         used.append(sparse if fragment.sparse else dense)
         if fragment.sparse:
-            used.append(fragments.load_words)
+            used += [warpgroup.load_positions, warpgroup.other_registers] if shape.wgmma else [fragments.load_words]
         if fragment.decode is None:
             used.append(fragments.load_vectors)
         else:

@@ -55,8 +55,7 @@ def next_tile(shape: Shape) -> str:
     free = "those before t - 1" if shape.wgmma else "tile t - 1"
     lines = [
         f'"""Wait for tile t and start copying the one {distance} after it; the descriptor and place of the next."""',
-        f"async_copy.wait_group({distance} - 1)" if shape.wgmma else "async_copy.wait_group(STAGES - 2)",
-        *(["publish_copies()"] if shape.wgmma else []),
+        f"await_copies({distance} - 1)" if shape.wgmma else "async_copy.wait_group(STAGES - 2)",
         f"barrier()  # tile t is there for all warps, and all are done with {free}, whose slot is free",
         f"ahead = t + ({distance})",
         "if ahead < end:  # a short row does not fetch past its end",

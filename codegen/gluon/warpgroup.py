@@ -13,12 +13,17 @@ Compiled and emulated, never run on a GPU.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
+
+@gluon.constexpr_function
+def copies_asm(NEWEST):
+    """Wait for copies of this thread, and let `wgmma`, which reads past the caches of the warps, see them."""
+    return "cp.async.wait_group " + str(NEWEST) + "; fence.proxy.async.shared::cta;"
+
 
 @gluon.jit
-def publish_copies():
-    """After the wait for copies and before the barrier: `wgmma` reads shared memory past the caches of the warps."""
-    fence_async_shared()
+def await_copies(NEWEST: gl.constexpr):
+    """Wait for all groups of this thread's copies but the NEWEST; a barrier has to follow."""
+    gl.inline_asm(copies_asm(NEWEST), "~{memory}", [], [], is_pure=False)
 
 
 @gluon.constexpr_function
@@ -27,10 +32,28 @@ def block_layout():
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
 
 
+@gluon.jit
+def load_positions(tile, AT: gl.constexpr, MT: gl.constexpr, W: gl.constexpr):
+    """A word of positions for each lane and m-tile, from word AT of a tile: `[MT * W * 32]`."""
+    return tile.slice(AT, MT * W * 32).load(gl.BlockedLayout([1], [32], [W], [0]))
+
+
 @gluon.constexpr_function
-def zeros_asm(COUNT):
+def moves_asm(outputs, inputs):
+    """Copies of registers."""
+    return " ".join(["mov.b32 " + into + ", " + word + ";" for into, word in zip(outputs[0], inputs[0])])
+
+
+@gluon.jit
+def other_registers(positions):
+    """The same positions in registers of their own, for a product while that of the first half is on its way."""
+    return gl.inline_asm(moves_asm, ("=r", "r"), [positions], positions.type, is_pure=False)
+
+
+@gluon.constexpr_function
+def zeros_asm(outputs, inputs):
     """Zeros that the compiler does not know to be constants."""
-    return " ".join(["mov.b32 $" + str(number) + ", 0;" for number in range(COUNT)])
+    return " ".join(["mov.b32 " + into + ", 0;" for into in outputs[0]])
 
 
 @gluon.jit
@@ -38,7 +61,7 @@ def start_sums(L: gl.constexpr, MT: gl.constexpr, RN: gl.constexpr, W: gl.conste
     """Sums of nothing. Known zeros would be written once more where a loop has no turn, next to products on their way,
     and ptxas would have all products wait for each other."""
     kind: gl.constexpr = gl.distributed_type(gl.float32, [MT, RN, W, 32, 4], L)
-    return gl.inline_asm(zeros_asm(4 * MT * RN), ",".join(["=f"] * (4 * MT * RN)), [], kind, is_pure=False)
+    return gl.inline_asm(zeros_asm, ("=f",), [], kind, is_pure=False)
 
 
 @gluon.constexpr_function
@@ -60,13 +83,13 @@ def registers(FIRST, COUNT):
 def group_asm(MT, RN, HALF, SPARSE, DTYPE):
     """One group of products: sums, then operands a0, a1 (or a and positions), the block's address, sums again."""
     sums, words = 4 * MT * RN, 4 * MT
-    text = descriptor_asm("$" + str(sums + 2 * words), HALF) + "wgmma.fence.sync.aligned; "
+    text = descriptor_asm("$" + str(sums + words + (MT if SPARSE else words)), HALF) + "wgmma.fence.sync.aligned; "
     kind = "m64n" + str(8 * RN) + ("k32" if SPARSE else "k16") + ".f32." + DTYPE + "." + DTYPE + " "
     for tile in range(MT):
         into, a0 = registers(4 * RN * tile, 4 * RN), sums + 4 * tile
         if SPARSE:
             text += "wgmma.mma_async.sp.sync.aligned." + kind + into + ", " + registers(a0, 4) + ", b0, "
-            text += "$" + str(a0 + words) + ", " + str(HALF) + ", 1, 1, 1, 0; "
+            text += "$" + str(sums + words + tile) + ", " + str(HALF) + ", 1, 1, 1, 0; "
         else:
             for number in range(2):
                 text += "wgmma.mma_async.sync.aligned." + kind + into + ", " + registers(a0 + number * words, 4)
@@ -75,11 +98,11 @@ def group_asm(MT, RN, HALF, SPARSE, DTYPE):
 
 
 @gluon.constexpr_function
-def group_constraints(MT, RN):
+def group_constraints(MT, RN, OPERANDS):
     """Sums are read and written in place; no load of shared memory moves across."""
     sums = 4 * MT * RN
     tied = [str(number) for number in range(sums)]
-    return ",".join(["=&f"] * sums + ["r"] * (8 * MT + 1) + tied + ["~{memory}"])
+    return ",".join(["=&f"] * sums + ["r"] * OPERANDS + tied + ["~{memory}"])
 
 
 @gluon.jit
@@ -89,7 +112,7 @@ def multiply_group(
     """Start adding two dense fragments times 32 columns of x to the sums."""
     panel = block.slice(K32 // 2 * 32, 32, dim=1)
     asm: gl.constexpr = group_asm(MT, RN, K32 % 2, False, DTYPE)
-    constraints: gl.constexpr = group_constraints(MT, RN)
+    constraints: gl.constexpr = group_constraints(MT, RN, 8 * MT + 1)
     return gl.inline_asm(asm, constraints, [a0, a1, panel, sums], sums.type, is_pure=False)
 
 
@@ -100,7 +123,7 @@ def multiply_group_sparse(
     """Start adding a 2:4 fragment times 32 columns of x to the sums."""
     panel = block.slice(K32 // 2 * 32, 32, dim=1)
     asm: gl.constexpr = group_asm(MT, RN, K32 % 2, True, DTYPE)
-    constraints: gl.constexpr = group_constraints(MT, RN)
+    constraints: gl.constexpr = group_constraints(MT, RN, 5 * MT + 1)
     return gl.inline_asm(asm, constraints, [a, positions, panel, sums], sums.type, is_pure=False)
 
 

@@ -74,10 +74,9 @@ def _product_of_group(shape: Shape, loop: GluonLoop, operands: list[str], column
     given = f"{into}, {column // 32}, {shape.quoted}, {shape.mtiles}, RN"
     if loop.fragment.sparse:
         first = loop.blob.positions + column // STEP * loop.blob.mtiles * LANES
-        positions = f"load_positions(tile, {first}, {shape.mtiles}, {shape.warps})"
-        lines = [f"positions = {'other_registers(positions)' if half else positions}"]
+        lines = [] if half else [f"positions = load_positions(tile, {first}, {shape.mtiles}, {shape.warps})"]
         lines.append(f"a = {operands[half]}")
-        return [*lines, f"{into} = multiply_group_sparse(a, positions, block, {given})"]
+        return [*lines, f"{into} = multiply_group_sparse(a, own_registers(positions), block, {given})"]
     lines = [f"a0 = {operands[2 * half]}", f"a1 = {operands[2 * half + 1]}"]
     return [*lines, f"{into} = multiply_group(a0, a1, block, {given})"]
 

@@ -152,7 +152,7 @@ def _functions_used(shape: Shape) -> list[object]:
         fragment = loop.fragment
         used.append(sparse if fragment.sparse else dense)
         if fragment.sparse:
-            used += [warpgroup.load_positions, warpgroup.other_registers] if shape.wgmma else [fragments.load_words]
+            used += [warpgroup.load_positions, warpgroup.own_registers] if shape.wgmma else [fragments.load_words]
         if fragment.decode is None:
             used.append(fragments.load_vectors)
         else:

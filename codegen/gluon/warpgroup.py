@@ -45,8 +45,8 @@ def moves_asm(outputs, inputs):
 
 
 @gluon.jit
-def other_registers(positions):
-    """The same positions in registers of their own, for a product while that of the first half is on its way."""
+def own_registers(positions):
+    """The same positions in registers of one product's own: both halves need them, and one may be on its way."""
     return gl.inline_asm(moves_asm, ("=r", "r"), [positions], positions.type, is_pure=False)
 
 

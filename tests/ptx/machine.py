@@ -10,11 +10,11 @@ the last places of approximate functions, and the order in which programs run.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.ptx import tensor_core
+from tests.ptx import tensor_core, warpgroup
 from tests.ptx.arithmetic import COMPARISONS, convert, convert_pair, function_of, logic3
 from tests.ptx.memory import Addresses, GlobalMemory, SharedMemory
 from tests.ptx.program import EmulationError, Instruction, Operand, Program
@@ -23,7 +23,7 @@ from tests.ptx.registers import KINDS, Array, Registers, immediate, loaded_type,
 MOST_STEPS = 2_000_000
 """Instructions that a program may run: a loop that never ends is an error."""
 
-TOGETHER = ("bar", "mma", "ldmatrix", "stmatrix", "cp", "shfl")
+TOGETHER = ("bar", "mma", "ldmatrix", "stmatrix", "cp", "shfl", "wgmma", "fence")
 """Instructions that all threads of a program run in step, here."""
 
 
@@ -37,6 +37,7 @@ class State:
     parameters: Mapping[str, int]
     warps: Addresses
     active: Array | None = None
+    products: warpgroup.Products = field(default_factory=warpgroup.Products)
 
     def put(self, name: Operand, value: Array) -> None:
         assert isinstance(name, str)
@@ -82,6 +83,7 @@ class Kernel:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             self._run_threads(state, f"{self.program.name}, program {index}")
         state.shared.finish()
+        state.products.finish()
 
     def _run_threads(self, state: State, where: str) -> None:
         """Threads that have branched differently run apart, the one furthest behind first, until they meet."""
@@ -229,6 +231,26 @@ def _nothing(instruction: Instruction) -> Step:
 def _barrier(instruction: Instruction) -> Step:
     """`bar.sync` of a whole program; threads of a warp are in step anyway."""
     return _nothing(instruction) if instruction.opcode[1] == "warp" else lambda state: state.shared.barrier()
+
+
+def _fence(instruction: Instruction) -> Step:
+    if instruction.opcode[1:] != ("proxy", "async", "shared::cta"):
+        raise EmulationError(f"instruction {instruction.text!r}: not emulated")
+    return lambda state: state.shared.publish()
+
+
+def _group_of_products(instruction: Instruction) -> Step:
+    """`wgmma`: products of warpgroups, their fence, groups and waits."""
+    what = instruction.opcode[1]
+    if what == "fence":
+        return lambda state: state.registers.fresh.clear()
+    if what == "commit_group":
+        return lambda state: state.products.commit()
+    if what == "wait_group":
+        newest = int(str(instruction.operands[0]))
+        return lambda state: state.products.wait(newest, state.registers, state.shared)
+    product = warpgroup.parse(instruction)
+    return lambda state: state.products.start(product, state.registers, state.shared)
 
 
 def _shuffle(instruction: Instruction) -> Step:
@@ -402,5 +424,5 @@ def _matrices(instruction: Instruction) -> Step:
 _MAKERS: dict[str, Callable[[Instruction], Step]] = {
     "mov": _move, "setp": _compare, "selp": _select, "lop3": _logic, "cvt": _convert, "bar": _barrier,
     "ld": _load, "st": _store, "cp": _copy, "mma": _mma, "ldmatrix": _matrices, "stmatrix": _matrices,
-    "shfl": _shuffle, "bra": _nothing, "ret": _nothing,
+    "shfl": _shuffle, "wgmma": _group_of_products, "fence": _fence, "bra": _nothing, "ret": _nothing,
 }  # fmt: skip

@@ -74,6 +74,7 @@ class SharedMemory:
         valid: bytes that were written and whose copy has arrived.
         written, writer: when and by which warp a byte was written last.
         touched, reader: when and by which warp a byte was read last.
+        published: bytes that the asynchronous proxy sees as they are.
     """
 
     size: int
@@ -85,6 +86,7 @@ class SharedMemory:
     def __post_init__(self) -> None:
         self.data = np.full(self.size, 0xFF, np.uint8)
         self.valid = np.zeros(self.size, bool)
+        self.published = np.zeros(self.size, bool)
         self.written = np.full(self.size, -1, np.int32)
         self.writer = np.full(self.size, -1, np.int16)
         self.touched = np.full(self.size, -1, np.int32)
@@ -113,12 +115,13 @@ class SharedMemory:
         self._claim(places, warps)
         self.data[places] = data
         self.valid[places] = True
+        self.published[places] = False
 
     def copy(self, addresses: Addresses, data: Bytes, warps: Addresses) -> None:
         """Start an asynchronous copy: its bytes may not be read before a wait."""
         places = self._places(addresses, data.shape[1])
         self._claim(places, warps)
-        self.valid[places] = False
+        self.valid[places] = self.published[places] = False
         self._pending.append((places, data, warps))
 
     def commit(self) -> None:
@@ -133,6 +136,17 @@ class SharedMemory:
                 self.data[places] = data
                 self.valid[places] = True
                 self.written[places], self.writer[places] = self.epoch, warps[:, None]
+
+    def publish(self) -> None:
+        """`fence.proxy.async`: what has been written so far is there for matrix descriptors."""
+        self.published[:] = self.valid
+
+    def read_by_descriptor(self, addresses: Addresses, width: int, warps: Addresses) -> Bytes:
+        """As `read`, past the caches of the warps."""
+        data = self.read(addresses, width, warps)
+        if not self.published[self._places(addresses, width)].all():
+            raise EmulationError("shared memory: wgmma reads bytes that no fence.proxy.async has published")
+        return data
 
     def finish(self) -> None:
         """A program ends: nothing may still be on its way into memory that the next one gets."""

@@ -27,18 +27,22 @@ KINDS: dict[str, Any] = {
 
 
 class Registers:
-    """Values by name; `special` are read-only (`%tid.x`, `global_smem`)."""
+    """Values by name; `special` are read-only (`%tid.x`, `global_smem`).
+
+    Attributes:
+        busy: registers of products on their way, which nothing may touch.
+        fresh: registers written since the last `wgmma.fence`.
+    """
 
     def __init__(self, threads: int, special: dict[str, Array]) -> None:
         self.threads = threads
         self._values: dict[str, Array] = dict(special)
+        self.busy: set[str] = set()
+        self.fresh: set[str] = set()
 
     def get(self, name: str, kind: str) -> Array:
         """The register as an array of this PTX type."""
-        try:
-            value = self._values[name]
-        except KeyError:
-            raise EmulationError(f"register {name}: read before it was written") from None
+        value = self.any_width(name)
         dtype = np.dtype(KINDS[kind])
         if value.dtype == dtype:
             return value
@@ -50,12 +54,17 @@ class Registers:
         """The register as it was written: an address of 32 bits in shared memory, of 64 in global memory."""
         if name not in self._values:
             raise EmulationError(f"register {name}: read before it was written")
+        if name in self.busy:
+            raise EmulationError(f"register {name}: read while a product is on its way")
         return self._values[name]
 
     def put(self, name: str, value: Array, active: Array | None) -> None:
         """Write; where threads are not active, what stood there stays."""
         if name == "_":
             return
+        if name in self.busy:
+            raise EmulationError(f"register {name}: written while a product is on its way")
+        self.fresh.add(name)
         value = np.ascontiguousarray(np.broadcast_to(value, (self.threads,)))
         bits = value if value.dtype == np.bool_ else value.view(UNSIGNED[8 * value.dtype.itemsize])
         if active is not None:

@@ -30,13 +30,23 @@ C_COLUMNS = 2 * THREAD[:, None] + _C % 2
 
 def mma(a: list[Array], b: list[Array], c: list[Array], kind: str) -> Array:
     """`mma.m16n8k16`: registers `[threads]` of uint32 and, for c, float32 -> sums float32 `[threads, 4]`."""
+    return _product(dense_operand(a, kind), b, c, kind)
+
+
+def dense_operand(a: list[Array], kind: str) -> Array:
+    """A of each warp, `[warps, 16, 16]`."""
     left = np.zeros((len(a[0]) // 32, 16, 16))
     left[:, A_ROWS, A_COLUMNS] = _elements(a, kind)
-    return _product(left, b, c, kind)
+    return left
 
 
 def mma_sparse(a: list[Array], b: list[Array], c: list[Array], metadata: Array, selector: int, kind: str) -> Array:
-    """`mma.sp::ordered_metadata.m16n8k32`: a holds the two kept of each four columns.
+    """`mma.sp::ordered_metadata.m16n8k32`: a holds the two kept of each four columns."""
+    return _product(sparse_operand(a, metadata, selector, kind), b, c, kind)
+
+
+def sparse_operand(a: list[Array], metadata: Array, selector: int, kind: str) -> Array:
+    """A of each warp with its zeros, `[warps, 16, 32]`.
 
     Lane 4 g + 2 s + h has, for selector s, the metadata of row g (lower half) and row g + 8 (upper half) for columns
     16 h .. 16 h + 15: a nibble for each four, the first kept column in its lower two bits.
@@ -53,7 +63,7 @@ def mma_sparse(a: list[Array], b: list[Array], c: list[Array], metadata: Array, 
     columns = 4 * chunk + np.where(A_COLUMNS % 2 == 0, first, second).astype(np.int64)
     left = np.zeros((words.shape[0], 16, 32))
     left[np.arange(words.shape[0])[:, None, None, None], np.broadcast_to(A_ROWS, kept.shape), columns] = kept
-    return _product(left, b, c, kind)
+    return left
 
 
 def _elements(registers: list[Array], kind: str) -> Array:

@@ -20,9 +20,16 @@ def loop_lines(shape: Shape, loop: GluonLoop, number: int) -> list[str]:
         *_products(shape, loop),
         "t += 1",
     ]
-    head = [f"# {loop.text}: {stored}{kind}{scaled}", f"for _ in range(gl.load(item + {ITEM_HEAD + number})):"]
-    tail = [_awaited(shape, "acc", "0")] if shape.wgmma and not loop.fragment.groups else []
-    return [*head, *(f"    {line}" for line in lines), *tail]
+    turns = f"gl.load(item + {ITEM_HEAD + number})"
+    head = [f"# {loop.text}: {stored}{kind}{scaled}"]
+    if not shape.wgmma or loop.fragment.groups:
+        return [*head, f"for _ in range({turns}):", *(f"    {line}" for line in lines)]
+    # where sums may come from another loop, a wait that the path past this one reached too would have ptxas end
+    # every product before the next
+    end = [_awaited(shape, "acc", "0")]
+    if len(shape.loops) > 1:
+        end = ["if turns > 0:", f"    {end[0]}"]
+    return [*head, f"turns = {turns}", "for _ in range(turns):", *(f"    {line}" for line in lines), *end]
 
 
 def start_sums(shape: Shape) -> str:

@@ -163,7 +163,7 @@ def _of_warpgroups(
 def _most_rows(fragment: Fragment, columns: int, wgmma: bool = False) -> int:
     """Rows of the batch that a program has registers for in every loop; found by compiling, as tests hold."""
     if wgmma:
-        return WGMMA_BLOCKS[-1] >> (fragment.groups > 0)
+        return WGMMA_BLOCKS[-1] >> ((1 + (columns > 64)) if fragment.groups else 0)
     wide, wider = columns > 64, columns > 128
     halvings = (wide or fragment.zero_points) + (wider and fragment.zero_points) if fragment.groups else 0
     return BATCH_BLOCKS[-1] >> halvings

@@ -113,10 +113,13 @@ class Compiled:
         if self.emitted.split:
             slots = int(buffers.row_slots[-1])
             named["parts"] = torch.full((slots, x.shape[0], self.module.tiles.tile[0]), torch.nan, dtype=torch.float32)
-        blocks = -(-x.shape[0] // self.config.block_n)
-        programs = {"tiles_kernel": len(schedule.items), "reduce_kernel": self.module.tiles.grid[0]}
+        batch, config = x.shape[0], self.config
+        programs = {
+            "tiles_kernel": len(schedule.items) * -(-batch // config.block_n),
+            "reduce_kernel": self.module.tiles.grid[0] * -(-batch // config.reduce_n),
+        }
         return tuple(
-            Launch(kernel, programs[kernel.name] * blocks, tuple(named[name] for name in kernel.arguments))
+            Launch(kernel, programs[kernel.name], tuple(named[name] for name in kernel.arguments))
             for kernel in self.kernels
         )
 
@@ -182,7 +185,7 @@ def _compile(
     launched: dict[str, Any] = {"BN": config.block_n, "STAGES": config.stages}
     if not is_gluon:  # DOT is not read there
         launched = {
-            "BN": config.block_n,
+            "BN": config.reduce_n,
             "DOT": TRITON_DOTS[torch.float32],
             "PRECISION": dot_precision(torch.float32),
         }

@@ -119,8 +119,8 @@ class GluonTiles(Executor):
             return
         parts = workspace[: self._slot_bytes * batch].view(torch.float32)
         kernels.tiles_kernel[grid](parts=parts, **given)
-        kernels.reduce_kernel[(self._module.tiles.grid[0] * -(-batch // config.block_n),)](
-            parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.block_n,
+        kernels.reduce_kernel[(self._module.tiles.grid[0] * -(-batch // config.reduce_n),)](
+            parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.reduce_n,
             DOT=TRITON_DOTS[torch.float32], PRECISION=dot_precision(torch.float32), **config.options(),
         )  # fmt: skip
 

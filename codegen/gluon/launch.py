@@ -124,6 +124,11 @@ class GluonConfig:
         wanted = given.get("num_stages")
         return GluonConfig(block_n, warps, wanted if wanted in fits else stages)
 
+    @property
+    def reduce_n(self) -> int:
+        """Rows of the batch of a program of `reduce_kernel`, whose low-rank product spills in wide blocks."""
+        return min(self.block_n, 32) if self.wgmma else self.block_n
+
     def options(self) -> dict[str, Any]:
         """Options of a Triton launch."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
@@ -150,7 +155,10 @@ def _of_warpgroups(
     Sums of 256 rows of the batch fill half of a thread's registers; sums that are scaled need as many beside them.
     """
     rows, columns = module.tiles.tile
-    warps, most = rows // 16, min((_most_rows(loop.fragment, columns, True) for loop in loops), default=WGMMA_BLOCKS[-1])
+    warps, most = (
+        rows // 16,
+        min((_most_rows(loop.fragment, columns, True) for loop in loops), default=WGMMA_BLOCKS[-1]),
+    )
     wanted = given.get("block_n", next((n for n in WGMMA_BLOCKS if batch <= n), most))
     widths = [n for n in WGMMA_BLOCKS if n <= min(wanted, most)][::-1] or [WGMMA_BLOCKS[0]]
     choices = [(n, stages) for stages in (4, 2) for n in widths]

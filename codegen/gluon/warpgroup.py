@@ -14,6 +14,7 @@ Compiled and emulated, never run on a GPU.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+
 @gluon.constexpr_function
 def copies_asm(NEWEST):
     """Wait for copies of this thread, and let `wgmma`, which reads past the caches of the warps, see them."""
@@ -41,7 +42,7 @@ def load_positions(tile, AT: gl.constexpr, MT: gl.constexpr, W: gl.constexpr):
 @gluon.constexpr_function
 def moves_asm(outputs, inputs):
     """Copies of registers."""
-    return " ".join(["mov.b32 " + into + ", " + word + ";" for into, word in zip(outputs[0], inputs[0])])
+    return " ".join(["mov.b32 " + into + ", " + word + ";" for into, word in zip(outputs[0], inputs[0], strict=True)])
 
 
 @gluon.jit
@@ -66,7 +67,7 @@ def start_sums(L: gl.constexpr, MT: gl.constexpr, RN: gl.constexpr, W: gl.conste
 
 @gluon.constexpr_function
 def descriptor_asm(ADDRESS, HALF):
-    """Matrix descriptor b0 of 32 columns of x (PTX ISA, wgmma): address / 16, eight rows are 1024 bytes, swizzle 128."""
+    """Matrix descriptor b0 of 32 columns of x (PTX ISA, wgmma): address / 16, 1024 bytes for 8 rows, swizzle 128."""
     fields = (1 << 62) | (1024 // 16 << 32) | (1 << 16)
     text = "{ .reg .b32 at; .reg .b64 b0, b1; and.b32 at, " + ADDRESS + ", 0x3FFFF; shr.u32 at, at, 4; "
     text += "cvt.u64.u32 b0, at; add.s64 b0, b0, " + str(fields + HALF * 64 // 16) + "; "
@@ -106,9 +107,7 @@ def group_constraints(MT, RN, OPERANDS):
 
 
 @gluon.jit
-def multiply_group(
-    a0, a1, block, sums, K32: gl.constexpr, DTYPE: gl.constexpr, MT: gl.constexpr, RN: gl.constexpr
-):
+def multiply_group(a0, a1, block, sums, K32: gl.constexpr, DTYPE: gl.constexpr, MT: gl.constexpr, RN: gl.constexpr):
     """Start adding two dense fragments times 32 columns of x to the sums."""
     panel = block.slice(K32 // 2 * 32, 32, dim=1)
     asm: gl.constexpr = group_asm(MT, RN, K32 % 2, False, DTYPE)

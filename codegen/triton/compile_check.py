@@ -202,6 +202,20 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
     return outputs[0].stdout, outputs[1].stdout + outputs[1].stderr
 
 
+def ptxas_notes(ptx: str, target: str) -> str:
+    """What Triton's own ptxas says while it compiles a kernel for an NVIDIA target: code C7515, for one, where it has
+    every `wgmma` end before the next begins."""
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    capability = int(parse_target(target).arch)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as source, tempfile.NamedTemporaryFile() as cubin:
+        source.write(ptx)
+        source.flush()
+        command = [get_ptxas(capability).path, f"--gpu-name={sm_arch_from_capability(capability)}", "-v"]
+        done = subprocess.run([*command, source.name, "-o", cubin.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
 def _backward_branches(code: list[tuple[int, str, str]]) -> list[tuple[int, int]]:
     """(first, last) address of each loop; the idle branch to itself at a kernel's end is none."""
     loops = set()

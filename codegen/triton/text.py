@@ -28,4 +28,7 @@ def kernel(name: str, arguments: list[str], lines: list[str], jit: str = "triton
 
 def function(name: str, arguments: str, lines: list[str], jit: str = "triton.jit") -> str:
     """A device function."""
-    return f"@{jit}\ndef {name}({arguments}):\n{body(lines)}"
+    head = f"def {name}({arguments}):"
+    if len(head) > 120:
+        head = f"def {name}(\n" + "".join(f"    {line}\n" for line in wrap(arguments.split(", "))) + "):"
+    return f"@{jit}\n{head}\n{body(lines)}"

@@ -13,7 +13,8 @@ ROWS_OF_X = 1 << 62 | 64 << 32 | 1 << 16
 
 WEIGHTS = ("%r10", "%r11", "%r12", "%r13")
 SUMS = ("%r20", "%r21", "%r22", "%r23")
-DENSE = f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {{{', '.join(SUMS)}}}, {{{', '.join(WEIGHTS)}}}, %rd5, 1, 1, 1, 0; "
+REGISTERS = f"{{{', '.join(SUMS)}}}, {{{', '.join(WEIGHTS)}}}"
+DENSE = f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, %rd5, 1, 1, 1, 0; "
 SPARSE = DENSE.replace("mma_async", "mma_async.sp").replace("k16", "k32").replace("%rd5,", "%rd5, %r14, 1,")
 COMMIT, WAIT = "wgmma.commit_group.sync.aligned; ", "wgmma.wait_group.sync.aligned 0; "
 FENCE, PUBLISH = "wgmma.fence.sync.aligned; ", "fence.proxy.async.shared::cta; "
@@ -29,9 +30,9 @@ def run(body: str, weights: np.ndarray, x: np.ndarray, descriptor: int = ROWS_OF
         ld.param.b64 %rd9, [k_param_0]; ld.param.b64 %rd8, [k_param_1]; ld.param.b64 %rd7, [k_param_2];
         mov.u32 %r1, %tid.x;
         mad.wide.u32 %rd1, %r1, 16, %rd9; mad.wide.u32 %rd2, %r1, 32, %rd8; mad.wide.u32 %rd3, %r1, 8, %rd7;
-        ld.global.v4.b32 {{{', '.join(WEIGHTS)}}}, [%rd2]; ld.global.b32 %r14, [%rd2+16];
+        ld.global.v4.b32 {{{", ".join(WEIGHTS)}}}, [%rd2]; ld.global.b32 %r14, [%rd2+16];
         shl.b32 %r2, %r1, 3; ld.global.v2.b32 {{%r3, %r4}}, [%rd3]; st.shared.v2.b32 [%r2], {{%r3, %r4}};
-        {''.join(f'mov.b32 {name}, 0f3F800000; ' for name in SUMS)}
+        {"".join(f"mov.b32 {name}, 0f3F800000; " for name in SUMS)}
         mov.b64 %rd5, {descriptor};
         {body}
         ret; }}"""
@@ -78,6 +79,7 @@ def sums_of(found: np.ndarray) -> np.ndarray:
     return out
 
 
+OVERWRITE = "bar.sync 0; st.shared.b32 [%r2], %r1; "
 READY = PUBLISH + "bar.sync 0; "
 
 
@@ -101,8 +103,8 @@ def test_products(product: str, depth: int) -> None:
         (READY + FENCE + SPARSE + COMMIT + "mov.b32 %r14, 0;", "register %r14: written while a product is on its way"),
         (READY + FENCE + DENSE + WAIT + SUM_UP, "register %r20: read while a product is on its way"),
         (READY + FENCE + DENSE + COMMIT, "the program ends while products are on their way"),
-        (READY + FENCE + DENSE + COMMIT + "bar.sync 0; st.shared.b32 [%r2], %r1; bar.sync 0; " + WAIT, "no fence.proxy"),
-        (READY + FENCE + DENSE + COMMIT + "bar.sync 0; st.shared.b32 [%r2], %r1; " + READY + WAIT, "x has changed"),
+        (READY + FENCE + DENSE + COMMIT + OVERWRITE + "bar.sync 0; " + WAIT, "no fence.proxy"),
+        (READY + FENCE + DENSE + COMMIT + OVERWRITE + READY + WAIT, "x has changed"),
         (READY + STEP + "st.shared.b32 [%r2], %r1;", "bytes written that another warp has read since the last barrier"),
         (READY + "mov.b64 %rd5, 0; " + STEP, "descriptor 0x0 is not one of rows of 128 bytes"),
         (READY + "cvt.u64.u32 %rd5, %r1; " + STEP, "threads of a warpgroup have different descriptors"),

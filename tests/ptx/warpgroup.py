@@ -49,7 +49,8 @@ def parse(instruction: Instruction) -> Product:
     numbers = operands[5:] if sparse else operands[3:]
     if not known or not isinstance(operands[1], tuple) or numbers != ("1", "1", "1", "0"):
         raise EmulationError(f"instruction {'.'.join(instruction.opcode)}: not emulated")
-    assert shape is not None and isinstance(operands[0], tuple)
+    assert shape is not None
+    assert isinstance(operands[0], tuple)
     product = Product(kind, int(shape[1]), depth, operands[0], operands[1], str(operands[2]))
     if len(product.sums) != product.columns // 2 or len(product.weights) != 4:
         raise EmulationError(f"instruction {'.'.join(instruction.opcode)}: expected as many registers as its shape has")

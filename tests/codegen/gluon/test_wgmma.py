@@ -112,7 +112,9 @@ def test_class_equals_the_reference(chosen: Wide) -> None:
     case, compiled = compiled_class(chosen)
     assert all(kernel.machine().spills_in_loops == 0 for kernel in compiled.kernels)
     assert "C7515" not in ptxas_notes(compiled.kernels[0].ptx, "sm_90")
-    x = torch.randn(chosen.kernel.block_n + 3, chosen.shape[1]).to(chosen.kernel.x_dtype)
+    block_n = chosen.kernel.block_n
+    batch = block_n + 3 if block_n == 64 else block_n - 5  # a tail, and for narrow blocks two of them
+    x = torch.randn(batch, chosen.shape[1]).to(chosen.kernel.x_dtype)
     assert error_of(emulate(compiled, x, case.pools), case, x) < TOLERANCE[chosen.kernel.weight]
 
 
@@ -129,7 +131,7 @@ def test_classes_cover_every_pair_that_is_possible_and_fast_ones_every_value() -
 
 
 KERNEL = KernelClass("mosaic_64", (64, 64), "bf16", "same", "bias", False, 64)
-SHAPE = (130, 1096)
+SHAPE = (130, 840)
 
 
 @pytest.fixture(scope="module")

@@ -78,18 +78,11 @@ FAST = COVER[:6]
 
 
 def possible(pair: dict[str, object]) -> bool:
-    """Sums that are scaled leave registers for 128 rows of the batch, 64 where tiles are wide; four slots of wide
-    tiles leave shared memory for 128."""
-    scaled, columns = (
-        pair.get("formats") not in ("dense", "nv24", None),
-        dict(enumerate(pair.get("tile", ()))).get(1, 64),
-    )
-    most = 256 if pair.get("formats") in ("dense", "nv24") or "formats" not in pair else 128
-    if scaled and columns == 128:
-        most = 64
-    if columns == 128:
-        most = min(most, 128)
-    return pair.get("block_n", 64) <= most
+    """Sums that are scaled leave registers for 128 rows of the batch, 64 where tiles are wide; wide tiles leave shared
+    memory for 128."""
+    plain, wide_tile = pair.get("formats", "dense") in ("dense", "nv24"), pair.get("tile") in ((64, 128), (128, 128))
+    refused = [256] if wide_tile or not plain else []
+    return pair.get("block_n") not in (refused if plain or not wide_tile else [128, 256])
 
 
 @pytest.fixture(autouse=True)

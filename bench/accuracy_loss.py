@@ -32,7 +32,7 @@ ROWS = tuple(
     f"{pattern}, {pruning}"
     for pattern in ("2:4", "50%", "70%")
     for pruning in ("magnitude", "Wanda", "Wanda, dense inputs", "SparseGPT")
-)
+) + tuple(f"{place}, {each}" for place in ("2:4, Wanda", "dense, SLiM-Quant") for each in ("Naive-LoRA", "SLiM-LoRA"))
 COLUMNS = ("row", "layer error", "felt, bits", "of it", "bits/byte")
 
 

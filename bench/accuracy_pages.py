@@ -54,7 +54,9 @@ def published_orders(record: Record) -> str:
 def about(record: Record) -> str:
     """What was measured, and where."""
     machine = record.machine
-    return f"{record.about} Python {machine['python']}, torch {machine['torch']}, {machine['cpu']}."
+    place = f"Python {machine['python']}, torch {machine['torch']}, {machine['cpu']}"
+    code = f"{machine.get('code', 'unknown')}, commit {machine['commit']}"
+    return f"{record.about} {place}. All {len(record.rows)} rows are of one code ({code})."
 
 
 PAGE: dict[str, Callable[[Record], str]] = {"about": about, "rows": rows, "orders": published_orders}

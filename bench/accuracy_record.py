@@ -45,7 +45,7 @@ class Found:
     seconds: float
     formats: dict[str, int]
     sequential: bool = True
-    budget: dict[str, float] | None = None
+    budget: dict[str, Any] | None = None
     keep: float | None = None
 
     @property

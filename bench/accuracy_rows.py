@@ -17,6 +17,7 @@ MOSAIC = "25%, mosaic"
 SPARSER = "70%"
 """Unstructured; where OWL's paper (arXiv 2310.05175) shows what uneven layers gain."""
 OWL = "OWL"
+BY_OUTPUT = "by output"
 ALL_PATTERNS = (*PATTERNS, MOSAIC)
 GROUP = 128
 """Weights along K that share a scale in the rows of group quantization, as in SLiM's paper."""
@@ -46,7 +47,7 @@ class Row:
     adapter: str
     steps: Steps
     sequential: bool = True
-    budget: dict[str, float] | None = None
+    budget: dict[str, Any] | None = None
     keep: float | None = None
 
     @property
@@ -100,20 +101,21 @@ def pruned(pattern: str) -> Iterator[Row]:
         for pruning in ("Wanda", "SparseGPT"):
             yield Row(pattern, pruning, "", "", chosen[pruning], sequential=False)
     if pattern == "50%":
-        yield uneven(pattern, 0.5)
+        yield from uneven(pattern, 0.5)
 
 
 def sparser() -> Iterator[Row]:
     """Even and uneven layers where most weights go."""
     for pruning in ("magnitude", "Wanda"):
         yield Row(SPARSER, pruning, "", "", step(pruning.lower(), sparsity=0.7))
-    yield uneven(SPARSER, 0.7)
+    yield from uneven(SPARSER, 0.7)
     yield Row(SPARSER, "SparseGPT", "", "", step("sparsegpt", sparsity=0.7))
 
 
-def uneven(pattern: str, sparsity: float) -> Row:
-    """Wanda with sparsity by OWL's outlier ratios."""
-    return Row(pattern, f"Wanda, {OWL}", "", "", step("wanda"), budget={"sparsity": sparsity})
+def uneven(pattern: str, sparsity: float) -> Iterator[Row]:
+    """Wanda with sparsity by OWL's outlier ratios of blocks, and by what layers do to the model's output."""
+    for way, options in ((OWL, {}), (BY_OUTPUT, {"per": "layer", "by": "output"})):
+        yield Row(pattern, f"Wanda, {way}", "", "", step("wanda"), budget={"sparsity": sparsity, **options})
 
 
 def narrow() -> Iterator[Row]:
@@ -206,7 +208,8 @@ def orders() -> list[Order]:
     even = "dense, group AbsMax, 3 bits"
     found.append(Order("uneven < even", "3 bits, groups", (f"dense, group AbsMax, {AVERAGE}", even)))
     for pattern in ("50%", SPARSER):
-        found.append(Order("OWL < even", pattern, (_name(pattern, "Wanda", OWL), _name(pattern, "Wanda"))))
+        for way in (OWL, BY_OUTPUT):
+            found.append(Order(f"{way} < even", pattern, (_name(pattern, "Wanda", way), _name(pattern, "Wanda"))))
     found.append(Order(weighed, "4 bits", tuple(_name("dense", "", "SLiM-Quant", each) for each in adapters)))
     pruners = tuple(_name(SPARSER, each) for each in ("SparseGPT", "Wanda", "magnitude"))
     found.append(Order("SparseGPT < Wanda < magnitude", SPARSER, pruners))

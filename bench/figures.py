@@ -8,7 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import accuracy_loss, accuracy_pages, adapter, budget_record, budget_search, cpu_pages, operators
+from bench import (
+    accuracy_layers,
+    accuracy_loss,
+    accuracy_pages,
+    adapter,
+    budget_record,
+    budget_search,
+    cpu_pages,
+    operators,
+)
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
 
@@ -36,6 +45,8 @@ def _rendered(name: str | None) -> str:
         return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
     if name == "loss":
         return accuracy_loss.page(json.loads(accuracy_loss.PATH.read_text()))
+    if name == "layers":
+        return accuracy_layers.page(_read("accuracy-layers"))
     if name == "adapter":
         return adapter.page(_read("adapter"))
     if name == "operators":

@@ -4,17 +4,22 @@ One run of all batches collects what every layer's channels carry (no gram matri
 `stoicc.ops.budgets` says what follows.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from stoicc.ir.errors import InputError
 from stoicc.ops._hooks import watching
 from stoicc.ops.budgets import WIDTHS, bit_budget, bit_sensitivity, outlier_ratio, sparsity_budget
 from stoicc.ops.lookup import find_operator
 from stoicc.ops.statistics import Collector, Statistics
+from stoicc.ops.wanda import wanda
 
 if TYPE_CHECKING:
     from stoicc.model.calibration import Calibration
@@ -31,11 +36,15 @@ class LayerBudget:
     """What the layers of a rule may have together; steps that leave `sparsity` or `bits` open get their share.
 
     Attributes:
-        sparsity: share of all weights to drop, spread by OWL's outlier ratios.
+        sparsity: share of all weights to drop, spread over blocks or layers by what `by` says of them.
         bytes_per_weight: of all tiles, for steps of `budget_mosaic`: one multiplier over the tiles of all layers,
             errors weighed by what they do to the model's output.
         bits: mean bits a weight, scales not counted, spread by a Hessian sensitivity (its diagonal).
         spread, times: OWL's lambda and M.
+        per: "block": layers whose names agree up to the first number have one share of sparsity, as in OWL's paper;
+            "layer": each has its own.
+        by: "outliers": OWL's outlier ratios; "output": in the order of what the model's output changes on the
+            calibration inputs, per weight, when a block (or layer) alone is pruned by Wanda: a run for each.
         widths: bits that a layer may have.
     """
 
@@ -45,12 +54,17 @@ class LayerBudget:
     times: float = 5.0
     widths: tuple[int, ...] = WIDTHS
     bytes_per_weight: float | None = None
+    per: str = "block"
+    by: str = "outliers"
 
     def __post_init__(self) -> None:
         for name in (*SHARED, "spread", "times"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) and (value is not None or name not in SHARED):
                 raise InputError(f"budget: expected a number for {name}, found {value!r}")
+        for name, known in (("per", ("block", "layer")), ("by", ("outliers", "output"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"budget: expected {name} to be {' or '.join(known)}, found {getattr(self, name)!r}")
         if not isinstance(self.widths, Sequence) or not all(isinstance(width, int) for width in self.widths):
             raise InputError(f"budget: expected widths as a list of bits, found {self.widths!r}")
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -114,7 +128,7 @@ def spread_budgets(model: nn.Module, layers: Sequence["Layer"], calibration: "Ca
     for rule in {id(layer.rule): layer.rule for layer in meant}.values():
         own = [layer for layer in meant if layer.rule is rule]
         assert rule.budget is not None
-        for option, found in _shares(rule.budget, own, statistics).items():
+        for option, found in _shares(model, rule.budget, own, statistics, calibration).items():
             for name, share in found.items():
                 shares[name][option] = share
         if rule.budget.bytes_per_weight is not None:
@@ -124,18 +138,90 @@ def spread_budgets(model: nn.Module, layers: Sequence["Layer"], calibration: "Ca
 
 
 def _shares(
-    budget: LayerBudget, layers: Sequence["Layer"], statistics: Mapping[str, Statistics]
+    model: nn.Module,
+    budget: LayerBudget,
+    layers: Sequence["Layer"],
+    statistics: Mapping[str, Statistics],
+    calibration: "Calibration",
 ) -> dict[str, Mapping[str, float]]:
     sizes = {layer.name: layer.weight.numel() for layer in layers}
     shares: dict[str, Mapping[str, float]] = {}
     if budget.sparsity is not None:
-        ratios = {layer.name: outlier_ratio(layer.weight, statistics[layer.name], budget.times) for layer in layers}
+        groups = blocks_of(layers) if budget.per == "block" else [[layer] for layer in layers]
+        if budget.by == "output":
+            change = output_change(model, groups, statistics, calibration, budget.sparsity)
+            needed = [float(sum(other < own for other in change)) for own in change]
+        else:
+            needed = [
+                outlier_ratio([each.weight for each in group], [statistics[each.name] for each in group], budget.times)
+                for group in groups
+            ]
+        ratios = {layer.name: need for group, need in zip(groups, needed, strict=True) for layer in group}
         found = sparsity_budget(ratios, sizes, budget.sparsity, budget.spread)
         shares["sparsity"] = {name: round(share, 6) for name, share in found.items()}
     if budget.bits is not None:
         measured = {layer.name: bit_sensitivity(layer.weight, statistics[layer.name]) for layer in layers}
         shares["bits"] = bit_budget(measured, sizes, budget.bits, budget.widths)
     return shares
+
+
+def blocks_of(layers: Sequence["Layer"]) -> list[list["Layer"]]:
+    """Layers whose names agree up to the first number between dots; one without a number is its own block."""
+    blocks: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found = re.match(r"(.*?\.)?\d+\.", layer.name)
+        blocks.setdefault(found[0] if found else layer.name, []).append(layer)
+    return list(blocks.values())
+
+
+def output_change(
+    model: nn.Module,
+    groups: Sequence[Sequence["Layer"]],
+    statistics: Mapping[str, Statistics],
+    calibration: "Calibration",
+    sparsity: float,
+) -> list[float]:
+    """By how much each group alone, pruned by Wanda, changes the model's output: squared, per weight of the group.
+
+    Every batch runs once densely and once for each group; nothing but one batch's outputs is held.
+
+    Raises:
+        InputError: a model, or a function that runs it, that returns no floats.
+    """
+    change = [0.0] * len(groups)
+    with watching(model, (), lambda name, x: None):
+        for forward in calibration.runs():
+            dense = _floats(forward(model))
+            if not dense:
+                raise InputError(
+                    "budget: expected a model that returns floats to weigh layers by its output, found none; return "
+                    "what the model does from the calibration function, or take by: outliers"
+                )
+            for index, group in enumerate(groups):
+                with _pruned(group, statistics, sparsity):
+                    pairs = zip(_floats(forward(model)), dense, strict=True)
+                    change[index] += sum(float((y - d).square().sum(dtype=torch.float64)) for y, d in pairs)
+    everyone = calibration.processes.told(change)
+    weights = [sum(layer.weight.numel() for layer in group) for group in groups]
+    return [sum(parts) / count for *parts, count in zip(*everyone, weights, strict=True)]
+
+
+def _floats(output: object) -> list[Tensor]:
+    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return [leaf.detach().float() for leaf in leaves]
+
+
+@contextmanager
+def _pruned(group: Sequence["Layer"], statistics: Mapping[str, Statistics], sparsity: float) -> Iterator[None]:
+    """The weights of a group by Wanda; afterwards they are the dense ones."""
+    dense = [(layer.modules[layer.name].weight, layer.weight) for layer in group]
+    try:
+        for layer, (weight, values) in zip(group, dense, strict=True):
+            weight.data = wanda(values, statistics[layer.name], sparsity).dense().to(values.device)
+        yield
+    finally:
+        for weight, values in dense:
+            weight.data = values
 
 
 def _mosaic_shares(

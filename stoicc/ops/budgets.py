@@ -25,21 +25,37 @@ WIDTHS = (2, 3, 4, 8)
 
 
 @on_cpu
-def outlier_ratio(weight: Tensor, statistics: Statistics, times: float = 5.0) -> float:
-    """OWL's measure of a layer: the share of weights whose |W_ij| * ||X_j||_2 is over `times` the mean.
+def outlier_ratio(
+    weight: Tensor | Sequence[Tensor], statistics: Statistics | Sequence[Statistics], times: float = 5.0
+) -> float:
+    """OWL's measure: the share of weights whose |W_ij| * ||X_j||_2 is over `times` the mean.
+
+    Of one layer, or of the layers of a block together, as the source has it: the mean is then that of the block.
+    Norms are root mean squares over samples, the same for every layer that sees all of them.
 
     Source: Yin et al. 2023, Outlier Weighed Layerwise sparsity (arXiv 2310.05175), Section 3.2: the layer
     outlier distribution, `times` being their M, 5 or 7.
 
     Raises:
-        InputError: statistics of another layer, or `times` that is not a positive number.
+        InputError: statistics of other layers, or `times` that is not a positive number.
     """
     if not isinstance(times, (int, float)) or not 0 < times < math.inf:
         raise InputError(f"budgets.outlier_ratio: expected times > 0, found {times!r}; OWL takes 5 or 7")
+    weights = [weight] if isinstance(weight, Tensor) else list(weight)
+    seen = [statistics] if isinstance(statistics, Statistics) else list(statistics)
+    if not weights or len(weights) != len(seen):
+        raise InputError(
+            f"budgets.outlier_ratio: expected statistics for each layer, found {len(seen)} for {len(weights)} weights"
+        )
+    scores = torch.cat([_outlier_scores(*layer) for layer in zip(weights, seen, strict=True)])
+    return (scores > times * scores.mean(dtype=torch.float64).item()).count_nonzero().item() / scores.numel()
+
+
+def _outlier_scores(weight: Tensor, statistics: Statistics) -> Tensor:
+    """`[weights]`: |W_ij| by the root mean square of its channel."""
     matrix = as_matrix(weight)
     root = checked_statistics("budgets.outlier_ratio", statistics, matrix.shape[1]).mean_square.sqrt().float()
-    scores = matrix.float().abs().mul_(root)
-    return (scores > times * scores.mean(dtype=torch.float64).item()).count_nonzero().item() / scores.numel()
+    return matrix.float().abs().mul_(root).flatten()
 
 
 def sparsity_budget(

@@ -34,6 +34,15 @@ def test_outlier_ratio_counts_what_is_far_above_the_mean():
     assert outlier_ratio(weight, Statistics.of(x), times=1) == 12 / 200
 
 
+def test_outliers_of_a_block_are_above_its_mean():
+    """A layer of large weights has no outliers by itself; beside small ones, all that it has."""
+    large, small, x = torch.full((10, 20), 60.0), torch.ones(30, 20), torch.ones(7, 20)
+    seen = Statistics.of(x)
+    assert outlier_ratio(large, seen) == outlier_ratio(small, seen) == 0
+    assert outlier_ratio([large, small], [seen, seen], times=3) == 200 / 800  # the mean is 15.75
+    assert outlier_ratio([large, small], [seen, seen], times=4) == 0
+
+
 @given(sizes_of, st.floats(0, 1), st.floats(0, 0.5))
 def test_sparsities_keep_the_total_and_the_order(case, sparsity, spread):
     sizes, ratios = named(case[0]), named(case[1])
@@ -156,6 +165,10 @@ def test_whole_bits_go_where_they_count():
     ("call", "message"),
     [
         (lambda: outlier_ratio(torch.ones(2, 2), Statistics.of(torch.ones(1, 2)), 0), r"expected times > 0, found 0"),
+        (
+            lambda: outlier_ratio([torch.ones(2, 2)], []),
+            r"budgets.outlier_ratio: expected statistics for each layer, found 0 for 1 weights",
+        ),
         (
             lambda: outlier_ratio(torch.ones(2, 2), Statistics.of(torch.ones(1, 3))),
             r"budgets.outlier_ratio: expected statistics of the weight's 2 input channels, found 3",

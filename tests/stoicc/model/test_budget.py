@@ -8,7 +8,9 @@ import torch
 
 import stoicc
 from stoicc import Recipe, Rule
-from stoicc.model.budget import LayerBudget
+from stoicc.model.budget import LayerBudget, blocks_of, output_change
+from stoicc.model.calibration import Calibration
+from stoicc.model.layers import find_layers
 from tests.models import Transformer, kernels_of, record_of, token_batches
 
 
@@ -25,21 +27,68 @@ def option_of(kernel, name, step=0):
     return float(text.partition(f"{name}=")[2].partition(",")[0].rstrip(")"))
 
 
-def test_sparsity_is_spread_by_outliers(model):
+@pytest.mark.parametrize("per", ["block", "layer"])
+def test_sparsity_is_spread_by_outliers(model, per):
     dense, batches = copy.deepcopy(model), token_batches()
-    rule = {"layers": "blocks.*", "steps": ["wanda"], "budget": {"sparsity": 0.6, "spread": 0.15}}
+    rule = {"layers": "blocks.*", "steps": ["wanda"], "budget": {"sparsity": 0.6, "spread": 0.15, "per": per}}
     kernels = kernels_of(stoicc.compress(model, {"rules": [rule]}, batches))
     seen = stoicc.ops.collect(dense, batches, list(kernels))
     weights = {name: dense.get_submodule(name).weight for name in kernels}
-    ratios = {name: stoicc.ops.budgets.outlier_ratio(weights[name], seen[name]) for name in kernels}
+    ratios: dict[str, float] = {}
+    for block in range(2) if per == "block" else kernels:
+        names = [name for name in kernels if name == block or name.startswith(f"blocks.{block}.")]
+        found = stoicc.ops.budgets.outlier_ratio([weights[name] for name in names], [seen[name] for name in names])
+        ratios |= dict.fromkeys(names, found)
     sizes = {name: weight.numel() for name, weight in weights.items()}
     expected = stoicc.ops.budgets.sparsity_budget(ratios, sizes, 0.6, 0.15)
     shares = {name: option_of(kernel, "sparsity") for name, kernel in kernels.items()}
     assert shares == pytest.approx(expected, abs=1e-5)
-    assert min(shares, key=lambda name: shares[name]) == "blocks.0.up"
+    assert shares["blocks.0.up"] == min(shares.values())
+    assert (shares["blocks.0.q"] == shares["blocks.0.up"]) == (per == "block")
     assert max(shares.values()) - min(shares.values()) == pytest.approx(0.3, abs=1e-5)
     zeros = sum((kernel.to_dense() == 0).sum().item() for kernel in kernels.values())
     assert zeros / sum(sizes.values()) == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("per", ["block", "layer"])
+def test_sparsity_is_spread_by_what_the_output_loses(model, per):
+    """The second block adds next to nothing to the stream, so it is the one to go."""
+    with torch.no_grad():
+        for part in (model.blocks[1].out, model.blocks[1].down):
+            part.weight *= 1e-3
+    before, batches = copy.deepcopy(model.state_dict()), token_batches()
+    rule = {"layers": "blocks.*", "steps": ["wanda"], "budget": {"sparsity": 0.6, "per": per, "by": "output"}}
+    layers = find_layers(model, Recipe.of({"rules": [rule]}))
+    groups = blocks_of(layers) if per == "block" else [[layer] for layer in layers]
+    assert len(groups) == (2 if per == "block" else 12)
+    statistics = stoicc.ops.collect(model, batches, [layer.name for layer in layers], gram=False)
+    change = dict(
+        zip(
+            (group[0].name for group in groups),
+            output_change(model, groups, statistics, Calibration(batches), 0.6),
+            strict=True,
+        )
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    dense = copy.deepcopy(model)
+    own = groups[0]
+    for layer in own:
+        weight = stoicc.ops.wanda(layer.weight, statistics[layer.name], 0.6).dense()
+        dense.get_submodule(layer.name).weight.data = weight
+    lost = sum((dense(ids) - model(ids)).square().sum().item() for ids in batches)
+    assert change[own[0].name] == pytest.approx(lost / sum(layer.weight.numel() for layer in own), rel=1e-4)
+    kernels = kernels_of(stoicc.compress(model, {"rules": [rule]}, batches))
+    shares = {name: option_of(kernel, "sparsity") for name, kernel in kernels.items()}
+    assert len(set(shares.values())) == len(groups)
+    ordered = sorted(change, key=lambda name: -change[name])
+    assert [shares[name] for name in ordered] == sorted(shares[name] for name in ordered)
+    assert shares["blocks.0.up"] < shares["blocks.1.down"]
+
+
+def test_an_output_without_floats_is_one_sentence(model):
+    rule = {"layers": "blocks.*", "steps": ["wanda"], "budget": {"sparsity": 0.6, "by": "output"}}
+    with pytest.raises(stoicc.InputError, match=r"budget: expected a model that returns floats to weigh layers by its"):
+        stoicc.compress(model, {"rules": [rule]}, lambda m: [None for ids in token_batches() if m(ids) is None])
 
 
 def test_bits_are_spread_by_sensitivity_and_only_where_steps_leave_them_open(model):
@@ -81,10 +130,12 @@ def test_a_budget_reads_back_as_it_was():
 
 BROKEN = [
     ({"budget": {}}, "recipe, rule 1, budget: expected sparsity, bits or bytes_per_weight, found none; give one"),
-    ({"budget": 0.5}, "budget: expected sparsity, bits, spread, times, widths, bytes_per_weight, found 0.5"),
+    ({"budget": {"sparsity": 0.5, "per": "head"}}, "budget: expected per to be block or layer, found 'head'"),
+    ({"budget": {"sparsity": 0.5, "by": "loss"}}, "budget: expected by to be outliers or output, found 'loss'"),
+    ({"budget": 0.5}, "budget: expected sparsity, bits, spread, times, widths, bytes_per_weight, per, by, found 0.5"),
     (
         {"budget": {"bytes": 3}},
-        "budget: expected sparsity, bits, spread, times, widths, bytes_per_weight, found {'bytes': 3}",
+        "budget: expected sparsity, bits, spread, times, widths, bytes_per_weight, per, by, found {'bytes': 3}",
     ),
     ({"budget": {"sparsity": "half"}}, "budget: expected a number for sparsity, found 'half'"),
     ({"budget": {"bits": 4, "widths": 4}}, "budget: expected widths as a list of bits, found 4"),

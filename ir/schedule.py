@@ -91,14 +91,17 @@ class Regime:
     """The executor for batches up to `max_batch` (None: any larger batch).
 
     `tiles` multiplies tile by tile from the payload; `dense-once` decodes panels of tiles to a
-    bounded scratch buffer on each call and hands them to the vendor's GEMM.
+    bounded scratch buffer on each call and hands them to the vendor's GEMM; `vendor` keeps a matrix of dense or of
+    2:4 tiles alone in the form of an NVIDIA library (`stoicc.ir.library`), which needs nothing decoded.
     """
 
     executor: str
     max_batch: int | None = None
 
 
-EXECUTORS = ("tiles", "dense-once")
+EXECUTORS = ("tiles", "dense-once", "vendor")
+EVERYWHERE = EXECUTORS[:2]
+"""Those that every backend has for every matrix."""
 PROLOGUE = ("input_scale", "column_permutation")
 EPILOGUE = ("output_scale", "low_rank", "bias", "activation", "row_permutation")
 

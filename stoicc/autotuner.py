@@ -13,7 +13,7 @@ from torch import Tensor
 from stoicc.compiler import compile
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import CodegenError, InputError, StoiccError
-from stoicc.ir.schedule import EXECUTORS, Regime
+from stoicc.ir.schedule import EVERYWHERE, Regime
 from stoicc.ir.types import Module
 from stoicc.kernel import Kernel
 from stoicc.ops.graph import CompressedWeight
@@ -257,7 +257,7 @@ def _acquaint(
             continue  # the search says why
         before = watch.now()
         assert module.schedule is not None  # a kernel has one
-        for executor in EXECUTORS:
+        for executor in EVERYWHERE:
             shaped = Module(module.tiles, replace(module.schedule, regimes=(Regime(executor),)))
             model.predict(shaped, 1, x_dtype, torch.get_num_threads())
         spent += watch.now() - before

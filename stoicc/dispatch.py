@@ -1,6 +1,6 @@
 """The one door to every executor: a `torch.library` op per executor kind.
 
-`stoicc::tiles`, `stoicc::dense_once` and `stoicc::reference` take x `[N, K]`, an optional uint8
+`stoicc::tiles`, `stoicc::dense_once`, `stoicc::vendor` and `stoicc::reference` take x `[N, K]`, an optional uint8
 workspace (scratch; allocated inside where None), the handle of a kernel and those of its tensors that are
 trained (the kernel reads its own; these are there for autograd), and return y `[N, M]`. Their backward is
 `stoicc::before_activation`, `stoicc::input_gradient` and `stoicc::weight_gradients`. Fake tensors, torch.compile
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _KERNELS: "weakref.WeakValueDictionary[int, Kernel]" = weakref.WeakValueDictionary()
 _HANDLES = itertools.count(1)
 _LIBRARY = torch.library.Library("stoicc", "DEF")
-KINDS = {"tiles": "tiles", "dense-once": "dense_once", "reference": "reference"}
+KINDS = {"tiles": "tiles", "dense-once": "dense_once", "vendor": "vendor", "reference": "reference"}
 
 
 def new_handle(kernel: "Kernel") -> int:

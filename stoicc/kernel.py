@@ -198,7 +198,7 @@ class Kernel(nn.Module):
     def executor(self, kind: str) -> Executor:
         """The executor of a kind, built on first use.
 
-        Kinds are "tiles", "dense-once" and, for gradients, "transposed" and "linear" (without the activation);
+        Kinds are "tiles", "dense-once", on GPUs "vendor" and, for gradients, "transposed" and "linear" (without the activation);
         "reference", "reference-transposed" and "reference-linear" are those of the reference.
         """
         with self._store.lock:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from stoicc.ir.errors import InputError, StoiccError
 from stoicc.ir.options import is_whole
-from stoicc.ir.schedule import EXECUTORS
+from stoicc.ir.schedule import EVERYWHERE
 from stoicc.passes import Pass, Pipeline, parse_pass
 from stoicc.passes.launch import Launch
 from stoicc.tiling import check_tile
@@ -59,7 +59,7 @@ class Space:
     orders: tuple[str, ...] = ("cost", "row")
     parts: tuple[int | str, ...] = (1, 2, 4)
     bins: tuple[int, ...] = (32, 256)
-    executors: tuple[str, ...] = EXECUTORS
+    executors: tuple[str, ...] = EVERYWHERE
     threads: tuple[int, ...] = ()
     block_n: tuple[int | None, ...] = (None,)
     num_warps: tuple[int | None, ...] = (None,)
@@ -73,8 +73,8 @@ class Space:
             object.__setattr__(self, axis, tuple(values))
         object.__setattr__(self, "tiles", tuple(check_tile(tile) for tile in self.tiles))
         for kind in self.executors:
-            if kind not in EXECUTORS:
-                raise InputError(f"space, executors: expected some of {', '.join(EXECUTORS)}, found {kind!r}; name one")
+            if kind not in EVERYWHERE:
+                raise InputError(f"space, executors: expected some of {', '.join(EVERYWHERE)}, found {kind!r}; name one")
         for threads in self.threads:
             if not is_whole(threads) or threads < 1:
                 raise InputError(f"space, threads: expected whole numbers from 1, found {threads!r}; correct it")

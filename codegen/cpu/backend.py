@@ -157,7 +157,7 @@ class CpuBackend(Backend):
             return DenseOnceExecutor(module, pools)
         if kind == "transposed":
             return TransposedExecutor(module, pools) if can_decode(module) else TransposedReference(module, pools)
-        raise CodegenError(f"cpu backend: expected executor 'tiles' or 'dense-once', found {kind!r}")
+        raise CodegenError(f"cpu backend: expected executor 'tiles' or 'dense-once', found {kind!r}; name one of them")
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         return emit(classify(module, x_dtype, instruction_set(), "dense"))

@@ -27,10 +27,12 @@ from stoicc.codegen.triton.launch import (
     right_factors,
     rows_of_a_piece,
 )
+from stoicc.codegen.triton.vendor import Vendor
 from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
+from stoicc.ir.library import library_matrix
 from stoicc.ir.schedule import EXECUTORS
 from stoicc.ir.types import Module
 
@@ -64,6 +66,8 @@ class TritonBackend(Backend):
         repair()
         if kind == "dense-once":
             return DenseOnce(module, pools, on_missing)
+        if kind == "vendor":
+            return Vendor(module, pools, on_missing)
         device = device_of(pools)
         if _why_portable(module, device) is not None:
             return Tiles(module, pools, on_missing)
@@ -76,14 +80,43 @@ class TritonBackend(Backend):
             device = torch.device("cuda")
         why = _why_portable(module, device)
         if why is not None:
-            return f"portable Triton: {why}"
+            return f"portable Triton: {why}{_other_executors(module)}"
         dtype, capability = module.tiles.dtype, capability_of(device)
-        return f"Gluon on the tensor cores of sm_{capability} for {dtype} inputs, portable Triton for others"
+        first = f"Gluon on the tensor cores of sm_{capability} for {dtype} inputs, portable Triton for others"
+        return first + _warpgroups(module, capability) + _other_executors(module)
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         """One text for every input dtype: the launcher says what the dot's operands are."""
         check_tile(module)
         return emit_tiles(module).source
+
+
+def _warpgroups(module: Module, capability: int) -> str:
+    """What became of `wgmma` where a schedule asks for it."""
+    launch = dict(scheduled(module).launch)
+    if not launch.get("wgmma"):
+        return ""
+    from stoicc.codegen.gluon.launch import WGMMA_BLOCKS, without_wgmma
+
+    why = without_wgmma(capability, WGMMA_BLOCKS[0], launch)
+    if why is not None:
+        return f"; no wgmma: {why}"
+    return f"; wgmma for batches of {WGMMA_BLOCKS[0]} and more, which no GPU has confirmed"
+
+
+def _other_executors(module: Module) -> str:
+    """Which batches go to something else than tiles, and to what."""
+    whats = {
+        "dense-once": "dense-once: panels are decoded for the vendor's GEMM",
+        "vendor": "the vendor's library: " + ("every tile is 2:4" if library_matrix(module.tiles) == "2:4" else "dense"),
+    }
+    found, above = "", 0
+    for regime in scheduled(module).regimes:
+        if regime.executor in whats:
+            upto = "" if regime.max_batch is None else f" to {regime.max_batch}"
+            found += f"; batches from {above + 1}{upto} in {whats[regime.executor]}"
+        above = regime.max_batch or above
+    return found
 
 
 def capability_of(device: torch.device) -> int:

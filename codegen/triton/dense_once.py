@@ -5,6 +5,7 @@ decoded panel by panel, on every call, and no dense copy is kept.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,16 +76,12 @@ class DenseOnce(Executor):
         (rows, columns), operand = self._module.tiles.shape, self._operand(x_dtype)
         tall = min(self._panel_rows(x_dtype) * self._module.tiles.tile[0], rows)
         wide = torch.float32 if self._finishes else operand
-        taken = [(tall * columns, operand), (batch * tall, wide)]
-        if self._columns is not None:
-            taken.append((batch * columns, x_dtype))
-        if self._input_scale is not None and (self._columns is None or operand != x_dtype):
-            taken.append((batch * columns, operand))
-        return sum(_aligned(n * dtype.itemsize) for n, dtype in taken) + low_rank_bytes(batch, self._rank)
+        taken = [(tall * columns, operand), (batch * tall, wide), *self._input_buffers(batch, x_dtype)]
+        return taken_bytes(taken) + low_rank_bytes(batch, self._rank)
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         (rows, columns), height = self._module.tiles.shape, self._module.tiles.tile[0]
-        step, batch, take = self._panel_rows(x.dtype), x.shape[0], _Taker(workspace)
+        step, batch, take = self._panel_rows(x.dtype), x.shape[0], Taker(workspace)
         product = None
         if self._rights:
             product = low_rank_product(x, self._rights, take(torch.float32, batch, self._rank))
@@ -120,7 +117,15 @@ class DenseOnce(Executor):
         row_bytes = self._module.tiles.tile[0] * self._module.tiles.shape[1] * self._operand(x_dtype).itemsize
         return min(max(1, PANEL_BYTES // row_bytes), self._module.tiles.grid[0])
 
-    def _inputs(self, x: Tensor, take: "_Taker") -> Tensor:
+    def _input_buffers(self, batch: int, x_dtype: torch.dtype) -> list[tuple[int, torch.dtype]]:
+        """What `_inputs` takes: numbers and their dtype."""
+        numbers, operand = batch * self._module.tiles.shape[1], self._operand(x_dtype)
+        taken = [(numbers, x_dtype)] if self._columns is not None else []
+        if self._input_scale is not None and (self._columns is None or operand != x_dtype):
+            taken.append((numbers, operand))
+        return taken
+
+    def _inputs(self, x: Tensor, take: "Taker") -> Tensor:
         """x as the tiles meet it: in the order of tile columns, scaled in fp32 and rounded once."""
         if self._columns is not None:
             x = torch.index_select(x, 1, self._columns, out=take(x.dtype, *x.shape))
@@ -166,7 +171,7 @@ def _in_order(values: Tensor, order: Tensor | None) -> Tensor:
     return values if order is None else values[order]
 
 
-class _Taker:
+class Taker:
     """Cuts aligned tensors off a workspace, first come first served."""
 
     def __init__(self, workspace: Tensor) -> None:
@@ -174,9 +179,14 @@ class _Taker:
 
     def __call__(self, dtype: torch.dtype, *shape: int) -> Tensor:
         size = math.prod(shape) * dtype.itemsize
-        taken, self._left = self._left[:size], self._left[_aligned(size) :]
+        taken, self._left = self._left[:size], self._left[aligned_bytes(size) :]
         return taken.view(dtype).view(shape)
 
 
-def _aligned(size: int) -> int:
+def taken_bytes(taken: Sequence[tuple[int, torch.dtype]]) -> int:
+    """Bytes of a workspace that these many numbers of these dtypes are cut off."""
+    return sum(aligned_bytes(numbers * dtype.itemsize) for numbers, dtype in taken)
+
+
+def aligned_bytes(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,8 +1,9 @@
-"""The cost model of a GPU: bytes, issue slots of the compiled code, occupancy and waves.
+"""The cost model of a GPU: bytes, issue slots of the compiled code, tensor cores, occupancy and waves.
 
 Programs of the tiles kernel are work items times blocks of the batch. As many run on an SM as registers,
-shared memory and warps let (occupancy); the programs that an SM holds share its part of the bandwidth and of
-the issue slots. A program ends when its bytes are read and its instructions issued, whichever takes longer;
+shared memory and warps let (occupancy); the programs that an SM holds share its part of the bandwidth, of
+the issue slots and of the tensor cores. A program ends when its bytes are read, its instructions issued and its
+products done, whichever takes longest;
 the next one takes its place. What the last programs leave idle is `imbalance`.
 """
 
@@ -10,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stoicc.ir.dtypes import itemsize
-from stoicc.ir.schedule import Schedule
+from stoicc.ir.library import library_matrix
+from stoicc.ir.schedule import EVERYWHERE, EXECUTORS, Schedule
 from stoicc.ir.types import Module
 from stoicc.passes.cost_model import CostModel, Prediction, checked, item_tiles, makespan
 from stoicc.passes.costs import segment_cost
@@ -25,6 +28,22 @@ INSTRUCTIONS_PER_WEIGHT = 0.1
 
 GEMM_SHARE = 0.7
 """Share of a device's peak that a vendor's GEMM of a large batch reaches, about."""
+
+TILES_SHARE = 0.6
+"""Share of it for tiles: a guess below the library's until a GPU has measured, so that no kernel of ours is predicted
+to beat a dense GEMM at its own work."""
+
+MMA_SHARES = {"sm_90": 0.5}
+"""The same for `mma` where `wgmma` alone reaches the peak: below the 0.63 that `mma.sync` reaches there in published
+microbenchmarks (arXiv 2501.12084)."""
+
+SPARSE_GAINS = {"sm_80": 1.1, "sm_90": 1.2}
+"""How much faster than cuBLAS cuSPARSELt multiplies a large 2:4 matrix, as users report it (CUDALibrarySamples issue
+203 for Hopper); 1 where nothing is known. Tiles are given no more."""
+
+
+VENDOR_BATCH = 128
+"""Batch from which a library is considered: it keeps a copy of its own, and what it does below is not modelled."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,7 @@ class KernelCode:
         block_n: rows of the batch of a program.
         tile_instructions: warp instructions that a program issues for a tile of each csr.
         fixed_instructions: those outside of its loops.
+        wgmma: products are those of warpgroups.
     """
 
     registers: int
@@ -132,6 +152,7 @@ class KernelCode:
     block_n: int
     tile_instructions: tuple[float, ...]
     fixed_instructions: float = 0.0
+    wgmma: bool = False
 
 
 Code = Callable[[Module, int, str], "KernelCode | None"]
@@ -153,12 +174,16 @@ class GpuCostModel(CostModel):
 
     def predict(self, module: Module, batch: int, x_dtype: str, threads: int = 1) -> Prediction:
         schedule = checked(module, batch, threads)
-        if schedule.regime(batch) == "dense-once":
-            return self._dense_once(module, batch, x_dtype)
+        if (kind := schedule.regime(batch)) != "tiles":
+            return (self._vendor if kind == "vendor" else self._dense_once)(module, batch, x_dtype)
         found = self.code(module, batch, x_dtype) if self.code is not None else None
-        return self._tiles(module, schedule, batch, found or estimated_code(module, batch))
+        return self._tiles(module, schedule, batch, found or estimated_code(module, batch), x_dtype)
 
-    def _tiles(self, module: Module, schedule: Schedule, batch: int, code: KernelCode) -> Prediction:
+    def executors(self, module: Module, batch: int) -> tuple[str, ...]:
+        """As everywhere, and for a large batch of a matrix that has one a vendor's library."""
+        return EXECUTORS if batch >= VENDOR_BATCH and library_matrix(module.tiles) is not None else EVERYWHERE
+
+    def _tiles(self, module: Module, schedule: Schedule, batch: int, code: KernelCode, x_dtype: str) -> Prediction:
         program, gpu = module.tiles, self.gpu
         counts = item_tiles(schedule)
         tile_bytes = np.array([segment_cost(program, program.segments[csr.segment]) for csr in schedule.csrs])
@@ -169,7 +194,8 @@ class GpuCostModel(CostModel):
         held = min(occupancy(gpu, code), -(-len(read) // gpu.sms))
         bandwidth = gpu.bandwidth * self._reach(code, held, float(read.sum()) / max(int(counts.sum()), 1))
         slots = gpu.sms * max(held, 1)
-        loads = np.maximum(read / bandwidth, issued / gpu.instructions) * slots
+        products = np.repeat(counts @ self._products(module, schedule, code, x_dtype), blocks)
+        loads = np.maximum(np.maximum(read / bandwidth, issued / gpu.instructions), products) * slots
         busy = float(loads.sum()) / slots
         reading = float(read.sum()) / bandwidth
         return Prediction.of(
@@ -179,6 +205,19 @@ class GpuCostModel(CostModel):
             reduction=self._reduction(module, schedule, batch),
             overhead=gpu.launch * (1 if program.beside.low_rank is None else 2),
         )
+
+    def _products(self, module: Module, schedule: Schedule, code: KernelCode, x_dtype: str) -> NDArray[np.float64]:
+        """Seconds of all tensor cores for a tile of each csr and a block of the batch."""
+        program, gpu = module.tiles, self.gpu
+        share = TILES_SHARE if code.wgmma else MMA_SHARES.get(gpu.architecture, TILES_SHARE)
+        peak = gpu.flops.get(x_dtype, gpu.flops["f32"]) * share
+        flops = 2 * program.tile[0] * program.tile[1] * code.block_n
+        gains = []
+        for csr in schedule.csrs:
+            fragment = program.segments[csr.segment].resolve().fragment(program.tile, program.dtype)
+            sparse = fragment is not None and fragment.sparse
+            gains.append(SPARSE_GAINS.get(gpu.architecture, 1.0) if sparse else 1.0)
+        return flops / (peak * np.array(gains))
 
     def _reach(self, code: KernelCode, held: int, tile_bytes: float) -> float:
         """Share of the bandwidth that the loads in flight can use: of a program, its pipeline's buffers or one tile."""
@@ -190,6 +229,15 @@ class GpuCostModel(CostModel):
         parts = sum(1 for item in schedule.items if item.parts > 1)
         traffic = 2 * 4 * parts * module.tiles.tile[0] * batch
         return traffic / self.gpu.bandwidth + (self.gpu.launch if parts else 0.0)
+
+    def _vendor(self, module: Module, batch: int, x_dtype: str) -> Prediction:
+        """The product of a library that has the matrix in its own form."""
+        program, gpu = module.tiles, self.gpu
+        sparse, weights = library_matrix(program) == "2:4", program.shape[0] * program.shape[1]
+        gain = SPARSE_GAINS.get(gpu.architecture, 1.0) if sparse else 1.0
+        stored = weights * itemsize(x_dtype) * (9 / 16 if sparse else 1)
+        product = 2 * weights * batch / (gpu.flops.get(x_dtype, gpu.flops["f32"]) * GEMM_SHARE * gain)
+        return Prediction.of(gemm=max(product, stored / gpu.bandwidth), overhead=gpu.launch)
 
     def _dense_once(self, module: Module, batch: int, x_dtype: str) -> Prediction:
         program, gpu = module.tiles, self.gpu

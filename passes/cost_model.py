@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoicc.ir.errors import InputError
-from stoicc.ir.schedule import EXECUTORS, Schedule
+from stoicc.ir.schedule import EVERYWHERE, Regime, Schedule
 from stoicc.ir.types import Module
 
 PARTS = ("bytes", "compute", "imbalance", "reduction", "decode", "gemm", "overhead")
@@ -85,12 +85,37 @@ class CostModel(ABC):
         while batch <= LARGEST_BATCH:
             times = [
                 self.predict(Module(module.tiles, schedule.executor(kind)), batch, module.tiles.dtype, threads).seconds
-                for kind in EXECUTORS
+                for kind in EVERYWHERE
             ]
-            if times[EXECUTORS.index("tiles")] > times[EXECUTORS.index("dense-once")]:
+            if times[EVERYWHERE.index("tiles")] > times[EVERYWHERE.index("dense-once")]:
                 return best
             best, batch = batch, batch * 2
         return best
+
+    def executors(self, module: Module, batch: int) -> tuple[str, ...]:
+        """Executors that may serve a batch of a matrix on this device."""
+        return EVERYWHERE
+
+    def regimes(self, module: Module, threads: int = 1) -> tuple[Regime, ...]:
+        """The executor that is predicted to be fastest, by batch: limits are powers of two up to LARGEST_BATCH.
+
+        `dataclasses.replace(schedule, regimes=...)` puts them to use. Where two take equally long, the one that
+        keeps less beside the payload serves: tiles, then dense-once.
+        """
+        schedule = replace(checked(module, 1, threads), regimes=())
+        found: list[Regime] = []
+        for batch in (1 << bit for bit in range(LARGEST_BATCH.bit_length())):
+            times = {
+                kind: self.predict(
+                    Module(module.tiles, schedule.executor(kind)), batch, module.tiles.dtype, threads
+                ).seconds
+                for kind in self.executors(module, batch)
+            }
+            kind = min(times, key=lambda kind: times[kind])  # the first of the fastest
+            if found and found[-1].executor == kind:
+                found.pop()
+            found.append(Regime(kind, batch))
+        return (*found[:-1], replace(found[-1], max_batch=None))
 
 
 Provider = Callable[[], "tuple[CostModel, int] | None"]

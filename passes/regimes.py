@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from stoicc.ir.options import is_whole
+from stoicc.ir.schedule import EXECUTORS
 from stoicc.ir.types import Module
 from stoicc.passes.base import Pass, scheduled, with_schedule
 from stoicc.passes.cost_model import provided
@@ -20,6 +21,9 @@ in bf16, which AMX speeds up, and at about four times that in the others.
 class Regimes(Pass):
     """`tiles` for batches up to `tiles` rows of x, `dense-once` above; 0 is dense-once at every batch.
 
+    above=vendor: a library that has the matrix in its own form in place of dense-once, on GPUs and for matrices
+        of dense or of 2:4 tiles alone (`stoicc.ir.library`).
+
     tiles=auto: where the constants of this device were measured (`stoicc.cost_model`), the batch at which
         the cost model predicts that dense-once overtakes for this matrix; else the built-in crossover of a
         CPU for the weight's dtype.
@@ -27,14 +31,16 @@ class Regimes(Pass):
 
     name: ClassVar[str] = "regimes"
     tiles: int | Literal["auto"] = "auto"
+    above: Literal["dense-once", "vendor"] = "dense-once"
 
     def __post_init__(self) -> None:
         whole = is_whole(self.tiles) and self.tiles >= 0
         self.check("tiles", self.tiles == "auto" or whole, "auto or a batch size from 0")
+        self.check("above", self.above in EXECUTORS[1:], f"one of {', '.join(EXECUTORS[1:])}")
 
     def apply(self, module: Module) -> Module:
         batch = crossover(module) if isinstance(self.tiles, str) else self.tiles
-        schedule = replace(scheduled(module), regimes=()).executor("dense-once")
+        schedule = replace(scheduled(module), regimes=()).executor(self.above)
         return with_schedule(module, schedule.executor("tiles", batch) if batch else schedule)
 
 

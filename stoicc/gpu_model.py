@@ -86,7 +86,8 @@ class CompiledCode:
         per_tile = tuple(float(next(loops)) if stores else 0.0 for stores in stored)
         inside = sum(loop.instructions for loop in machine.loops)
         code = KernelCode(machine.registers, machine.shared, machine.warps, config.block_n, per_tile)
-        return replace(code, fixed_instructions=float(max(0, machine.instructions - inside) * machine.warps))
+        fixed = float(max(0, machine.instructions - inside) * machine.warps)
+        return replace(code, fixed_instructions=fixed, wgmma=isinstance(config, GluonConfig) and config.wgmma)
 
     @staticmethod
     def _planes(module: Module, segment: int) -> tuple[object, ...]:

@@ -198,8 +198,8 @@ class Kernel(nn.Module):
     def executor(self, kind: str) -> Executor:
         """The executor of a kind, built on first use.
 
-        Kinds are "tiles", "dense-once", on GPUs "vendor" and, for gradients, "transposed" and "linear" (without the activation);
-        "reference", "reference-transposed" and "reference-linear" are those of the reference.
+        Kinds are "tiles", "dense-once", on GPUs "vendor" and, for gradients, "transposed" and "linear" (without the
+        activation); "reference", "reference-transposed" and "reference-linear" are those of the reference.
         """
         with self._store.lock:
             state, steps = self._store.state(), self._store.steps()

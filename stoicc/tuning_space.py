@@ -74,7 +74,9 @@ class Space:
         object.__setattr__(self, "tiles", tuple(check_tile(tile) for tile in self.tiles))
         for kind in self.executors:
             if kind not in EVERYWHERE:
-                raise InputError(f"space, executors: expected some of {', '.join(EVERYWHERE)}, found {kind!r}; name one")
+                raise InputError(
+                    f"space, executors: expected some of {', '.join(EVERYWHERE)}, found {kind!r}; name one"
+                )
         for threads in self.threads:
             if not is_whole(threads) or threads < 1:
                 raise InputError(f"space, threads: expected whole numbers from 1, found {threads!r}; correct it")

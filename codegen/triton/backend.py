@@ -27,8 +27,8 @@ from stoicc.codegen.triton.launch import (
     right_factors,
     rows_of_a_piece,
 )
-from stoicc.codegen.triton.vendor import Vendor
 from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
+from stoicc.codegen.triton.vendor import Vendor
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
@@ -108,7 +108,8 @@ def _other_executors(module: Module) -> str:
     """Which batches go to something else than tiles, and to what."""
     whats = {
         "dense-once": "dense-once: panels are decoded for the vendor's GEMM",
-        "vendor": "the vendor's library: " + ("every tile is 2:4" if library_matrix(module.tiles) == "2:4" else "dense"),
+        "vendor": "the vendor's library: "
+        + ("every tile is 2:4" if library_matrix(module.tiles) == "2:4" else "dense"),
     }
     found, above = "", 0
     for regime in scheduled(module).regimes:

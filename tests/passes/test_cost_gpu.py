@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stoicc.ir.types import Module
 from stoicc.passes import Pipeline
-from stoicc.passes.cost_gpu import GPUS, GpuCostModel, KernelCode, occupancy
+from stoicc.passes.cost_gpu import GEMM_SHARE, GPUS, GpuCostModel, KernelCode, occupancy
 from stoicc.passes.cost_model import PARTS
 from tests.ir.modules import make_program, programs
 
@@ -48,7 +48,7 @@ def test_the_kernel_of_fewer_bytes_loses_where_its_loop_is_long():
 
 
 def test_only_an_issue_bound_kernel_gains_by_fewer_instructions_and_only_a_bytes_bound_one_by_bandwidth():
-    faster = replace(H200, bandwidth=H200.bandwidth * 2)
+    faster = replace(H200, bandwidth=H200.bandwidth * 2, flops={k: 2 * f for k, f in H200.flops.items()})
     times = {
         (count, gpu.bandwidth): model_of(count, gpu).predict(BIG, 1, "bf16").seconds
         for count in (100, 200, 2000, 4000)
@@ -106,6 +106,43 @@ def test_dense_once_reads_the_payload_once_and_multiplies_at_the_rate_of_the_dev
     least = 2 * 8192 * 8192 * 28672 / H200.flops["bf16"]
     assert least < found.parts["gemm"] < 2 * least
     assert found.parts["compute"] == found.parts["reduction"] == 0
+
+
+def test_tiles_of_a_large_batch_are_bound_by_tensor_cores_and_lose_to_the_library():
+    """No kernel of ours is predicted to beat a dense GEMM at its own work, so that none is chosen that might lose."""
+    tiles = model_of(300, block_n=128).predict(Module(DENSE.tiles, DENSE.schedule.executor("tiles")), 8192, "bf16")
+    peak = 2 * 8192 * 8192 * 28672 / H200.flops["bf16"]
+    assert tiles.parts["bytes"] + tiles.parts["compute"] > peak / GEMM_SHARE
+    warpgroups = model_of(300, block_n=128, wgmma=True)
+    faster = warpgroups.predict(Module(DENSE.tiles, DENSE.schedule.executor("tiles")), 8192, "bf16")
+    assert peak / GEMM_SHARE < faster.parts["bytes"] + faster.parts["compute"] < 0.9 * tiles.seconds
+
+
+@pytest.mark.parametrize(
+    ("module", "kinds"),
+    [(BIG, ["tiles", "dense-once"]), (DENSE, ["tiles", "vendor"]), (module_of("nv24"), ["tiles", "vendor"])],
+    ids=["int4", "dense", "nv24"],
+)
+def test_regimes_go_from_bytes_to_arithmetic(module, kinds):
+    """Few rows of x by tiles; many by what decodes once, or by a library that has nothing to decode."""
+    regimes = model_of(300).regimes(module)
+    assert [regime.executor for regime in regimes] == kinds
+    assert 1 <= regimes[0].max_batch <= 4096
+    assert regimes[-1].max_batch is None
+    schedule = replace(module.schedule, regimes=regimes)
+    for batch in (1, 64, 1024, 4096):
+        chosen = model_of(300).predict(Module(module.tiles, schedule), batch, "bf16").seconds
+        for kind in ("tiles", "dense-once"):
+            alone = Module(module.tiles, replace(schedule, regimes=()).executor(kind))
+            assert chosen <= model_of(300).predict(alone, batch, "bf16").seconds
+
+
+def test_a_library_multiplies_a_sparse_matrix_faster_than_a_dense_one():
+    dense, sparse = (
+        GpuCostModel(H200).predict(Module(m.tiles, replace(m.schedule, regimes=()).executor("vendor")), 4096, "bf16")
+        for m in (DENSE, module_of("nv24"))
+    )
+    assert sparse.seconds == pytest.approx(dense.seconds / 1.2, rel=0.01)
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=list(GPUS))

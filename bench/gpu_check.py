@@ -3,8 +3,9 @@
     python -m bench.gpu_check
 
 Needs a GPU, torch, triton and numpy; no network and no installation. First what no emulator can tell of the
-Gluon dialect (subnormal operands on the tensor cores, and races: the same bits each time), then every format x
-dtype x batch against float64 in both dialects, then decode and prefill times against `F.linear`,
+Gluon dialect (subnormal operands on the tensor cores, and races: the same bits each time), products of warpgroups
+(`wgmma`) and the vendor's library as an executor, then every format x dtype x batch against float64 in both
+dialects, then decode and prefill times against `F.linear`,
 `torch.sparse.to_sparse_semi_structured` and torch's int4 kernel with cold caches. A table is printed and
 `bench/results/gpu-<device>.json` written. Cases that do not fit the time budget are dropped and
 named. `--dry-run` goes through all of it on tiny shapes in Triton's interpreter
@@ -132,14 +133,18 @@ class Plan:
 
 def check_all(plan: Plan, report: Report) -> None:
     """Tensor cores, then every format x weight dtype x x dtype x batch x executor, in the first 60% of the time."""
+    from bench.gpu_prefill import check_vendor, check_warpgroups
+
+    checks = {"tensor cores": check_tensor_cores, "warpgroups": check_warpgroups, "the library": check_vendor}
     for dtype in (torch.float16, torch.bfloat16):
-        if plan.late(0.6):
-            report.dropped.append(f"check of tensor cores {dtype}")
-            continue
-        try:
-            report.checks += check_tensor_cores(plan, dtype)
-        except Exception as error:  # the portable dialect is still to be checked
-            report.failures.append(f"check of tensor cores {dtype}: {type(error).__name__}: {error}")
+        for what, check in checks.items():
+            if plan.late(0.6):
+                report.dropped.append(f"check of {what} {dtype}")
+                continue
+            try:
+                report.checks += check(plan, dtype)
+            except Exception as error:  # the others are still to be checked
+                report.failures.append(f"check of {what} {dtype}: {type(error).__name__}: {error}")
     for weight in (torch.bfloat16, torch.float16, torch.float32):
         for text in FORMATS:
             if plan.late(0.6):

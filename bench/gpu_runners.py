@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.gpu_weights import MOSAIC, RandomWeight, random_weight
+from stoicc.codegen.gluon.launch import WGMMA_BLOCKS, without_wgmma
+from stoicc.ir.library import library_matrix
 
 VENDORS = ("dense (F.linear)", "2:4 (semi-structured)", "int4 (torch)")
 """The vendor's library, to compare with; the first is what speed-ups are over."""
@@ -35,21 +37,42 @@ def runners_of(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, 
 
 
 def tiles(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, int]:
-    """Executors of ours: `tiles` in both dialects at decode, `tiles` and `dense-once` at prefill."""
+    """Executors of ours: `tiles` in both dialects at decode; at prefill `dense-once`, up to 512 `tiles`, and where they
+    can be used `tiles` by `wgmma` and the vendor's library."""
     shares = MIXES.get(name, ((name, 1.0),))
     weight = random_weight(shape, shares, "bf16", clock.device, tile=TENSOR_CORE_TILE)
     portable = in_portable_dialect(random_weight(shape, shares, "bf16", clock.device))
     count = clock.copies(weight.payload_bytes) - 1
     weights, portables = ([one, *(one.copy() for _ in range(count))] for one in (weight, portable))
+    wide = [by_warpgroups(one) for one in weights] if has_warpgroups(clock.device) else []
+    library = weights if library_matrix(weight.module.tiles) is not None and clock.device.type == "cuda" else []
 
     def runners(x: Tensor, batch: int) -> dict[str, list[Callable[[], object]]]:
         kinds = ["tiles"] if batch <= 128 else ["dense-once"] if batch > 512 else ["tiles", "dense-once"]
         calls = {kind: [call(w.executor(kind), x, shape[0]) for w in weights] for kind in kinds}
         if batch <= 128:
             calls["portable"] = [call(w.executor("tiles"), x, shape[0]) for w in portables]
+        for kind, executor, held in (("wgmma", "tiles", wide), ("vendor", "vendor", library)):
+            if batch > 128 and held:
+                calls[kind] = [call(w.executor(executor), x, shape[0]) for w in held]
         return calls
 
     return runners, weight.payload_bytes
+
+
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether a schedule that asks for `wgmma` gets it here."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    major, minor = torch.cuda.get_device_capability(device)
+    return without_wgmma(10 * major + minor, WGMMA_BLOCKS[0], {"wgmma": 1}) is None
+
+
+def by_warpgroups(weight: RandomWeight) -> RandomWeight:
+    """The same weight under a schedule that asks for `wgmma`, without split-K, which large batches have no use for."""
+    assert weight.module.schedule is not None
+    schedule = weight.module.schedule.split_k(1).launch_with(wgmma=1)
+    return RandomWeight(replace(weight.module, schedule=schedule), weight.pools)
 
 
 def in_portable_dialect(weight: RandomWeight) -> RandomWeight:

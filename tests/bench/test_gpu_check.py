@@ -47,7 +47,7 @@ def test_dry_run(tmp_path) -> None:
     assert not report["failures"]
     assert not report["dropped"]
     assert all(check["passed"] for check in report["checks"])
-    assert {check["executor"] for check in report["checks"]} == {"tiles", "dense-once", "decode"}
+    assert {check["executor"] for check in report["checks"]} == {"tiles", "dense-once", "decode", "vendor"}
     formats = ("dense", "nv24", "int8", "int4", "int4_nv24")
     assert {(c["format"].partition("<")[0], c["weight"]) for c in report["checks"]} == {
         *((name, dtype) for name in formats for dtype in ("bf16", "f16", "f32")),

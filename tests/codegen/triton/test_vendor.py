@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import stoicc
-from stoicc.codegen.triton import backend, vendor
+from stoicc.codegen.triton import backend
 from stoicc.codegen.triton.backend import TritonBackend
 from stoicc.codegen.triton.vendor import Vendor
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.library import library_matrix, why_no_library
-from stoicc.ir.schedule import Regime
+from stoicc.ir.schedule import Regime, Schedule
 from tests.kernel_classes import KernelClass, make_case
 
 KERNEL = KernelClass("dense", (32, 32), "bf16", "same", "plain", False, 16)
@@ -71,7 +71,7 @@ def test_products(formats: str, beside: str, x_dtype: torch.dtype, monkeypatch: 
 
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", Sparse)
     plain = torch.nn.functional.linear
-    monkeypatch.setattr(vendor.F, "linear", lambda x, w: plain(x.float(), w.weight.float()).to(x.dtype))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: plain(x.float(), w.weight.float()).to(x.dtype))
     case = make_case(replace(KERNEL, formats=formats, beside=beside), (64, 128), empty=0.0)
     check(case, 5, x_dtype, "vendor", most=2e-2 if formats == "nv24" and beside == "all" else None)
     executor = TritonBackend().build(case.module, case.pools, "vendor", "error")
@@ -84,7 +84,7 @@ def test_what_runs_and_why_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_case(replace(KERNEL, formats="nv24", tile=(64, 64)), (64, 128)).module
     assert module.schedule is not None
 
-    def said(schedule: object) -> str:
+    def said(schedule: Schedule) -> str:
         text = TritonBackend().dialect(replace(module, schedule=schedule), torch.device("cuda"))
         return text.partition("portable Triton for others")[2]
 

@@ -53,7 +53,7 @@ def compress(
     Layers are taken in the order in which the model calls them. Those that see the very same tensor
     (q, k and v) form a stage; its statistics are collected in a run of the calibration batches of
     its own, so one gram matrix is alive at a time. Such a run begins after the last blocks that are finished, whose
-    outputs are kept for all batches. `stoicc.report(model)` then prints a table.
+    outputs are kept for all batches, on the CPU. `stoicc.report(model)` then prints a table.
 
     Beside the model, memory holds what one layer needs, and what one or two blocks return for all batches: dense
     weights of finished stages wait in files without a name, in the folder for temporary files, until all is done.

@@ -44,9 +44,9 @@ class _Gone(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch does
 
     @staticmethod
-    def __new__(cls, like: Tensor, kind: str) -> "_Gone":
+    def __new__(cls, like: Tensor, device: torch.device, kind: str) -> "_Gone":
         gone: _Gone = Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
         )
         gone.kind = kind
         return gone
@@ -58,19 +58,31 @@ class _Gone(Tensor):
 
 @dataclass(eq=False)
 class _Copy:
-    """What a call returned."""
+    """What a call returned, tensors in the CPU's memory.
 
-    leaves: list[Any]
+    Attributes:
+        leaves: with the device of each tensor, None for other values.
+    """
+
+    leaves: list[tuple[Any, torch.device | None]]
     spec: TreeSpec
+
+    @staticmethod
+    def of(leaves: list[Any], spec: TreeSpec) -> "_Copy":
+        """Of a flattened result."""
+        kept: list[tuple[Any, torch.device | None]] = [
+            (x.detach().to("cpu", copy=True), x.device) if isinstance(x, Tensor) else (x, None) for x in leaves
+        ]
+        return _Copy(kept, spec)
 
     def given(self) -> Any:
         """As the module would return it; the receiver may write into it."""
-        leaves = [leaf.clone() if type(leaf) is Tensor else leaf for leaf in self.leaves]
+        leaves = [leaf.to(device, copy=True) if type(leaf) is Tensor else leaf for leaf, device in self.leaves]
         return tree_unflatten(leaves, self.spec)
 
     def let_go(self, kind: str) -> None:
         """Keep of tensors what takes no memory."""
-        self.leaves = [_Gone(leaf, kind) if type(leaf) is Tensor else leaf for leaf in self.leaves]
+        self.leaves = [(_Gone(x, d, kind) if d and type(x) is Tensor else x, d) for x, d in self.leaves]
 
 
 @dataclass(eq=False)
@@ -180,5 +192,4 @@ class Replay:
             if copy is not None and kind not in self._kept:
                 copy.let_go(kind)
         frame.done.append(path)
-        kept = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._copies[self._run, path] = _Copy(kept, spec)
+        self._copies[self._run, path] = _Copy.of(leaves, spec)

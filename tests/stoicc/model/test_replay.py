@@ -183,7 +183,7 @@ def held(monkeypatch) -> list[list[str]]:
         def settle(self, layers):
             super().settle(layers)
             copies = [(path[-1][0], copy) for (run, path), copy in self._copies.items() if run == 0]
-            found.append([name for name, copy in copies if any(type(leaf) is Tensor for leaf in copy.leaves)])
+            found.append([name for name, copy in copies if any(type(leaf) is Tensor for leaf, _ in copy.leaves)])
 
     monkeypatch.setattr(compressing, "Replay", Seen)
     return found

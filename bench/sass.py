@@ -6,7 +6,8 @@ Compiles each format for sm_80 and sm_90, in both dialects of the Triton backend
 spills, widths of loads, instructions of each kind, warp instructions for 64x64 weights, bytes of weights in flight on
 an SM, and which resource of an A100 and an H200 the tile would take longest on. Nothing here is a measurement: times
 are counts over the constants of `passes/cost_gpu.py`, and the tensor cores' are those of their dense peak, of which
-`mma.sync` reaches less on Hopper. `--quick` leaves out fp16 and all batch blocks but 16.
+`mma.sync` reaches less on Hopper. A last table has the products of warpgroups (`wgmma`) that an H200 can be asked to
+multiply large batches by. `--quick` leaves out fp16, all batch blocks but 16, and most of that table.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import torch
 import stoicc.formats  # noqa: F401  (registers the formats)
 from bench.gpu_weights import random_weight
 from stoicc.codegen.gluon.compile import compile_for
-from stoicc.codegen.gluon.launch import GluonConfig, loops_of
-from stoicc.codegen.triton.compile_check import Machine, check_class
+from stoicc.codegen.gluon.launch import HAS_WGMMA, GluonConfig, loops_of
+from stoicc.codegen.triton.compile_check import Machine, check_class, ptxas_notes
 from stoicc.codegen.triton.launch import LaunchConfig
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.types import Module
@@ -28,10 +29,13 @@ from stoicc.passes.cost_gpu import GPUS, Gpu, KernelCode, occupancy
 from stoicc.passes.costs import segment_cost
 
 FORMATS = ("dense", "nv24", "int8<group_size=64>", "int4<group_size=64>", "int4_nv24<group_size=64>")
-TILE = {"gluon": (128, 64), "portable": (128, 128)}
-"""The tile that each dialect is best at."""
+TILE = {"gluon": (128, 64), "portable": (128, 128), "wgmma": (128, 64)}
+"""The tile that each dialect is best at; `wgmma` is the Gluon dialect where a schedule asks for it."""
+DIALECTS = ("gluon", "portable")
 ON = {"sm_80": "A100", "sm_90": "H200"}
 BATCHES = (8, 16, 64, 128)
+LARGE = 4096
+"""The batch of the table of warpgroups."""
 
 KINDS = (
     "HMMA",
@@ -65,6 +69,8 @@ class Row:
         payload: bytes of 64x64 weights.
         in_flight: bytes of weights on their way to an SM at a time.
         seconds: for 64x64 weights on the GPU `on`, by resource.
+        block_n: rows of the batch that a program multiplies by.
+        serialized: ptxas has every `wgmma` end before the next begins.
     """
 
     dialect: str
@@ -82,6 +88,8 @@ class Row:
     payload: float
     in_flight: float
     seconds: dict[str, float]
+    block_n: int
+    serialized: bool = False
 
     @property
     def bound_by(self) -> str:
@@ -95,19 +103,20 @@ def rows_of(
     """A row for each format of one kernel that multiplies tiles of all of them."""
     tile = tile or TILE[dialect]
     module = class_of(formats, tile, dtype)
-    machine, ahead = compiled(dialect, module, target, dtype, batch)
+    built = compiled(dialect, module, target, dtype, batch)
+    machine = built.machine
     gpu, area = GPUS[ON[target]], tile[0] * tile[1] / (64 * 64)
-    code = KernelCode(machine.registers, machine.shared, machine.warps, batch, ())
+    code = KernelCode(machine.registers, machine.shared, machine.warps, built.block_n, ())
     assert module.schedule is not None
     for csr, loop in zip(module.schedule.csrs, machine.loops, strict=True):
         segment = module.tiles.segments[csr.segment]
         payload = segment_cost(module.tiles, segment)
         instructions = loop.instructions * machine.warps / area
-        mma = products_of(loop.opcodes, machine.warps, batch) / area
+        mma = products_of(loop.opcodes, machine.warps, built.block_n) / area
         yield Row(
             dialect, target, dtype, batch, tile, segment.format, machine.registers, machine.spills, loop.spills,
-            instructions, loop.opcodes, loop.loads, payload / area, ahead * payload * occupancy(gpu, code),
-            seconds_of(gpu, dtype, payload / area, instructions, mma),
+            instructions, loop.opcodes, loop.loads, payload / area, built.ahead * payload * occupancy(gpu, code),
+            seconds_of(gpu, dtype, payload / area * min(1.0, built.block_n / batch), instructions, mma), built.block_n, built.serialized,
         )  # fmt: skip
 
 
@@ -117,18 +126,34 @@ def class_of(formats: tuple[str, ...], tile: tuple[int, int], dtype: str) -> Mod
     return random_weight((tile[0] * 4, tile[1] * 64), shares, dtype, torch.device("cpu"), tile=tile).module
 
 
-def compiled(dialect: str, module: Module, target: str, dtype: str, batch: int) -> tuple[Machine, float]:
-    """The tiles kernel's machine code, and how many tiles a program has on their way while it multiplies one."""
+@dataclass(frozen=True)
+class Built:
+    """A tiles kernel: its machine code, tiles on their way while it multiplies one, and its block of the batch."""
+
+    machine: Machine
+    ahead: float
+    block_n: int
+    serialized: bool = False
+
+
+def compiled(dialect: str, module: Module, target: str, dtype: str, batch: int) -> Built:
+    """The tiles kernel of a dialect as a launch would have it."""
     x_dtype = TORCH_DTYPES[dtype]
-    if dialect == "gluon":
-        config = GluonConfig.choose(batch, module, loops_of(module), int(target[3:]))
-        return compile_for(module, x_dtype, batch, target, config).kernels[0].machine(), config.stages - 1
-    launch = LaunchConfig.choose(batch, x_dtype, module.tiles.tile)
-    return check_class(module, target, x_dtype, launch)[0], (launch.num_stages - 2) / 2
+    if dialect == "portable":
+        launch = LaunchConfig.choose(batch, x_dtype, module.tiles.tile)
+        machine = check_class(module, target, x_dtype, launch)[0]
+        return Built(machine, (launch.num_stages - 2) / 2, launch.block_n)
+    asked = {"wgmma": 1} if dialect == "wgmma" else {}
+    config = GluonConfig.choose(batch, module, loops_of(module), int(target[3:]), asked)
+    kernel = compile_for(module, x_dtype, batch, target, config).kernels[0]
+    if not config.wgmma:
+        return Built(kernel.machine(), config.stages - 1, config.block_n)
+    serialized = "C7515" in ptxas_notes(kernel.ptx, target)
+    return Built(kernel.machine(), config.stages - 2, config.block_n, serialized)
 
 
 def seconds_of(gpu: Gpu, dtype: str, payload: float, instructions: float, mma: float) -> dict[str, float]:
-    """What 64x64 weights take of each resource, as if it were the only one."""
+    """What 64x64 weights take of each resource, as if it were the only one; blocks of a batch share a read of them."""
     return {
         "bytes": payload / gpu.bandwidth,
         "issue": instructions / gpu.instructions,
@@ -162,6 +187,7 @@ def line(row: Row) -> str:
         f"{row.format:26s} {row.dialect:8s} {row.tile[0]:>3d}x{row.tile[1]:<3d} {row.registers:4d} "
         f"{row.spills_in_loop:5d} {row.instructions:5.0f} {row.seconds['bytes'] * gpu.instructions:6.0f} "
         f"{row.in_flight / 1024:6.1f} {row.bound_by:12s} {longest:8.2f}  {kinds}; loads {loads}"
+        f"{'; SERIALIZED' if row.serialized else ''}"
     )
 
 
@@ -171,12 +197,25 @@ def tables(quick: bool) -> Iterator[str]:
     for target, dtype, batch in product(ON, dtypes, batches):
         yield f"\n{target} ({ON[target]}), {dtype}, batch block {batch}; counts for 64x64 weights"
         yield header()
-        for dialect in TILE:
+        for dialect in DIALECTS:
             for text in FORMATS:
                 yield from map(line, rows_of(dialect, target, dtype, batch, (text,)))
         yield "all of them in one kernel"
-        for dialect in TILE:
+        for dialect in DIALECTS:
             yield from map(line, rows_of(dialect, target, dtype, batch, FORMATS))
+    if HAS_WGMMA:
+        yield from warpgroups(quick)
+
+
+def warpgroups(quick: bool) -> Iterator[str]:
+    """The table of `wgmma`: blocks of the batch as a launch would choose them, 256 rows or 128 where sums are scaled."""
+    for dtype in ("bf16",) if quick else ("bf16", "f16"):
+        yield f"\nsm_90 (H200), {dtype}, batch {LARGE}, by wgmma, never on silicon; counts for 64x64 weights"
+        yield header()
+        for text in FORMATS[:2] if quick else FORMATS:
+            yield from map(line, rows_of("wgmma", "sm_90", dtype, LARGE, (text,)))
+        yield "all of them in one kernel"
+        yield from map(line, rows_of("wgmma", "sm_90", dtype, LARGE, FORMATS))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -57,6 +57,24 @@ def test_sparse_operands_go_to_sparse_tensor_cores() -> None:
         assert other not in row.opcodes
 
 
+WARPGROUP_BUDGET = {"dense": 420, "nv24": 400}
+"""Warp instructions for 64x64 weights and a block of 256 rows of the batch. An SM issues some 2000 while its tensor cores
+multiply them, and half as many while they are 2:4."""
+
+
+@pytest.mark.skipif(not NEWEST, reason="wgmma needs triton 3.9")
+@pytest.mark.parametrize("text", ["dense", "nv24"])
+def test_warpgroups_are_bound_by_tensor_cores(text: str) -> None:
+    """The kernels of large batches leave issue slots, and the next operands load while a product is on its way."""
+    (row,) = rows_of("wgmma", "sm_90", "bf16", sass.LARGE, (text,))
+    assert (row.block_n, row.tile) == (256, (128, 64))
+    assert row.bound_by == "tensor cores"
+    assert row.instructions <= WARPGROUP_BUDGET[text]
+    assert row.opcodes["HGMMA"] == (4 if text == "dense" else 2)
+    assert not row.serialized
+    assert row.spills_in_loop == 0
+
+
 def test_the_table() -> None:
     (row,) = rows_of("portable", "sm_90", "bf16", 16, ("nv24",))
     printed = sass.line(row)

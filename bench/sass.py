@@ -112,11 +112,12 @@ def rows_of(
         segment = module.tiles.segments[csr.segment]
         payload = segment_cost(module.tiles, segment)
         instructions = loop.instructions * machine.warps / area
+        read = payload / area * min(1.0, built.block_n / batch)
         mma = products_of(loop.opcodes, machine.warps, built.block_n) / area
         yield Row(
             dialect, target, dtype, batch, tile, segment.format, machine.registers, machine.spills, loop.spills,
             instructions, loop.opcodes, loop.loads, payload / area, built.ahead * payload * occupancy(gpu, code),
-            seconds_of(gpu, dtype, payload / area * min(1.0, built.block_n / batch), instructions, mma), built.block_n, built.serialized,
+            seconds_of(gpu, dtype, read, instructions, mma), built.block_n, built.serialized,
         )  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def tables(quick: bool) -> Iterator[str]:
 
 
 def warpgroups(quick: bool) -> Iterator[str]:
-    """The table of `wgmma`: blocks of the batch as a launch would choose them, 256 rows or 128 where sums are scaled."""
+    """The table of `wgmma`: blocks of the batch as a launch has them, 256 rows or 128 where sums are scaled."""
     for dtype in ("bf16",) if quick else ("bf16", "f16"):
         yield f"\nsm_90 (H200), {dtype}, batch {LARGE}, by wgmma, never on silicon; counts for 64x64 weights"
         yield header()

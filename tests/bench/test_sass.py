@@ -58,8 +58,8 @@ def test_sparse_operands_go_to_sparse_tensor_cores() -> None:
 
 
 WARPGROUP_BUDGET = {"dense": 420, "nv24": 400}
-"""Warp instructions for 64x64 weights and a block of 256 rows of the batch. An SM issues some 2000 while its tensor cores
-multiply them, and half as many while they are 2:4."""
+"""Warp instructions for 64x64 weights and a block of 256 rows of the batch. An SM issues some 2000 while its tensor
+cores multiply them, and half as many while they are 2:4."""
 
 
 @pytest.mark.skipif(not NEWEST, reason="wgmma needs triton 3.9")

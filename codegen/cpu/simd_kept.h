@@ -86,8 +86,34 @@ static inline void spread_bytes(uint32_t mask, const uint8_t *p, const int less,
         to[row] = mask >> row & 1 ? (int8_t)(*p++ - less) : 0;
 }
 
-/* One column of x in digits as a float. */
-static inline float digit_value(const int8_t *x, float unit)
+/* x in digits as floats, in their order. */
+INLINE void digit_floats(const int8_t *x, const int nb, float *to)
 {
-    return (float)(x[0] + 256 * (x[16] + 256 * x[32])) * unit;
+    for (int n = 0; n < nb; n++)
+        for (int k = 0; k < BK; k++) {
+            const int8_t *p = x + (k / 16 * nb + n) * 48 + k % 16;
+            to[(k / 4 * nb + n) * 4 + k % 4] = (float)(p[0] + 256 * (p[16] + 256 * p[32])) * digit_units(x, nb)[n];
+        }
+}
+
+/* Those of sixteen rows that count more than `less`. */
+static inline uint32_t rows_above(const uint8_t *counts, int less)
+{
+    uint32_t rows = 0;
+    for (int row = 0; row < 16; row++)
+        rows |= (uint32_t)(counts[row] > less) << row;
+    return rows;
+}
+
+/* Add one weight of each of these rows times its own column of x. */
+INLINE void multiply_add_apart(
+    vfloat weights, uint32_t rows, const uint8_t *columns, const float *x, float *acc, const int nb)
+{
+    float weight[16];
+    vf_store_f32(weight, weights);
+    for (; rows; rows &= rows - 1, columns++) {
+        const int row = __builtin_ctz(rows);
+        for (int n = 0; n < nb; n++)
+            acc[16 * n + row] += weight[row] * x[(*columns / 4 * nb + n) * 4 + *columns % 4];
+    }
 }

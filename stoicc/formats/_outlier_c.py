@@ -1,4 +1,4 @@
-"""C code of a format with outliers: the C of its values, then the weights that stand apart, one by one."""
+"""C code of a format with outliers: the C of its values, then weights that stand apart, one of each row at a time."""
 
 from dataclasses import replace
 from string import Template
@@ -17,21 +17,28 @@ INLINE void {name}(
     const uint8_t *counts, const uint8_t *columns, const int64_t count, const $T *outliers, const int64_t same,
     const $x *x, float *acc, const int nb)
 {
+    ahead(columns, 64);
+    ahead(outliers, 128);
     {name}_values($given, x, acc, nb);
-    for (int row = 0; row < BM; row++) {
-        float *sums = acc + (row / LANES * nb * LANES + row % LANES);
-        for (int left = counts[row]; left; left--) {
-            const int k = *columns++;
-            const float weight = ${T}_to_float(*outliers++);
-            #pragma GCC unroll 8
-            for (int n = 0; n < nb; n++)
-                sums[n * LANES] += weight * $entry;
+$floats
+    for (int strip = 0; strip < STRIPS; strip++, counts += LANES, acc += LANES * nb) {
+        uint32_t rows;
+        for (int i = 0; (rows = rows_above(counts, i)); i++) {
+            $T apart[LANES] __attribute__((aligned(64)));
+            spread_$T(rows, outliers, apart);
+            multiply_add_apart(vf_load_$T(apart), rows, columns, $entries, acc, nb);
+            columns += __builtin_popcount(rows);
+            outliers += __builtin_popcount(rows);
         }
     }
 }
 """)
-_FLOATS = "x[k / 4 * 4 * nb + 4 * n + k % 4]"
-_DIGITS = "digit_value(x + (k / 16 * nb + n) * 48 + k % 16, digit_units(x, nb)[n])"
+_FLOATS = {"x": "float", "floats": "", "entries": "x"}
+_DIGITS = {
+    "x": "int8_t",
+    "floats": "    float entries[BK * nb] __attribute__((aligned(64)));\n    digit_floats(x, nb, entries);",
+    "entries": "entries",
+}
 
 _PAIRS = Template("""\
 INLINE void {name}(
@@ -45,9 +52,10 @@ INLINE void {name}(
     $call
     for (int row = 0; row < strip * LANES; row++)
         at += counts[row];
-    for (int row = 0; row < LANES; row++)
-        for (int left = counts[strip * LANES + row]; left; left--, at++) {
-            const int k = columns[at] - first;
+    uint32_t rows;
+    for (int i = 0; (rows = rows_above(counts + strip * LANES, i)); i++)
+        for (; rows; rows &= rows - 1, at++) {
+            const int k = columns[at] - first, row = __builtin_ctz(rows);
             if (k >= 0 && k < SIZE)
                 pairs[k / 2 * (2 * LANES) + 2 * row + k % 2] = outliers[at];
         }
@@ -61,9 +69,12 @@ static void {name}(
     $T *out, const int64_t stride)
 {
     {name}_values($given, out, stride);
-    for (int row = 0; row < BM; row++, out += stride)
-        for (int left = counts[row]; left; left--)
-            out[*columns++] = *outliers++;
+    for (int strip = 0; strip < BM / 16; strip++, counts += 16, out += 16 * stride) {
+        uint32_t rows;
+        for (int i = 0; (rows = rows_above(counts, i)); i++)
+            for (; rows; rows &= rows - 1)
+                out[__builtin_ctz(rows) * stride + *columns++] = *outliers++;
+    }
 }
 """)
 
@@ -104,10 +115,10 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         source = function(_PAIRS, pairs.source, columns=str(pairs.columns), call=call)
         pairs = replace(pairs, source=source, scaled=False)
     return TileMac(
-        function(_TILE, code.source, x="float", entry=_FLOATS),
+        function(_TILE, code.source, **_FLOATS),
         pack,
         function(_DECODE, code.decode, arguments=canonical) if code.decode else "",
-        function(_TILE, code.digits, x="int8_t", entry=_DIGITS) if code.digits else "",
+        function(_TILE, code.digits, **_DIGITS) if code.digits else "",
         pairs,
         unpack=unpack if unpack_values is not None else None,
     )

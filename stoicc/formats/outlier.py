@@ -35,20 +35,26 @@ SEGMENT = 32
 """Columns of a row, at most, among which outliers are ranked."""
 MOST = 4
 """Outliers of a segment, at most."""
+STRIP = 16
+"""Rows whose outliers stand together."""
 _OWN = ("counts", "columns", "columns_ptr", "outliers", "outliers_ptr")
 
 
 @triton.jit
 def put_outliers(w, counts, columns, outliers, BM: tl.constexpr, BK: tl.constexpr):
     """The first outlier of every row, then the second of those that have one, and so on."""
-    count = tl.load(counts + tl.arange(0, BM)).to(tl.int32)
-    first = tl.cumsum(count, 0) - count
+    count = tl.reshape(tl.load(counts + tl.arange(0, BM)).to(tl.int32), (BM // 16, 16))
+    whole = tl.sum(count, 1)
+    first = tl.cumsum(whole, 0) - whole
     every = tl.arange(0, BK)[None, :]
-    for i in range(tl.max(count, 0)):
-        column = tl.load(columns + first + i, mask=i < count, other=0).to(tl.int32)
-        value = tl.load(outliers + first + i, mask=i < count, other=0.0)
-        here = (every == column[:, None]) & (i < count)[:, None]
-        w = tl.where(here, value[:, None], w)
+    for i in range(tl.max(tl.max(count, 1), 0)):
+        has = (i < count).to(tl.int32)
+        at = tl.reshape(first[:, None] + tl.cumsum(has, 1) - has, (BM,))
+        there = tl.reshape(has, (BM,)) != 0
+        column = tl.load(columns + at, mask=there, other=0).to(tl.int32)
+        value = tl.load(outliers + at, mask=there, other=0.0)
+        w = tl.where((every == column[:, None]) & there[:, None], value[:, None], w)
+        first += tl.sum(has, 1)
     return w
 
 
@@ -85,9 +91,10 @@ _DECODES = {2: decode_outlier, 3: decode_outlier_3, 4: decode_outlier_4}
 
 @dataclass(frozen=True)
 class Outlier(TileFormat):
-    """The planes of the values, how many outliers each row has u8 `[BM]`, and by row their columns u8 and weights.
+    """The planes of the values, how many outliers each row has u8 `[BM]`, and their columns u8 and weights.
 
-    Where an outlier stands the values hold zero.
+    Of 16 rows at a time: the first outlier of each row that has one, then the second ones, and so on; so that sixteen
+    lanes have a row each. Where an outlier stands the values hold zero.
 
     Attributes:
         values: how all other weights are stored.
@@ -129,8 +136,7 @@ class Outlier(TileFormat):
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
         whole = {name: plane for name, plane in planes.items() if name not in _OWN}
         back = self.values.decode(whole, tile, dtype).contiguous()
-        rows = torch.arange(back.shape[0] * tile[0], device=back.device)
-        rows = rows.repeat_interleave(planes["counts"].flatten().long())
+        rows = _rows(planes["counts"])
         return (
             back.view(-1).index_put((rows * tile[1] + planes["columns"].long(),), planes["outliers"]).view(back.shape)
         )
@@ -239,15 +245,30 @@ def _ranks(tiles: Tensor) -> Tensor:
     return ranks.scatter_(3, largest, torch.arange(MOST, dtype=torch.uint8).expand(largest.shape)).flatten(2)
 
 
+def _rows(counts: Tensor) -> Tensor:
+    """Counts `[T, BM]` -> the row of each outlier among all rows of all tiles, in the order of the planes."""
+    return _by_row(counts)[1]
+
+
+def _by_row(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each outlier among those sorted by row and column, and its row."""
+    count = counts.flatten().long()
+    rows = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    rank = torch.arange(len(rows), device=count.device) - (count.cumsum(0) - count)[rows]
+    key = (rows // STRIP * 256 + rank) * STRIP + rows % STRIP
+    places = key.argsort()
+    return places, rows[places]
+
+
 def _runs(tiles: Tensor, out: Tensor) -> Planes:
     """The planes of outliers."""
-    counts, places = out.sum(2), out.nonzero()
-    runs = offsets(counts.sum(1))
+    counts = out.sum(2)
+    places, runs = _by_row(counts)[0], offsets(counts.sum(1))
     return {
         "counts": counts.to(torch.uint8),
-        "columns": places[:, 2].to(torch.uint8),
+        "columns": out.nonzero()[places, 2].to(torch.uint8),
         "columns_ptr": runs,
-        "outliers": tiles[out],
+        "outliers": tiles[out][places],
         "outliers_ptr": runs.clone(),
     }
 

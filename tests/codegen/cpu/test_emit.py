@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import stoicc
 from stoicc.codegen.cache import write_sum
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.backend import CpuBackend
@@ -36,6 +37,14 @@ def test_the_c_of_a_mosaic(golden):
 def test_the_c_of_one_format(golden, isa, fmt):
     case = mosaic((70, 130), (fmt,), "bf16", (64, 64))
     golden(emit(classify(case.module, torch.bfloat16, isa), "0.0"), f"test_the_c_of_{fmt.partition('<')[0]}_{isa}")
+
+
+@pytest.mark.parametrize(("isa", "fmt"), [("avx512", "masked"), ("avx512", "outlier"), ("avx2", "group_sparse")])
+def test_the_c_of_composed_formats(golden, isa, fmt):
+    weight = torch.randn(70, 130, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight[:, ::3] = 0
+    kernel = stoicc.compile(weight, tile_map=[[fmt] * 3] * 2, approximate=True, target="cpu")
+    golden(emit(classify(kernel.ir, torch.bfloat16, isa), "0.0"), f"test_the_c_of_{fmt}_{isa}")
 
 
 @pytest.mark.parametrize("isa", simd.ISAS)

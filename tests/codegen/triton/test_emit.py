@@ -33,6 +33,12 @@ def test_a_plain_layer(golden) -> None:
     golden(TritonBackend().emit(make_case(plain, (192, 256)).module, torch.bfloat16))
 
 
+@pytest.mark.parametrize("formats", ["composed", "apart"])
+def test_formats_in_formats(golden, formats) -> None:
+    plain = replace(MOSAIC, beside="plain", split=False, formats=formats)
+    golden(TritonBackend().emit(make_case(plain, (192, 256)).module, torch.bfloat16), f"test_formats_{formats}")
+
+
 def test_decode_kernels(golden) -> None:
     golden(emit_decode(make_case(MOSAIC, (200, 300)).module).source)
 

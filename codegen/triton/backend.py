@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stoicc.codegen.executor import Backend, Executor, Pools
-from stoicc.codegen.reference import TransposedReference
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.dense_once import DenseOnce
 from stoicc.codegen.triton.emit import Emitted, emit_tiles
@@ -28,6 +27,7 @@ from stoicc.codegen.triton.launch import (
     rows_of_a_piece,
 )
 from stoicc.codegen.triton.loops import item_table, loop_tensors, scheduled
+from stoicc.codegen.triton.transposed import TransposedTiles
 from stoicc.codegen.triton.vendor import Vendor
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
@@ -47,6 +47,9 @@ class TritonBackend(Backend):
     def has_code(self, fmt: TileFormat, tile: Tile, dtype: str) -> bool:
         return not fmt.planes(tile, dtype) or fmt.decode_block(tile, dtype) is not None
 
+    def reads_sources(self, kind: str) -> bool:
+        return kind == "transposed"
+
     def available(self) -> str | None:
         if interpreting() or torch.cuda.is_available():
             return None
@@ -58,12 +61,12 @@ class TritonBackend(Backend):
         return interpreting()
 
     def build(self, module: Module, pools: Pools, kind: str, on_missing: str) -> Executor:
-        if kind == "transposed":
-            return TransposedReference(module, pools)
-        if kind not in EXECUTORS:
+        if kind not in (*EXECUTORS, "transposed"):
             raise CodegenError(f"backend triton: expected an executor of {', '.join(EXECUTORS)}, found {kind!r}")
         check_tile(module)
         repair()
+        if kind == "transposed":
+            return TransposedTiles(module, pools, on_missing)
         if kind == "dense-once":
             return DenseOnce(module, pools, on_missing)
         if kind == "vendor":

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.emit import Emitted, emit_decode, emit_tiles
 from stoicc.codegen.triton.launch import TRITON_DOTS, LaunchConfig, dot_dtype, dot_precision
+from stoicc.codegen.triton.transposed import emit_transposed, index_names
 from stoicc.ir.dtypes import DTYPE_NAMES, output_dtype
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import PlaneKind
@@ -100,11 +101,13 @@ def check_class(
         target: `sm_80`, `sm_90`, `sm_100`, `gfx942`, ...
         x_dtype: input dtype.
         config: launch constants.
-        kind: the executor, "tiles" or "dense-once".
+        kind: the executor, "tiles", "dense-once" or "transposed".
     """
     if kind == "tiles":
         emitted = emit_tiles(module)
         names = ["tiles_kernel", "reduce_kernel"] if emitted.split else ["tiles_kernel"]
+    elif kind == "transposed":
+        emitted, names = emit_transposed(module), ["transposed_kernel"]
     else:
         emitted = emit_decode(module)
         names = [f"decode_{loop.prefix}_kernel" for loop in emitted.loops]
@@ -139,14 +142,22 @@ def argument_types(module: Module, emitted: Emitted, x_dtype: torch.dtype) -> di
     program = module.tiles
     x = DTYPE_NAMES[x_dtype]
     dtypes = {"x": x, "y": DTYPE_NAMES[output_dtype(program.dtype, x_dtype)], "parts": "f32"}
-    dtypes |= {"items": "i32", "row_slots": "i32", "panel": x, "rows": "i32", "low_rank_product": "f32"}
+    dtypes |= {
+        "h": x,
+        "order": "i32",
+        "items": "i32",
+        "row_slots": "i32",
+        "panel": x,
+        "rows": "i32",
+        "low_rank_product": "f32",
+    }
     for name in ("bias", "row_permutation", "column_permutation", "input_scale", "output_scale"):
         if (pool := getattr(program.beside, name)) is not None:
             dtypes[name] = pool.dtype
     if program.beside.low_rank is not None:
         dtypes["low_rank_left"] = program.beside.low_rank[0].dtype
     for loop in emitted.loops:
-        dtypes[loop.columns] = "i32"
+        dtypes |= dict.fromkeys((loop.columns, *index_names(loop)), "i32")
         for use in loop.planes:
             dtypes[use.name] = use.plane.dtype
             if use.slots is not None:

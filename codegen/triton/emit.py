@@ -63,17 +63,17 @@ def emit_tiles(module: Module, on_missing: str = "dense") -> Emitted:
     kernels = [_tiles_kernel(module, loops, prologue, epilogue, split)]
     if split:
         kernels.append(reduce_kernel(module, epilogue))
-    text = _assemble(module, loops, [_load_x(module, prologue), _ADD_PRODUCT, *kernels], _about(module, loops, split))
-    return Emitted(text, _name(module, loops, text), split, loops, prologue, epilogue)
+    text = assemble(module, loops, [_load_x(module, prologue), _ADD_PRODUCT, *kernels], _about(module, loops, split))
+    return Emitted(text, class_name(module, loops, text), split, loops, prologue, epilogue)
 
 
 def emit_decode(module: Module, on_missing: str = "dense") -> Emitted:
     """One decode kernel per format, `decode_<prefix>_kernel`: tiles to a dense panel of tile rows."""
     loops = loops_of(module, on_missing)
-    about = f"Writes tiles of {_formats(loops)} ({_shape(module)}) to a panel of dense rows, one program a tile."
+    about = f"Writes tiles of {formats_of(loops)} ({shape_of(module)}) to a panel of dense rows, one program a tile."
     about = "\n".join(textwrap.wrap(about, 100))
-    text = _assemble(module, loops, [_decode_kernel(module, loop) for loop in loops], about)
-    return Emitted(text, f"{_name(module, loops, text)}_dense", False, loops, (), ())
+    text = assemble(module, loops, [_decode_kernel(module, loop) for loop in loops], about)
+    return Emitted(text, f"{class_name(module, loops, text)}_dense", False, loops, (), ())
 
 
 def prologue_arguments(beside: Beside) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def epilogue_arguments(beside: Beside) -> tuple[str, ...]:
     return tuple(n for n in TABLES if there.get(n, getattr(beside, n, None)) is not None)
 
 
-def _assemble(module: Module, loops: tuple[FormatLoop, ...], kernels: list[str], about: str) -> str:
+def assemble(module: Module, loops: tuple[FormatLoop, ...], kernels: list[str], about: str) -> str:
     imports, functions = sources.inline(function for loop in loops for function in _functions(loop))
     head = [f'"""{about}\n\nEmitted by stoicc; edit the schedule or the format, not this file.\n"""', ""]
     lines = [*head, "import triton", "import triton.language as tl", *imports]
@@ -98,7 +98,7 @@ def _about(module: Module, loops: tuple[FormatLoop, ...], split: bool) -> str:
     names = [*prologue_arguments(module.tiles.beside), *epilogue_arguments(module.tiles.beside)]
     beside = [n.removesuffix("_left") for n in names if n != "low_rank_product"]
     beside += [module.tiles.beside.activation] if module.tiles.beside.activation else []
-    lines = textwrap.wrap(f"y = W x for W in tiles of {_formats(loops)}: {_shape(module)}.", 100)
+    lines = textwrap.wrap(f"y = W x for W in tiles of {formats_of(loops)}: {shape_of(module)}.", 100)
     if beside:
         lines += textwrap.wrap(f"Beside the tiles: {', '.join(beside)}.", 100)
     if split:
@@ -114,16 +114,16 @@ def _about(module: Module, loops: tuple[FormatLoop, ...], split: bool) -> str:
     return "\n".join(lines)
 
 
-def _shape(module: Module) -> str:
+def shape_of(module: Module) -> str:
     tile = module.tiles.tile
     return f"{tile[0]}x{tile[1]} tiles, {module.tiles.dtype} weights"
 
 
-def _formats(loops: tuple[FormatLoop, ...]) -> str:
+def formats_of(loops: tuple[FormatLoop, ...]) -> str:
     return ", ".join(loop.text for loop in loops) or "nothing"
 
 
-def _name(module: Module, loops: tuple[FormatLoop, ...], text: str) -> str:
+def class_name(module: Module, loops: tuple[FormatLoop, ...], text: str) -> str:
     tile = module.tiles.tile
     readable = "_".join([*(loop.prefix for loop in loops), f"{tile[0]}x{tile[1]}", module.tiles.dtype])
     return f"k_{readable}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -169,7 +169,7 @@ _ADD_PRODUCT = function(
 
 # ---- kernels --------------------------------------------------------------------------------
 
-_CONSTEXPRS = ["BN: tl.constexpr", "DOT: tl.constexpr", "PRECISION: tl.constexpr"]
+CONSTEXPRS = ["BN: tl.constexpr", "DOT: tl.constexpr", "PRECISION: tl.constexpr"]
 
 
 def _tiles_kernel(
@@ -192,7 +192,7 @@ def _tiles_kernel(
         lines += ["", "row = tl.load(item)", *_epilogue(module, epilogue)]
         arguments = ["x", "y", "items", *prologue, *(n for loop in loops for n in loop_arguments(loop)), *epilogue]
     sizes = ["K", "N"] if split else ["M", "K", "N", *(["RANK"] if "low_rank_left" in epilogue else [])]
-    return kernel("tiles_kernel", [*arguments, *sizes, *_CONSTEXPRS], lines)
+    return kernel("tiles_kernel", [*arguments, *sizes, *CONSTEXPRS], lines)
 
 
 def _loop(module: Module, loop: FormatLoop, prologue: tuple[str, ...]) -> list[str]:
@@ -202,8 +202,8 @@ def _loop(module: Module, loop: FormatLoop, prologue: tuple[str, ...]) -> list[s
     lines += [line for name, step in _steps(loop) for line in [f"{name} += first{_times(step)}"]]
     body = [
         f"column = tl.load({loop.columns} + t)",
-        *_entry_lines(loop, "t"),
-        *_decode_call(module, loop, "t"),
+        *entry_lines(loop, "t"),
+        *decode_call(module, loop, "t"),
         f"block = load_x({', '.join(['x', 'column', 'n', 'N', 'K', *prologue, 'DOT'])})",
         "acc = add_product(w.to(DOT), block, acc, DOT, PRECISION)",
     ]
@@ -216,7 +216,7 @@ def _steps(loop: FormatLoop) -> list[tuple[str, int]]:
     return steps + [(slots, 1) for slots in dict.fromkeys(use.slots for use in loop.planes if use.slots)]
 
 
-def _entry_lines(loop: FormatLoop, tile: str) -> list[str]:
+def entry_lines(loop: FormatLoop, tile: str) -> list[str]:
     """Lines that find this tile's entry in planes that are shared or ragged."""
     lines = [
         f"{slots[: -len('_slots')]}_slot = tl.load({slots} + {tile}).to(tl.int64)"
@@ -229,7 +229,7 @@ def _entry_lines(loop: FormatLoop, tile: str) -> list[str]:
     return lines
 
 
-def _decode_call(module: Module, loop: FormatLoop, tile: str) -> list[str]:
+def decode_call(module: Module, loop: FormatLoop, tile: str) -> list[str]:
     """Lines of `w = decode(...)` for one tile."""
     arguments = []
     for use in loop.planes:
@@ -287,7 +287,7 @@ def reduce_kernel(module: Module, epilogue: tuple[str, ...]) -> str:
         *_epilogue(module, epilogue),
     ]
     sizes = ["M", "N", *(["RANK"] if "low_rank_left" in epilogue else [])]
-    return kernel("reduce_kernel", ["parts", "y", "row_slots", *epilogue, *sizes, *_CONSTEXPRS], lines)
+    return kernel("reduce_kernel", ["parts", "y", "row_slots", *epilogue, *sizes, *CONSTEXPRS], lines)
 
 
 def _epilogue(module: Module, epilogue: tuple[str, ...]) -> list[str]:
@@ -337,8 +337,8 @@ def _decode_kernel(module: Module, loop: FormatLoop) -> str:
         "t = first + tl.program_id(0).to(tl.int64)",
         f"m = (tl.load(rows + t) - top) * {rows} + tl.arange(0, {rows})",
         f"k = tl.load({loop.columns} + t) * {columns} + tl.arange(0, {columns})",
-        *_entry_lines(loop, "t"),
-        *_decode_call(module, loop, "t"),
+        *entry_lines(loop, "t"),
+        *decode_call(module, loop, "t"),
         "there = (m < M)[:, None] & (k < K)[None, :]",
         "tl.store(panel + m.to(tl.int64)[:, None] * K + k[None, :], w.to(panel.dtype.element_ty), mask=there)",
     ]

@@ -23,9 +23,10 @@ from stoicc.ir.types import Module
 Pools = Mapping[str, Tensor]
 
 KERNEL_NAMES = frozenset(
-    "tl triton load_x add_product tiles_kernel reduce_kernel x y parts items row_slots panel rows M K N RANK BN DOT "
-    "PRECISION row_permutation column_permutation input_scale output_scale low_rank_left low_rank_product bias blocks "
-    "item n acc first column w block slot part row m there start r left product t top k".split()
+    "tl triton load_x add_product tiles_kernel reduce_kernel load_h transposed_kernel h order e x y parts items "
+    "row_slots panel rows M K N RANK BN DOT PRECISION row_permutation column_permutation input_scale output_scale "
+    "low_rank_left low_rank_product bias blocks item n acc first column w block slot part row m there start r "
+    "left product t top k".split()
 )
 """What emitted kernels call their own functions, arguments and locals."""
 
@@ -117,7 +118,7 @@ def _free(name: str, names_of: Callable[[str], list[str]], taken: set[str]) -> s
 
 def _loop_names(prefix: str) -> list[str]:
     """Names that come with the prefix of a loop."""
-    return [f"{prefix}_columns", f"decode_{prefix}_kernel"]
+    return [f"{prefix}_columns", f"decode_{prefix}_kernel", f"{prefix}_first", f"{prefix}_rows", f"{prefix}_tiles"]
 
 
 def _plane_names(name: str) -> list[str]:

@@ -13,7 +13,9 @@ from typing import Any
 from stoicc.ir.errors import CodegenError
 
 _GIVEN = ("tl", "triton", "gl", "gluon")
-_OURS = ("load_x", "add_product", "tiles_kernel", "reduce_kernel", "start_copy", "next_tile")
+_OURS = (
+    "load_x", "add_product", "tiles_kernel", "reduce_kernel", "load_h", "transposed_kernel", "start_copy", "next_tile",
+)  # fmt: skip
 
 
 def inline(functions: Iterable[Any]) -> tuple[list[str], list[str]]:

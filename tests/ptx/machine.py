@@ -18,7 +18,7 @@ from tests.ptx import tensor_core, warpgroup
 from tests.ptx.arithmetic import COMPARISONS, convert, convert_pair, function_of, logic3
 from tests.ptx.memory import Addresses, GlobalMemory, SharedMemory
 from tests.ptx.program import EmulationError, Instruction, Operand, Program
-from tests.ptx.registers import KINDS, Array, Registers, immediate, loaded_type, reader, stored
+from tests.ptx.registers import KINDS, Array, Registers, immediate, loaded_type, narrowed, reader, stored
 
 MOST_STEPS = 2_000_000
 """Instructions that a program may run: a loop that never ends is an error."""
@@ -213,7 +213,7 @@ def _logic(instruction: Instruction) -> Step:
 def _convert(instruction: Instruction) -> Step:
     target, *sources = instruction.operands
     into, source = instruction.opcode[-2:]
-    readers = [reader(operand, source) for operand in sources]
+    readers = [narrowed(operand, source) for operand in sources]
     if into.endswith("x2"):
 
         def pair(state: State) -> None:

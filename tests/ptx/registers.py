@@ -87,6 +87,22 @@ def stored(operand: Operand, bits: int) -> Reader:
     return lambda registers: registers.any_width(operand).astype(UNSIGNED[bits])
 
 
+def narrowed(operand: Operand, kind: str) -> Reader:
+    """What `cvt` reads: of a register that is wider than an integer type, the lower bits."""
+    assert isinstance(operand, str)
+    if kind[0] not in "sub" or immediate(operand, kind) is not None:
+        return reader(operand, kind)
+    bits = int(kind[1:])
+
+    def read(registers: "Registers") -> Array:
+        value = registers.any_width(operand)
+        if value.dtype.itemsize * 8 <= bits:
+            return registers.get(operand, kind)
+        return value.astype(UNSIGNED[bits]).view(KINDS[kind])
+
+    return read
+
+
 def reader(operand: Operand, kind: str) -> Reader:
     """A function that gives an operand's value as this PTX type."""
     assert isinstance(operand, str)

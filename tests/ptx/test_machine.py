@@ -53,6 +53,8 @@ LANES = np.arange(THREADS, dtype=np.int64)
         ("{ .reg .b32 u; xor.b32 u, %r1, 5; mov.b32 %r2, u; }", LANES ^ 5),
         ("mov.b32 %r3, {1, 2}; mov.b32 {%rs1, %rs2}, %r3; cvt.u32.u16 %r2, %rs2;", LANES * 0 + 2),
         ("cvt.u64.u32 %rd2, %r1; shl.b64 %rd3, %rd2, 33; shr.u64 %rd4, %rd3, 32; cvt.u32.u64 %r2, %rd4;", 2 * LANES),
+        ("cvt.s64.s32 %rd2, -3; add.s64 %rd2, %rd2, 0x700000000; cvt.s64.s32 %rd3, %rd2; shr.s64 %rd4, %rd3, 32; "
+         "cvt.u32.u64 %r2, %rd4;", LANES * 0 - 1),
     ],
 )  # fmt: skip
 def test_integers(body: str, want: np.ndarray) -> None:

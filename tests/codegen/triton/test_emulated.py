@@ -33,19 +33,28 @@ def _no_triton_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def run(case: Case, x: Tensor) -> Tensor:
+HOPPER = CLASSES[3], CLASSES[11]
+"""Classes whose products are `wgmma` on sm_90, where blocks of the batch and of the tile are wide enough."""
+
+
+def run(case: Case, x: Tensor, capability: int = 80) -> Tensor:
     executor = Tiles(case.module, case.pools, "error")
     out = torch.full((x.shape[0], case.module.tiles.shape[0]), torch.nan, dtype=x.dtype)
-    with emulated(80):
+    with emulated(capability):
         executor.run(x, out, torch.empty(executor.workspace_bytes(x.shape[0], x.dtype), dtype=torch.uint8))
     return out
 
 
-@pytest.mark.parametrize("kernel", CLASSES, ids=lambda kernel: kernel.name)
-def test_class_equals_the_reference(kernel: KernelClass) -> None:
+CASES = [pytest.param(kernel, 80, id=f"{kernel.name}-sm_80") for kernel in CLASSES] + [
+    pytest.param(k, 90, id=f"{k.name}-sm_90", marks=[] if k in HOPPER else pytest.mark.slow) for k in CLASSES
+]
+
+
+@pytest.mark.parametrize(("kernel", "capability"), CASES)
+def test_class_equals_the_reference(kernel: KernelClass, capability: int) -> None:
     case = make_case(kernel, (200, 200))
     x = torch.randn(kernel.block_n + 3, 200).to(kernel.x_dtype)
-    y, want = run(case, x), reference(case, x)
+    y, want = run(case, x, capability), reference(case, x)
     assert float((y.double() - want).norm() / want.norm()) < TOLERANCE[kernel.weight]
 
 

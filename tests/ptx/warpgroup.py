@@ -115,7 +115,7 @@ class Products:
             raise EmulationError("wgmma: sums or operands overlap those of a product on its way")
         registers.busy -= {*product.sums, *product.operands}
         right = _block(shared, reader(product.right, "b64")(registers), product.columns, product)
-        blocks = (right,)
+        blocks: tuple[Block, ...] = (right,)
         if isinstance(product.left, str):
             rows = _block(shared, reader(product.left, "b64")(registers), 64, product)
             left, blocks = rows.values.reshape(-1, 16, product.depth), (right, rows)

@@ -90,9 +90,10 @@ def stored(operand: Operand, bits: int) -> Reader:
 def narrowed(operand: Operand, kind: str) -> Reader:
     """What `cvt` reads: of a register that is wider than an integer type, the lower bits."""
     assert isinstance(operand, str)
-    if kind[0] not in "sub" or immediate(operand, kind) is not None:
+    integer = re.fullmatch(r"[sub](\d+)", kind)
+    if integer is None or immediate(operand, kind) is not None:
         return reader(operand, kind)
-    bits = int(kind[1:])
+    bits = int(integer[1])
 
     def read(registers: "Registers") -> Array:
         value = registers.any_width(operand)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from stoicc.codegen.triton.backend import Tiles
@@ -52,6 +53,8 @@ CASES = [pytest.param(kernel, 80, id=f"{kernel.name}-sm_80") for kernel in CLASS
 
 @pytest.mark.parametrize(("kernel", "capability"), CASES)
 def test_class_equals_the_reference(kernel: KernelClass, capability: int) -> None:
+    if capability == 90 and triton.__version__.startswith(("3.6", "3.7", "3.8")):
+        pytest.skip("older Triton has operands of wgmma that are not K-major, which are not emulated")
     case = make_case(kernel, (200, 200))
     x = torch.randn(kernel.block_n + 3, 200).to(kernel.x_dtype)
     y, want = run(case, x, capability), reference(case, x)

@@ -17,6 +17,7 @@ from bench import (
     budget_search,
     cpu_pages,
     operators,
+    training_record,
 )
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
@@ -30,6 +31,7 @@ DOCUMENTS = (
     ROOT / "docs" / "operators.md",
     ROOT / "docs" / "adapters.md",
     ROOT / "docs" / "budget.md",
+    ROOT / "docs" / "training.md",
 )
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
@@ -56,6 +58,8 @@ def _rendered(name: str | None) -> str:
     if name is not None and name.startswith("budget_"):
         _, model, block = name.split("_")
         return budget_record.PAGE[block](budget_record.Record.read(RESULTS / f"budget-{model}.json"))
+    if name is not None and name.startswith("training_"):
+        return training_record.PAGE[name.partition("_")[2]](training_record.Record.read(RESULTS / "training.json"))
     record = Record.from_json(_read("cpu"))
     return cpu_pages.PAGE[name](record) if name else render(record)
 

@@ -1,9 +1,10 @@
 """Training a small byte-level GPT dense, with SLoPe, and with other 2:4 methods: same seeds, steps and data.
 
-    python -m bench.training             # three seeds of every method: under 25 minutes on two cores
+    python -m bench.training             # all seeds of every method: under 25 minutes on two cores
     python -m bench.training --quick     # one seed, few steps: under 50 s; writes nothing
-    python -m bench.training --tune      # settings of every method, with the same effort: five short runs each
+    python -m bench.training --tune      # settings of every method, with the same effort
     python -m bench.training --times     # times and memory alone, into the record that is there
+    python -m bench.training --runs      # runs alone, into the record that is there
 
 Prints bits per held-out byte, memory and step time, and what they say about published claims. The full run keeps
 finished runs in the user's cache folder, so it goes on after a stop; it writes bench/results/training.json and
@@ -13,7 +14,7 @@ docs/training.png.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +28,12 @@ from bench.training_memory import layer_memory
 from bench.training_methods import METHODS
 from bench.training_record import Record, claims_table, draw, layer, rows_table
 from bench.training_runs import CONFIG, Run, Setting, model_bytes, plan_for, runs_of, step_times
-from bench.training_tuning import PATH as TUNING
-from bench.training_tuning import Trial, settings, tune
+from bench.training_tuning import Trial, recorded, settings, tune
 from stoicc.nn import SlopeLinear, kept
 
 ROOT = Path(__file__).parents[1]
 RESULT, PICTURE = ROOT / "bench" / "results" / "training.json", ROOT / "docs" / "training.png"
-STEPS, SEEDS = 2000, (0, 1, 2)
+STEPS, SEEDS = 2000, (0, 1, 2, 3, 4)
 QUICK_STEPS = 100
 
 
@@ -43,8 +43,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--times", action="store_true")
+    parser.add_argument("--runs", action="store_true")
     asked = parser.parse_args()
-    console, corpus = Console(), standard_library()
+    corpus, console = standard_library(), Console()
+    console = Console(width=max(console.width, 160))
     console.print(str(corpus), highlight=False)
     if asked.tune:
         return tune(corpus, lambda trial: _say_trial(console, trial))
@@ -52,6 +54,10 @@ def main() -> None:
         found = Record.read(RESULT)
         step_ms, layer_ms = step_times(found.settings, corpus), layer_times()
         record = replace(found, step_ms=step_ms, layer_ms=layer_ms, layer=layer_memory(), machine=describe_machine())
+    elif asked.runs:
+        found = Record.read(RESULT)
+        runs = all_runs(corpus, STEPS, SEEDS, found.settings, console)
+        record = replace(found, about=_about(corpus, STEPS, SEEDS), runs=runs)
     elif asked.quick:
         record = measured(corpus, QUICK_STEPS, SEEDS[:1], console)
     else:
@@ -65,8 +71,18 @@ def main() -> None:
 
 def measured(corpus: Corpus, steps: int, seeds: tuple[int, ...], console: Console) -> Record:
     """All runs, times and memory."""
-    chosen = settings() if TUNING.exists() else {name: Setting() for name in METHODS}
+    trials = recorded()
+    chosen = settings(trials)
     step_ms, bytes_of = step_times(chosen, corpus), {name: model_bytes(name, chosen[name], corpus) for name in METHODS}
+    runs = all_runs(corpus, steps, seeds, chosen, console)
+    about = _about(corpus, steps, seeds)
+    return Record(about, chosen, runs, step_ms, bytes_of, layer_memory(), layer_times(), describe_machine(), trials)
+
+
+def all_runs(
+    corpus: Corpus, steps: int, seeds: tuple[int, ...], chosen: Mapping[str, Setting], console: Console
+) -> list[Run]:
+    """Every method with every seed."""
     runs: list[Run] = []
     for seed in seeds:
         for name in METHODS:
@@ -75,12 +91,15 @@ def measured(corpus: Corpus, steps: int, seeds: tuple[int, ...], console: Consol
             runs += found
             said = ", ".join(f"{run.name} {run.bits:.4f}" for run in found)
             console.print(f"seed {seed}: {said} ({time.perf_counter() - start:.0f} s)", highlight=False)
+    return runs
+
+
+def _about(corpus: Corpus, steps: int, seeds: tuple[int, ...]) -> str:
     plan = plan_for(steps, 0, Setting())
-    about = (
+    return (
         f"A byte-level GPT of {CONFIG.layers} blocks of width {CONFIG.width}, {steps} steps of {plan.batch} windows "
         f"of {CONFIG.context} bytes, seeds {', '.join(map(str, seeds))}. Data: {corpus}."
     )
-    return Record(about, chosen, runs, step_ms, bytes_of, layer_memory(), layer_times(), describe_machine())
 
 
 def layer_times(size: int = 1024, batch: int = 1024) -> dict[str, float]:

@@ -5,7 +5,7 @@ a function of it in its place (`torch.nn.utils.parametrize`); its gradient goes 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, TypeAlias
 
@@ -134,6 +134,11 @@ def transposable_mask(weight: Tensor) -> Tensor:
     return PATTERNS[best].view(rows // 4, columns // 4, 4, 4).transpose(1, 2).reshape(rows, columns).bool()
 
 
+_DECAYS = tuple({"decay": value} for value in (0.1, 0.03, 0.3, 1.0))
+_LAMBDAS = tuple({"lambda": value} for value in (2e-3, 2e-4, 2e-2, 1e-1, 5e-1))
+_CHOICES = ({"mask": "magnitude"}, {"mask": "random"}, {"decay": 0.3}, {"decay": 0.03})
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train.
@@ -148,7 +153,7 @@ class Method:
     name: str
     source: str
     apply: Callable[[Gpt, int, Options], SlopeSchedule | None]
-    options: tuple[Options, ...] = field(default=({"decay": 0.1}, {"decay": 0.03}, {"decay": 0.3}))
+    options: tuple[Options, ...] = _DECAYS
 
 
 def _dense(model: Gpt, steps: int, options: Options) -> None:
@@ -176,12 +181,11 @@ def _s_ste(model: Gpt, steps: int, options: Options) -> None:
         parametrize.register_parametrization(layer, "weight", SSte(layer.weight))
 
 
-_LAMBDAS = tuple({"lambda": value} for value in (2e-3, 2e-4, 2e-2))
 METHODS = {
     method.name: method
     for method in (
         Method("dense", "no pruning", _dense),
-        Method("slope", "SLoPe", _slope, ({"mask": "magnitude"}, {"mask": "random"}, {"decay": 0.3})),
+        Method("slope", "SLoPe", _slope, _CHOICES),
         Method("sr-ste", "SR-STE with decay, extended to Adam", _sr_ste, _LAMBDAS),
         Method("s-ste", "S-STE", _s_ste),
         Method("transposable", "transposable masks with decay", _transposable, _LAMBDAS),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 from bench.training_memory import LayerMemory
 from bench.training_methods import LAZY, METHODS
 from bench.training_runs import Run, Setting
+from bench.training_tuning import Trial
 
 T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Two-sided 95% of Student's t, by degrees of freedom."""
@@ -38,6 +39,7 @@ class Record:
         layer: memory of one bf16 layer.
         layer_ms: milliseconds of products of one layer.
         machine: where times were taken.
+        trials: from which the settings were chosen.
     """
 
     about: str
@@ -48,6 +50,7 @@ class Record:
     layer: LayerMemory
     layer_ms: dict[str, float]
     machine: dict[str, str | int]
+    trials: list[Trial] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -60,6 +63,7 @@ class Record:
         data["settings"] = {name: Setting(**setting) for name, setting in data["settings"].items()}
         data["runs"] = [Run(**{**run, "curve": [tuple(point) for point in run["curve"]]}) for run in data["runs"]]
         data["layer"] = LayerMemory(**data["layer"])
+        data["trials"] = [Trial.of(trial) for trial in data["trials"]]
         return Record(**data)
 
     def bits(self, name: str) -> dict[int, float]:
@@ -175,6 +179,23 @@ def _products(record: Record) -> tuple[list[str], list[list[str]]]:
     return ["products", "ms"], [[what, f"{found:.2f}"] for what, found in record.layer_ms.items()]
 
 
+def _trials(record: Record) -> tuple[list[str], list[list[str]]]:
+    lines = []
+    for name in sorted({trial.name for trial in record.trials}, key=list(NAMES).index):
+        own = [trial for trial in record.trials if trial.name == name]
+        least = min(own, key=lambda trial: trial.bits)
+        tried = [f"{_shown(trial)} {'**' * (trial is least)}{trial.bits:.4f}{'**' * (trial is least)}" for trial in own]
+        lines.append([NAMES[name], "; ".join(tried)])
+    return ["method", "setting and bits per byte of the calibration split"], lines
+
+
+def _shown(trial: Trial) -> str:
+    if trial.name == LAZY:
+        return f"adapters' rate {trial.setting.adapter_rate:g}:"
+    own = ", ".join(f"{option} {value}" for option, value in trial.setting.options.items())
+    return f"{trial.setting.rate:g}, {own}:"
+
+
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for line in lines:
@@ -192,6 +213,7 @@ PAGE = {
     "rows": lambda record: _markdown(*_rows(record)),
     "claims": lambda record: _markdown(*_claims(record)),
     "products": lambda record: _markdown(*_products(record)),
+    "trials": lambda record: _markdown(*_trials(record)),
 }
 """Blocks of docs/training.md: `<!-- figures: training_rows -->` is `rows`."""
 

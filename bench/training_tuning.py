@@ -1,7 +1,8 @@
-"""Settings of every method of `bench.training`, tuned with the same effort: five short runs each on text of their own.
+"""Settings of every method of `bench.training`, tuned with the same effort on text of their own.
 
-Three peak rates with the method's defaults, then two more values of its own option at the best of them. The rate of
-SLoPe's adapters is chosen in forks of the last 1% of its best run.
+Seven short runs each: four peak rates with the method's defaults, then three more values of its own option at the best
+of them; an eighth where the best stood at the end of the range. The rate of SLoPe's adapters is chosen in forks of the
+last 1% of its best run.
 """
 
 import json
@@ -15,7 +16,7 @@ from bench.training_methods import LAZY, METHODS
 from bench.training_runs import Setting, runs_of
 
 PATH = Path(__file__).parent / "results" / "training-tuning.json"
-RATES = (3e-3, 6e-3, 1.2e-2)
+RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 ADAPTER_RATES = (1e-3, 3e-3, 1e-2)
 STEPS, SEED = 500, 100
 """Of a short run; no run that counts has this seed."""
@@ -62,9 +63,15 @@ def best(trials: list[Trial], name: str) -> Setting:
     return min((trial for trial in trials if trial.name == name), key=lambda trial: trial.bits).setting
 
 
-def settings() -> dict[str, Setting]:
-    """What tuning chose for every method, from the record; SLoPe's with the rate of its adapters."""
-    trials = [Trial.of(trial) for trial in json.loads(PATH.read_text())]
+def recorded() -> list[Trial]:
+    """The trials on record; none before the first `--tune`."""
+    return [Trial.of(trial) for trial in json.loads(PATH.read_text())] if PATH.exists() else []
+
+
+def settings(trials: list[Trial]) -> dict[str, Setting]:
+    """What tuning chose for every method; SLoPe's with the rate of its adapters. Without trials, defaults."""
+    if not trials:
+        return {name: Setting() for name in METHODS}
     return {name: best(trials, LAZY if name == "slope" else name) for name in METHODS}
 
 

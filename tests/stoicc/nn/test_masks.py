@@ -88,6 +88,15 @@ def test_the_second_prune_keeps_the_largest_of_a_column_even_if_they_are_zero():
     assert bool((again >= TWICE).all())
 
 
+def test_a_short_last_group_of_rows_keeps_n_of_its_own(rng):
+    weight = torch.randn(6, 16, generator=rng)
+    places = first_places(weight, 2, 4, "magnitude")
+    values = collect(weight, places, 2, 4)
+    twice = prune_again(values, places, 2, 4)
+    assert bool((twice[4:] >= TWICE).all())  # two rows, of which two may stay
+    assert torch.equal(twice[:4], prune_again(values[:4], places[:4], 2, 4))
+
+
 @pytest.mark.parametrize("structure", [(0, 4), (4, 4), (2, 256), (1.0, 4)])
 def test_no_structure(structure):
     with pytest.raises(InputError, match=r"slope: expected 0 < n < m <= 128, found n=.*; correct them"):

@@ -100,6 +100,18 @@ def test_checkpointing_gives_the_same_gradients(reentrant):
     assert all(torch.equal(a, b.grad) for a, b in zip(plain, (x, *layer.parameters()), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does so itself
+def test_torch_compile_takes_it_in_one_graph():
+    layer, x = adapted(slope(rank=2)), torch.randn(6, 48, requires_grad=True)
+    found = []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        run(x).square().sum().backward()
+        found.append([held.grad for held in (x, *layer.parameters())])
+        x.grad = None
+        layer.zero_grad()
+    torch.testing.assert_close(*found)
+
+
 def test_repacking_before_backward_is_seen():
     layer = slope()
     y = layer(torch.randn(2, 48, requires_grad=True))

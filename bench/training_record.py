@@ -239,7 +239,7 @@ def draw(record: Record, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for name, steps, bits in curves(record):
         left.plot(steps[1:], bits[1:], label=name)
-    left.set(xlabel="step", ylabel="bits per held-out byte (mean of seeds)", yscale="log")
+    left.set(xlabel="step", ylabel="bits per held-out byte (mean of seeds)")
     left.legend()
     names = sorted({run.name for run in record.runs}, key=list(NAMES).index)
     for place, name in enumerate(names):

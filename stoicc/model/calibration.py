@@ -8,7 +8,7 @@ model's size.
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -95,13 +95,18 @@ class _Opaque(Exception):
 
 
 def _own(value: Any) -> Any:
-    """The same tensors in containers of our own, which a model may write into."""
-    if isinstance(value, (Tensor, str, int, float, bool, type(None))):
+    """The same values in tensors and containers of our own, which a model and a function may write into."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if type(value) in (tuple, list):
         return type(value)(map(_own, value))
-    if isinstance(value, Mapping) and all(isinstance(each, (Tensor, str, int, float)) for each in value.values()):
-        return copy.copy(value)
+    if isinstance(value, MutableMapping):
+        own = copy.copy(value)
+        for key, each in value.items():
+            own[key] = _own(each)
+        return own
     raise _Opaque
 
 

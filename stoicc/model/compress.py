@@ -132,6 +132,8 @@ def _replace_layers(
         other = work.all_stages(found, Replay(layers, changing=sequential))
         if other is not None:
             surgery.undo(before)
+            if batches is not None:
+                batches.calls = None
             warnings.warn(
                 "compress: expected modules that hand on no values but those that they return, found that layer "
                 f"{other} sees something else if those before it do not run; every stage now runs the whole model",

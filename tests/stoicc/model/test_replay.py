@@ -249,6 +249,34 @@ def test_a_function_runs_on_the_dense_model_and_to_try_the_result():
     assert_same(model, expected)
 
 
+class Clamping(nn.Module):
+    """A model that changes its input, and a mapping that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Mlp(), Mlp())
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = features.pop("x")
+        x -= 0.3
+        features["y"] = self.blocks(x)
+        return features
+
+
+def test_a_function_may_use_its_tensors_again():
+    torch.manual_seed(0)
+    model, batches = Clamping(), [torch.randn(3, 5, WIDTH) for _ in range(2)]
+    other, shared = copy.deepcopy(model), torch.empty(3, 5, WIDTH)
+
+    def function(model: nn.Module) -> None:
+        for x in batches:
+            model({"x": shared.copy_(x)})
+
+    stoicc.compress(model, STEPS, function)
+    stoicc.compress(other.blocks, STEPS, [x - 0.3 for x in batches])
+    assert_same(model.blocks, other.blocks)
+
+
 class Note:
     """An argument that may be anything."""
 

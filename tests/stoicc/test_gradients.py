@@ -1,5 +1,8 @@
 """Gradients through every kernel: of x, the bias, low-rank factors and the floats that formats keep."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,8 @@ from torch.nn import functional as F
 
 import stoicc
 from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.format import Plane, PlaneKind, TileFormat
+from stoicc.ir.registry import REGISTRY, register_format
 from tests.gradients import FORMATS, TOLERANCE, assert_gradients, close, expected, make_kernel
 from tests.kernel_classes import EPILOGUES, FURTHER, MIXES
 
@@ -146,3 +151,51 @@ def trained(net, steps, batches):
         steps.step()
         losses.append(loss.item())
     return losses
+
+
+# -- formats of users ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scaled(TileFormat):
+    """A value for each weight, a scale for each row, and one for the whole matrix: all of them trained."""
+
+    name: ClassVar[str] = "test_scaled"
+
+    def planes(self, tile, dtype):
+        rows = Plane("row_scale", dtype, (tile[0],), PlaneKind.GROUP, 0)
+        return Plane("values", dtype, tile), rows, Plane("scale", "f32", (1,), PlaneKind.MATRIX)
+
+    def encode(self, tiles):
+        rows = tiles.new_full(tiles.shape[:2], 2.0)
+        return {"values": tiles / 4, "row_scale": rows, "scale": tiles.new_full((tiles.shape[0], 1), 2.0).float()}
+
+    def decode(self, planes, tile, dtype):
+        scales = planes["row_scale"][:, :, None] * planes["scale"][:, :, None]
+        return (planes["values"] * scales).to(TORCH_DTYPES[dtype])
+
+    def trainable(self, tile, dtype):
+        return "values", "row_scale", "scale"
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_a_users_format_with_planes_that_tiles_share(target):
+    register_format(Scaled())
+    try:
+        weight = torch.randn(40, 100)
+        made = stoicc.compile(weight, ["test_scaled"], (16, 32), target=target, on_missing="dense")
+        kernel = made.requires_grad_()
+        x = torch.randn(7, 100, requires_grad=True)
+        grad = torch.randn(7, 40)
+        kernel(x).backward(grad)
+        assert x.grad is not None
+        close(x.grad, grad.double() @ weight.double(), 1e-5, "x")
+        of_weight = grad.double().T @ x.detach().double()
+        values, rows, scale = (torch.as_tensor(parameter.grad) for parameter in kernel.parameters())
+        assert (values.shape, rows.shape, scale.shape) == ((12, 16, 32), (3, 16), (1, 1))
+        close(rows.flatten()[:40], (of_weight * weight / 2).sum(1), 1e-5, "rows")
+        close(scale, (of_weight * weight / 2).sum(), 1e-5, "scale")
+        close(values[0], 4 * of_weight[:16, :32], 1e-5, "values")
+        close(values[11, :8, :4], 4 * of_weight[32:, 96:], 1e-5, "values of a tail")
+    finally:
+        REGISTRY.unregister("test_scaled")

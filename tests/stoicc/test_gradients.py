@@ -76,6 +76,12 @@ def test_every_dtype_and_epilogue(beside, weight):
         assert_gradients(kernel, torch.randn(batch, 90).to(TORCH_DTYPES[weight]), tolerance)
 
 
+@pytest.mark.parametrize("formats", TRAINABLE)
+def test_panels_of_a_tile_row(formats, monkeypatch):
+    monkeypatch.setattr("stoicc.codegen.reference.PANEL_WEIGHTS", 1)
+    assert_gradients(make_kernel(formats, "bias").requires_grad_(), torch.randn(5, 90), TOLERANCE["f32"])
+
+
 def test_shapes_of_x_and_strides_of_the_gradient():
     kernel = make_kernel(target="cpu")
     x = torch.randn(2, 3, 90, requires_grad=True)

@@ -106,8 +106,7 @@ class TransposedExecutor(Executor):
         size = shape[0] * shape[1] * dtype.itemsize
         h = workspace[:size].view(dtype).view(shape)
         h[: x.shape[0], : x.shape[1]] = x
-        h[x.shape[0] :] = 0
-        h[:, x.shape[1] :] = 0
+        h[:, x.shape[1] :] = 0  # rows past the batch may be anything: their sums are not stored
         return h, _whole(size)
 
     def _threads(self) -> int:

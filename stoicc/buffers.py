@@ -51,11 +51,13 @@ class Buffers(dict[str, Tensor | None]):
     def state(self) -> tuple[object, ...]:
         """Differs from an earlier one where tensors were exchanged or (by torch's count) edited."""
         real = ((id(tensor), version_of(tensor)) for tensor in self._here().values())
+        if not self.trained:  # as on each call of a kernel that serves
+            return (self._changes, *real)
         return (self._changes, *real, *((id(p), p.data_ptr()) for p in self._parameters().values()))
 
     def steps(self) -> tuple[object, ...]:
         """Differs from an earlier one where values of parameters were edited."""
-        return tuple(version_of(parameter) for parameter in self._parameters().values())
+        return tuple(version_of(parameter) for parameter in self._parameters().values()) if self.trained else ()
 
     def real(self) -> dict[str, Tensor]:
         """The tensors that are here now, parameters without their gradient."""

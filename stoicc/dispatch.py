@@ -49,11 +49,14 @@ def execute(kind: str, x: Tensor, workspace: Tensor | None, handle: int, trained
 
 
 def _unwatched(x: Tensor, trained: Sequence[Tensor]) -> bool:
-    """Whether x is numbers and nothing more: no trace, gradient, transform, mode or subclass that looks on."""
+    """Whether x is numbers and nothing more: no trace, gradient, transform, mode or subclass that looks on.
+
+    `trained` is empty but where autograd will ask for a gradient of one of them.
+    """
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
-        and not (torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in trained)))
+        and not ((x.requires_grad or trained) and torch.is_grad_enabled())
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None

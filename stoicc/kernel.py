@@ -205,11 +205,11 @@ class Kernel(nn.Module):
             state, steps = self._store.state(), self._store.steps()
             if state != self._built_for:
                 self.refresh()  # values or places changed: repacked planes and addresses are stale
-                self._built_for = state
+                self._built_for, self._built_at = state, steps
             elif steps != self._built_at:  # of an optimizer: what asks for the values at each call has them
                 for stale in [name for name in self._executors if not self._reads_sources(name)]:
                     del self._executors[stale]
-            self._built_at = steps
+                self._built_at = steps
             built = kind not in self._executors
             if built:
                 self._executors[kind] = self._build(kind)

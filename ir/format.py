@@ -124,6 +124,7 @@ class TilePairs:
     source: str
     columns: int
     scaled: bool = False
+    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class TileOctets:
     source: str
     columns: int
     most: int = 16
+    group: int = 1
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     if kernel.digits and part.code.digits:
         text += "\n" + _ADD_DIGITS.substitute(names, tails=_tails(names, "digits", 2 * max(DIGIT_BATCHES)))
     if kernel.pairs:
-        text += "\n" + units.add_tiles(part, names, "pairs")
+        text += "\n" + units.add_tiles(part, kernel, names, "pairs")
     if kernel.octets and part.code.octets:
-        text += "\n" + units.add_tiles(part, names, "octets")
+        text += "\n" + units.add_tiles(part, kernel, names, "octets")
     return text
 
 

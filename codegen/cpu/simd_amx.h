@@ -76,12 +76,28 @@ static inline vint vp_step(vint word, const int j)
     return j / 2 ? _mm512_srli_epi16(two, 4) : two;
 }
 
-/* The two nibbles of byte j of each lane, the low one in the first 16-bit word, the high one in the second. */
+/* Of a word of two nibbles each of four groups (a lane's lowest byte is group 0, its low nibble the first), the nibbles
+ * of groups j and j + 2 in the low bits of bytes: first and second of j, then of j + 2. High bits are anything. */
 static inline vint vp_twins(vint word, const int j)
 {
-    const __m512i lane = _mm512_set4_epi32(0x000c000c, 0x00080008, 0x00040004, 0);
-    __m512i byte = _mm512_shuffle_epi8(word, _mm512_or_si512(lane, _mm512_set1_epi32((int)0x80008000 | j | j << 16)));
-    return _mm512_srlv_epi16(byte, _mm512_set1_epi32(4 << 16));
+    const __m512i even = _mm512_set1_epi16(0x00ff);
+    __m512i low = j ? _mm512_srli_epi32(word, 8) : word;
+    __m512i high = j ? _mm512_srli_epi32(word, 4) : _mm512_slli_epi32(word, 4);
+    return _mm512_ternarylogic_epi32(even, low, high, 0xca); /* even ? low : high */
+}
+
+/* Two kept 4-bit codes of four columns as two pairs: their bytes 2 * half and 2 * half + 1 of each lane hold them in
+ * the low bits; the group's positions are the low four bits of `place`. Bytes are put at columns 0, 2, 1, 3, so that
+ * both pairs begin in the low bits of the lane's words, now or eight bits on. */
+INLINE void vp_spread_codes(vint pair[2], vint kept, const int half, vint place)
+{
+    const __m512i picks = _mm512_setr_epi32( /* bytes for columns 0, 2, 1, 3, by both positions; 0x80: none */
+        0, 0, 0, 0, (int)0x80018000, 0, 0, 0, (int)0x80800100, (int)0x80000180, 0, 0, 0x01808000, 0x01008080,
+        0x01800080, 0);
+    const __m512i lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    const __m512i base = _mm512_or_si512(lane, _mm512_set1_epi8((char)(2 * half)));
+    pair[0] = _mm512_shuffle_epi8(kept, _mm512_or_si512(_mm512_permutexvar_epi32(place, picks), base));
+    pair[1] = _mm512_srli_epi16(pair[0], 8);
 }
 
 /* Two bytes of each lane, in the low bits of its 16-bit words. */
@@ -162,79 +178,72 @@ static inline void tiles_fence(void)
     __asm__ volatile("" ::: "memory");
 }
 
-/* Tiles 0 .. 3 hold the sums of up to four blocks of 16 batch entries and one strip; a strip's sums of
- * neighbouring blocks lie `step` floats apart. With fewer entries, one or two of them. */
-static inline void sums_clear(int entries)
+/* Tiles `first` and `first` + 1 hold the sums of a strip and one or two blocks of 16 batch entries. Sums of
+ * neighbouring blocks lie `step` floats apart. Tiles 0 and 1, or 2 and 3, are taken by turns (`second`), so that one
+ * pair can be multiplied while the other is stored. */
+INLINE void sums_clear(int second, int entries)
 {
-    _tile_zero(0);
-    if (entries <= 16)
-        return;
-    _tile_zero(1);
-    if (entries <= 32)
-        return;
-    _tile_zero(2);
-    _tile_zero(3);
+    if (second) {
+        _tile_zero(2);
+        if (entries > 16)
+            _tile_zero(3);
+    } else {
+        _tile_zero(0);
+        if (entries > 16)
+            _tile_zero(1);
+    }
 }
 
-static inline void sums_load(const float *acc, const int step, int entries)
+INLINE void sums_load(int second, const float *acc, const int step, int entries)
 {
     tiles_fence();
-    _tile_loadd(0, acc, 64);
-    if (entries <= 16)
-        return;
-    _tile_loadd(1, acc + step, 64);
-    if (entries <= 32)
-        return;
-    _tile_loadd(2, acc + 2 * step, 64);
-    _tile_loadd(3, acc + 3 * step, 64);
+    if (second) {
+        _tile_loadd(2, acc, 64);
+        if (entries > 16)
+            _tile_loadd(3, acc + step, 64);
+    } else {
+        _tile_loadd(0, acc, 64);
+        if (entries > 16)
+            _tile_loadd(1, acc + step, 64);
+    }
 }
 
-static inline void sums_store(float *acc, const int step, int entries)
+INLINE void sums_store(int second, float *acc, const int step, int entries)
 {
-    _tile_stored(0, acc, 64);
-    if (entries > 16)
-        _tile_stored(1, acc + step, 64);
-    if (entries > 32) {
-        _tile_stored(2, acc + 2 * step, 64);
-        _tile_stored(3, acc + 3 * step, 64);
+    if (second) {
+        _tile_stored(2, acc, 64);
+        if (entries > 16)
+            _tile_stored(3, acc + step, 64);
+    } else {
+        _tile_stored(0, acc, 64);
+        if (entries > 16)
+            _tile_stored(1, acc + step, 64);
     }
     tiles_fence();
 }
 
 /* The sums += pairs [columns / 2][LANES][2] times x [block][BK / 32][16][32]. */
-INLINE void sums_add_product(const bf16 *pairs, const int columns, const bf16 *x, int entries)
+INLINE void sums_add_product(int second, const bf16 *pairs, const int columns, const bf16 *x, int entries)
 {
-    const int block = 16 * BK;
     tiles_fence();
-    if (entries > 32)
-        for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
-            _tile_loadd(4, pairs, 64);
-            _tile_loadd(5, x, 64);
+    for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
+        _tile_loadd(4, pairs, 64);
+        _tile_loadd(5, x, 64);
+        if (second)
+            _tile_dpbf16ps(2, 5, 4);
+        else
             _tile_dpbf16ps(0, 5, 4);
-            _tile_loadd(6, x + block, 64);
-            _tile_dpbf16ps(1, 6, 4);
-            _tile_loadd(7, x + 2 * block, 64);
-            _tile_dpbf16ps(2, 7, 4);
-            _tile_loadd(5, x + 3 * block, 64);
-            _tile_dpbf16ps(3, 5, 4);
+        if (entries > 16) {
+            _tile_loadd(6, x + 16 * BK, 64);
+            if (second)
+                _tile_dpbf16ps(3, 6, 4);
+            else
+                _tile_dpbf16ps(1, 6, 4);
         }
-    else if (entries > 16)
-        for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
-            _tile_loadd(4, pairs, 64);
-            _tile_loadd(5, x, 64);
-            _tile_dpbf16ps(0, 5, 4);
-            _tile_loadd(6, x + block, 64);
-            _tile_dpbf16ps(1, 6, 4);
-        }
-    else
-        for (int k = 0; k < columns; k += 32, pairs += 512, x += 512) {
-            _tile_loadd(4, pairs, 64);
-            _tile_loadd(5, x, 64);
-            _tile_dpbf16ps(0, 5, 4);
-        }
+    }
 }
 
-/* Sums of up to four blocks that wait to be scaled by row and added to acc. */
+/* Sums of one or two blocks that wait to be scaled by row and added to acc. */
 typedef struct {
     float *acc;
     int entries;
@@ -243,7 +252,7 @@ typedef struct {
 
 static inline void sums_add_scaled(const waiting_sums *waiting, const float *part, const int step)
 {
-    for (int block = 0; 16 * block < waiting->entries && block < 4; block++) {
+    for (int block = 0; 16 * block < waiting->entries && block < 2; block++) {
         float *acc = waiting->acc + block * step;
         int rows = waiting->entries - 16 * block < 16 ? waiting->entries - 16 * block : 16;
         for (int n = 0; n < rows; n++, part += 16)

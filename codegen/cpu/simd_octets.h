@@ -8,16 +8,6 @@ static inline void vo_store(int8_t *octets, vint four)
     _mm512_store_si512(octets, four);
 }
 
-/* Of a word of two nibbles each of four groups (a lane's lowest byte is group 0, its low nibble the first), the nibbles
- * of groups j and j + 2 as unsigned bytes, 8 added: first and second of j, then of j + 2. */
-static inline vint vo_twins(vint word, const int j)
-{
-    const __m512i even = _mm512_set1_epi16(0x00ff);
-    __m512i low = j ? _mm512_srli_epi32(word, 8) : word;
-    __m512i high = j ? _mm512_srli_epi32(word, 4) : _mm512_slli_epi32(word, 4);
-    return vi_low_nibbles(_mm512_ternarylogic_epi32(even, low, high, 0xca)); /* even ? low : high */
-}
-
 /* Two kept codes of four columns at their places, zeros between: four signed bytes. The codes are bytes 2 * half and
  * 2 * half + 1 of a lane of `kept`; the group's positions are the low four bits of `place`. */
 static inline void vo_spread(int8_t *octets, vint kept, const int half, vint place)
@@ -73,15 +63,16 @@ INLINE void tile_store(const int tile, int32_t *to)
     }
 }
 
-/* Tiles first .. first + 2 = octets [columns / 4][LANES][4] times x [columns / 64][rows][64]. */
-INLINE void digits_multiply(const int first, const int8_t *octets, const int columns, const int8_t *x, int rows)
+/* Three tiles from `first` on += octets [columns / 4][LANES][4] times x [columns / 64][rows][64], from 0 if `clear`. */
+INLINE void tiles_multiply(const int first, int clear, const int8_t *octets, const int columns, const int8_t *x, int rows)
 {
-    tiles_fence();
-    tile_clear(first);
-    if (rows > 16)
-        tile_clear(first + 1);
-    if (rows > 32)
-        tile_clear(first + 2);
+    if (clear) {
+        tile_clear(first);
+        if (rows > 16)
+            tile_clear(first + 1);
+        if (rows > 32)
+            tile_clear(first + 2);
+    }
     for (int k = 0; k < columns; k += 64, octets += 1024, x += 64 * rows) {
         _tile_loadd(6, octets, 64);
         _tile_loadd(7, x, 64);
@@ -97,14 +88,32 @@ INLINE void digits_multiply(const int first, const int8_t *octets, const int col
     }
 }
 
-/* They are stored to part [rows][LANES]. */
-INLINE void digits_store(const int first, int32_t *part, int rows)
+/* The same in tiles 0 .. 2 or, with `second`, 3 .. 5. */
+INLINE void digits_multiply(int second, int clear, const int8_t *octets, const int columns, const int8_t *x, int rows)
+{
+    tiles_fence();
+    if (second)
+        tiles_multiply(3, clear, octets, columns, x, rows);
+    else
+        tiles_multiply(0, clear, octets, columns, x, rows);
+}
+
+INLINE void tiles_store(const int first, int32_t *part, int rows)
 {
     tile_store(first, part);
     if (rows > 16)
         tile_store(first + 1, part + 256);
     if (rows > 32)
         tile_store(first + 2, part + 512);
+}
+
+/* They are stored to part [rows][LANES]. */
+INLINE void digits_store(int second, int32_t *part, int rows)
+{
+    if (second)
+        tiles_store(3, part, rows);
+    else
+        tiles_store(0, part, rows);
     tiles_fence();
 }
 

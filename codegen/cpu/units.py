@@ -8,7 +8,10 @@ import textwrap
 from string import Template
 
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass
-from stoicc.ir.format import TileOctets
+from stoicc.ir.format import TileOctets, TilePairs
+
+_AHEAD = 256
+"""Columns as pairs that are unpacked ahead; of octets twice as many."""
 
 
 def pack(kernel: KernelClass) -> list[Template]:
@@ -16,17 +19,27 @@ def pack(kernel: KernelClass) -> list[Template]:
     return [_OCTET_BYTES, _PACK_OCTETS] * kernel.octets + [_PACK_PAIRS] * kernel.pairs
 
 
-def add_tiles(part: FormatPart, names: dict[str, str], form: str) -> str:
+def add_tiles(part: FormatPart, kernel: KernelClass, names: dict[str, str], form: str) -> str:
     """C that unpacks the units of a format's tiles, one ahead, and multiplies them on matrix units."""
     code = part.code.pairs if form == "pairs" else part.code.octets
     assert code is not None
     scaled = isinstance(code, TileOctets) or code.scaled
     sums, add = (_SCALED_SUMS if scaled else _PLAIN_SUMS), (_ADD_PAIRS if form == "pairs" else _ADD_OCTETS)
-    names = {**names, "columns": str(code.columns), "form": form, "element": "bf16" if form == "pairs" else "int8_t"}
+    group, block = code.group, _block(code, kernel)
+    names = {**names, "columns": str(code.columns), "group": str(group), "block": str(block), "form": form, "element": "bf16" if form == "pairs" else "int8_t"}
     pointers = names["pointers"].replace("if (w->streamed)", "if (w->streamed && unit == 0)")
     steps = {key: Template(text).substitute(names) for key, text in sums.items()}
     unpack = _UNPACK.substitute({**names, **steps, "pointers": textwrap.indent(textwrap.dedent(pointers), "    ")})
     return unpack + add.substitute({**names, **steps})
+
+
+def _block(code: TilePairs | TileOctets, kernel: KernelClass) -> int:
+    """Units that are unpacked ahead: what is multiplied should have left the store buffer, or its tiles wait for it."""
+    units, block = kernel.strips * kernel.tile[1] // code.columns, code.group
+    ahead = _AHEAD // (1 if isinstance(code, TileOctets) else 2)
+    while block * code.columns < ahead and units % (2 * block) == 0:
+        block *= 2
+    return block
 
 
 _OCTET_BYTES = Template("""\
@@ -90,7 +103,7 @@ static void pack_pairs(const struct weight *w, const $x *x, int64_t batch, int t
 
 _UNPACK = Template("""\
 /* One unit of tile t (a strip and ${columns} of its columns) as $form$and_scale. */
-static $returns unpack_${name}_$form(const struct weight *w, int t, int unit, $element *to)
+INLINE $returns unpack_${name}_$form(const struct weight *w, int t, int unit, $element *to)
 {
 $pointers
     $give${name}_$form($arguments, unit, to);
@@ -99,26 +112,37 @@ $pointers
 """)
 
 _ADD_PAIRS = Template("""\
-/* The same with x in pairs. While a unit is on the matrix units, the next one is unpacked. */
+/* The same with x in pairs: `count` entries, 32 of them at a time. */
 static void add_${name}_pairs(const struct weight *w, int begin, int end, const bf16 *x, int count, float *acc)
 {
-    enum { SIZE = $columns, GROUPS = BK / SIZE, UNITS = STRIPS * GROUPS };
+    enum { SIZE = $columns, GROUP = $group, BLOCK = $block, UNITS = STRIPS * BK / SIZE };
     const int64_t width = whole_blocks(count);
-    const int last = (end - begin) * UNITS - 1;
-    bf16 pairs[2][SIZE * LANES] __attribute__((aligned(64)));
-$declarations    if (last >= 0)
-        $first;
-    for (int i = 0, t = begin, unit = 0; i <= last; i++) {
-        const bf16 *panel = x + w->${name}_tile_column[t] * width * BK + unit % GROUPS * SIZE * 16;
-        float *sums = acc + unit / GROUPS * (16 * LANES);
-$now        unit = unit + 1 < UNITS ? unit + 1 : 0;
+    bf16 pairs[BLOCK][SIZE * LANES] __attribute__((aligned(64)));
+$declarations    int step = 0;
+    if (begin == end)
+        return;
+    #pragma GCC unroll 16
+    for (int i = 0; i < BLOCK; i++)
+        ${keep_first}unpack_${name}_pairs(w, begin, i, pairs[i]);
+    for (int t = begin, unit = 0; t < end;) {
+        const bf16 *panel = x + w->${name}_tile_column[t] * width * BK;
+        const int first = unit;
+        unit = unit + BLOCK < UNITS ? unit + BLOCK : 0;
         t += unit == 0;
-        for (int n = 0; n < count; n += 64) {
-            $start;
-            sums_add_product(pairs[i % 2], SIZE, panel + n * BK, count - n);
-            if (n == 0 && i < last)
-                $next;
-$finish        }
+        for (int n = 0; n < count; n += 32) {
+            const int entries = count - n, more = n + 32 >= count && t < end;
+            #pragma GCC unroll 16
+            for (int i = 0; i < BLOCK; i++) {
+                const int column = (first + i) * SIZE % BK, strip = (first + i) * SIZE / BK;
+                float *sums = acc + n * SUMS + strip * (16 * LANES);
+                if (i % GROUP == 0)
+                    $start;
+                sums_add_product(step % 2, pairs[i], SIZE, panel + n * BK + column * 16, entries);
+                if (i % GROUP == GROUP - 1) {
+$finish                    step++;
+                }
+$next            }
+        }
     }
 $end}
 """)
@@ -128,45 +152,48 @@ _ADD_OCTETS = Template("""\
 static void add_${name}_octets(
     const struct weight *w, int begin, int end, const int8_t *x, int count, int wide, int width, float *acc)
 {
-    enum { SIZE = $columns, GROUPS = BK / SIZE, UNITS = STRIPS * GROUPS };
-    const int64_t size = octet_bytes(count), units = size - (count * 4 + 63) / 64 * 64;
-    const int last = (end - begin) * UNITS - 1;
-    int8_t octets[2][SIZE * LANES] __attribute__((aligned(64)));
+    enum { SIZE = $columns, GROUP = $group, BLOCK = $block, UNITS = STRIPS * BK / SIZE };
+    const int64_t size = octet_bytes(count), x_units = size - (count * 4 + 63) / 64 * 64;
+    int8_t octets[BLOCK][SIZE * LANES] __attribute__((aligned(64)));
     int32_t parts[2][3 * 256] __attribute__((aligned(64))); /* sums before they are joined */
     waiting_digits now = {0}, before = {0}; /* on the matrix units, in tiles 0 .. 2 or 3 .. 5 by turns; in a part */
-    vfloat scale = vf_zero();
+    vfloat scale[BLOCK / GROUP];
     int step = 0;
-    if (last >= 0)
-        $first;
-    for (int i = 0, t = begin, unit = 0; i <= last; i++) {
+    if (begin == end)
+        return;
+    #pragma GCC unroll 16
+    for (int i = 0; i < BLOCK; i++)
+        scale[i / GROUP] = unpack_${name}_octets(w, begin, i, octets[i]);
+    for (int t = begin, unit = 0; t < end;) {
         const int8_t *panel = x + w->${name}_tile_column[t] * size;
-        const float *x_unit = (const float *)(panel + units);
-        const int strip = unit / GROUPS, group = unit % GROUPS;
-$now        unit = unit + 1 < UNITS ? unit + 1 : 0;
+        const int first = unit;
+        unit = unit + BLOCK < UNITS ? unit + BLOCK : 0;
         t += unit == 0;
-        for (int n = 0; n < count; n += 16, step++) {
+        for (int n = 0; n < count; n += 16) {
             const int entries = count - n < 16 ? count - n : 16, rows = digit_rows(entries);
-            const int8_t *digits = panel + n * 3 * BK + group * SIZE * rows;
-            if (step % 2)
-                digits_multiply(3, octets[i % 2], SIZE, digits, rows);
-            else
-                digits_multiply(0, octets[i % 2], SIZE, digits, rows);
-            if (n == 0 && i < last)
-                $next;
-            digits_join(&before, parts[step % 2], wide, width);
-            if (step % 2)
-                digits_store(0, parts[(step + 1) % 2], now.rows);
-            else
-                digits_store(3, parts[(step + 1) % 2], now.rows);
-            before = now;
-            now = (waiting_digits){acc, x_unit + n, n, entries, strip, rows, own};
+            const int more = n + 16 >= count && t < end;
+            #pragma GCC unroll 16
+            for (int i = 0; i < BLOCK; i++) {
+                const int column = (first + i) * SIZE % BK, strip = (first + i) * SIZE / BK;
+                digits_multiply(step % 2, i % GROUP == 0, octets[i], SIZE, panel + (n * 3 * BK + column * rows), rows);
+                if (i % GROUP == GROUP - 1) {
+                    digits_join(&before, parts[step % 2], wide, width);
+                    digits_store((step + 1) % 2, parts[(step + 1) % 2], now.rows);
+                    before = now;
+                    now = (waiting_digits){
+                        acc, (const float *)(panel + x_units) + n, n, entries, strip, rows, scale[i / GROUP]};
+                    step++;
+                }
+                if (more) {
+                    vfloat own = unpack_${name}_octets(w, t, unit + i, octets[i]);
+                    if (i % GROUP == GROUP - 1)
+                        scale[i / GROUP] = own;
+                }
+            }
         }
     }
     digits_join(&before, parts[step % 2], wide, width);
-    if (step % 2)
-        digits_store(0, parts[(step + 1) % 2], now.rows);
-    else
-        digits_store(3, parts[(step + 1) % 2], now.rows);
+    digits_store((step + 1) % 2, parts[(step + 1) % 2], now.rows);
     digits_join(&now, parts[(step + 1) % 2], wide, width);
 }
 """)
@@ -176,11 +203,13 @@ _PLAIN_SUMS = {
     "give": "",
     "and_scale": "",
     "declarations": "",
-    "first": "unpack_${name}_$form(w, begin, 0, $form[0])",
-    "now": "",
-    "start": "sums_load(sums + n * SUMS, 16 * SUMS, count - n)",
-    "next": "unpack_${name}_$form(w, t, unit, $form[(i + 1) % 2])",
-    "finish": "            sums_store(sums + n * SUMS, 16 * SUMS, count - n);\n",
+    "keep_first": "",
+    "next": """\
+                if (more)
+                    unpack_${name}_pairs(w, t, unit + i, pairs[i]);
+""",
+    "start": "sums_load(step % 2, sums, 16 * SUMS, entries)",
+    "finish": "                    sums_store(step % 2, sums, 16 * SUMS, entries);\n",
     "end": "",
 }
 
@@ -189,20 +218,28 @@ _SCALED_SUMS = {
     "give": "return ",
     "and_scale": "; returns the scale of each row",
     "declarations": """\
-    float parts[2][4 * 256] __attribute__((aligned(64))); /* sums before they are scaled */
-    waiting_sums waiting = {0};
-    vfloat scale = vf_zero();
-    int step = 0;
+    float parts[2][2 * 256] __attribute__((aligned(64))); /* sums before they are scaled */
+    waiting_sums now = {0}, before = {0}; /* in tiles; in a part */
+    vfloat scale[BLOCK / GROUP];
 """,
-    "first": "scale = unpack_${name}_$form(w, begin, 0, $form[0])",
-    "now": "        vfloat own = scale;\n",
-    "start": "sums_clear(count - n)",
-    "next": "scale = unpack_${name}_$form(w, t, unit, $form[(i + 1) % 2])",
+    "keep_first": "scale[i / GROUP] = ",
+    "next": """\
+                if (more) {
+                    vfloat own = unpack_${name}_pairs(w, t, unit + i, pairs[i]);
+                    if (i % GROUP == GROUP - 1)
+                        scale[i / GROUP] = own;
+                }
+""",
+    "start": "sums_clear(step % 2, entries)",
     "finish": """\
-            sums_add_scaled(&waiting, parts[(step + 1) % 2], 16 * SUMS);
-            sums_store(parts[step % 2], 256, count - n);
-            waiting = (waiting_sums){sums + n * SUMS, count - n, own};
-            step++;
+                    sums_add_scaled(&before, parts[step % 2], 16 * SUMS);
+                    sums_store((step + 1) % 2, parts[(step + 1) % 2], 256, now.entries);
+                    before = now;
+                    now = (waiting_sums){sums, entries, scale[i / GROUP]};
 """,
-    "end": "    sums_add_scaled(&waiting, parts[(step + 1) % 2], 16 * SUMS);\n",
+    "end": """\
+    sums_add_scaled(&before, parts[step % 2], 16 * SUMS);
+    sums_store((step + 1) % 2, parts[(step + 1) % 2], 256, now.entries);
+    sums_add_scaled(&now, parts[(step + 1) % 2], 16 * SUMS);
+""",
 }

@@ -241,8 +241,10 @@ class _Groups:
         """The code for matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
         if self.size % 32 or self.dtype != "bf16":
             return None
-        text = self.fill(_units.PAIRS, body, words=str(self.size // per_word), step=str(step), **names)
-        return TilePairs(text, self.size, scaled=True)
+        group = str(self.size // 32)
+        names["start"] = Template(names.get("start", "")).substitute(group=group)
+        names |= {"words": str(32 // per_word), "step": str(step), "group": group, "size": "32"}
+        return TilePairs(self.fill(_units.PAIRS, body, **names), 32, scaled=True, group=int(group))
 
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
@@ -250,11 +252,12 @@ class _Groups:
             return None
         start = ""
         if bits == 4:
-            zero = "vi_zero_bytes(zeros + unit * LANES)" if self.zeros else "vi_set_bytes(8)"
+            zero = f"vi_zero_bytes(zeros + unit / {self.size // 64} * LANES)" if self.zeros else "vi_set_bytes(8)"
             start = f"    const vint zero = {zero};\n"
         start += names.pop("start", "")
-        text = self.fill(_units.OCTETS, body, words=str(self.size // per_word), step=str(step), start=start, **names)
-        return TileOctets(text, self.size, most=16 if bits == 8 else 10)
+        names |= {"words": str(64 // per_word), "step": str(step), "start": start, "size": "64"}
+        text = self.fill(_units.OCTETS, body, group=str(self.size // 64), **names)
+        return TileOctets(text, 64, most=16 if bits == 8 else 10, group=self.size // 64)
 
 
 def _less_zero(code: str, zeros: bool) -> str:
@@ -278,7 +281,7 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
 
     source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
     digits = grid.fill(_DIGITS, _INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
-    zero = "    vfloat zero = vf_load_i8(zeros + unit * LANES);\n" * zeros
+    zero = "    vfloat zero = vf_load_i8(zeros + unit / $group * LANES);\n" * zeros
     pairs = grid.pairs(_units.INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
     octets = grid.octets(_units.INT8_OCTETS, 4, 8, 8)
 
@@ -320,11 +323,14 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     source = grid.fill(_TILE, _INT4_NV24, start=_LOAD_ZEROS if zeros else "", weight=weight, **arguments)
     zero = "vi_zero_bytes(zeros)" if zeros else "vi_set_bytes(8)"
     digits = grid.fill(_INT4_NV24_DIGITS, "", zero=zero, halves=halves) if grid.on_integers else ""
-    pair, start = _pair("vp_twins(word[g / 4], g % 4)", zeros)
-    at = f"    positions += unit * {size // 32} * LANES;\n"
+    look_up = "vp_small" if zeros else "vp_nibble"
+    names = {"first": f"{look_up}(pair[0])", "second": f"{look_up}(pair[1])"}
+    names["kept"] = "vi_sub_bytes(vi_low_nibbles(kept), zero)" if zeros else "kept"
+    start = "    const vint zero = vi_zero_bytes(zeros + unit / $group * LANES);\n" * zeros
+    start += "    positions += unit * LANES;\n"
     planes = arguments["positions"]
-    pairs = grid.pairs(_units.INT4_NV24_PAIRS, 16, 32, start=start + at, pair=pair, positions=planes)
-    octets = grid.octets(_units.INT4_NV24_OCTETS, 16, 32, 4, start=at, positions=planes)
+    pairs = grid.pairs(_units.INT4_NV24_PAIRS, 16, 32, start=start, positions=planes, **names)
+    octets = grid.octets(_units.INT4_NV24_OCTETS, 16, 32, 4, start="    positions += unit * 2 * LANES;\n", positions=planes)
 
     def pack(planes: Planes) -> Planes:
         codes = nibble_lanes(unpack(planes["codes"]), groups, range(8))
@@ -339,7 +345,7 @@ def _pair(codes: str, zeros: bool) -> tuple[str, str]:
     """C for a pair of 4-bit codes as bf16, and what it needs at the start of a group."""
     if not zeros:
         return f"vp_nibble({codes})", ""
-    start = "    vint zero = vp_zero(zeros + unit * LANES);\n"
+    start = "    vint zero = vp_zero(zeros + unit / $group * LANES);\n"
     return f"vp_nibble_less({codes}, zero)", start
 
 

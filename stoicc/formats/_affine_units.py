@@ -10,7 +10,7 @@ INLINE vfloat {name}(
 $start    for (int k = 0; k < $size; k += $step) {
 $body
     }
-    return vf_load_bf16(scales + unit * LANES);
+    return vf_load_bf16(scales + unit / $group * LANES);
 }
 """)
 
@@ -31,14 +31,23 @@ INT4_PAIRS = Template("""\
             vp_store(pairs + (k + 2 * j) * LANES, $pair);""")
 
 INT4_NV24_PAIRS = Template("""\
-        vint place = vi_load(positions), word[2] = {vi_load(codes), vi_load(codes + LANES)};
+        vint place = vi_load(positions);
         ahead(positions, LANES * sizeof *positions);
         ahead(codes, 2 * LANES * sizeof *codes);
         positions += LANES;
-        codes += 2 * LANES;
-        #pragma GCC unroll 8
-        for (int g = 0; g < 8; g++)
-            vp_spread(pairs + (k + 4 * g) * LANES, $pair, vp_place(place, g));""")
+        vint word[2] = {vi_load(codes), vi_load(codes + LANES)};
+        #pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) { /* two groups of each word of codes */
+            vint kept = vp_twins(word[i / 2], i % 2), pair[2];
+            #pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                const int g = i / 2 * 4 + i % 2 + 2 * half;
+                vp_spread_codes(pair, $kept, half, vp_place(place, g));
+                vp_store(pairs + (k + 4 * g) * LANES, $first);
+                vp_store(pairs + (k + 4 * g + 2) * LANES, $second);
+            }
+        }
+        codes += 2 * LANES;""")
 
 OCTETS = Template("""\
 INLINE vfloat {name}(
@@ -49,7 +58,7 @@ $start    #pragma GCC unroll 2
     for (int k = 0; k < $size; k += $step) {
 $body
     }
-    return vf_load_$T(scales + unit * LANES);
+    return vf_load_$T(scales + unit / $group * LANES);
 }
 """)
 
@@ -73,7 +82,7 @@ INT4_NV24_OCTETS = """\
         positions += LANES;
         #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) { /* two groups of each word of codes */
-            vint kept = vi_sub_bytes(vo_twins(vi_load(codes + i / 2 * LANES), i % 2), zero);
+            vint kept = vi_sub_bytes(vi_low_nibbles(vp_twins(vi_load(codes + i / 2 * LANES), i % 2)), zero);
             const int g = i / 2 * 4 + i % 2;
             vo_spread(octets + (k + 4 * g) * LANES, kept, 0, vp_place(place, g));
             vo_spread(octets + (k + 4 * g + 8) * LANES, kept, 1, vp_place(place, g + 2));

@@ -156,7 +156,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     names |= {"positions": " const int32_t *high,", "halves": "2" if size % 32 == 0 else f"(k + 16 < {size} ? 2 : 1)"}
     source = grid.fill(_affine_c._TILE, _INT3, **names, code=_INT3_CODE)
     digits = grid.fill(_affine_c._DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
-    start = f"    high += unit * {size // 32} * LANES;\n" + names["pair_zero"]
+    start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
 
     def pack(planes: Planes) -> Planes:
@@ -184,7 +184,7 @@ def _names(bits: int, zeros: bool) -> dict[str, str]:
         "less": "vf_sub(vf_look_up(value, code), zero)" if zeros else "vf_look_up(value, code)",
         "digit_zero": _affine_c._unsigned_zero(ZEROS_AS if zeros else bits, zeros),
         "pair": pair,
-        "pair_zero": "    vint zero = vp_zero(zeros + unit * LANES);\n" if zeros else table,
+        "pair_zero": "    vint zero = vp_zero(zeros + unit / $group * LANES);\n" if zeros else table,
         **_PAIR_OF_BYTES,
     }
 

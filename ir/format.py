@@ -108,8 +108,9 @@ class TritonDecode:
 class TilePairs:
     """How a tile is unpacked for matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
 
-    A unit is one strip and `columns` of its columns; a strip's units are neighbours. One is
-    unpacked while the one before it is multiplied. The text of the function is
+    A unit is one strip and `columns` of its columns; a strip's units are neighbours. Units are unpacked
+    a few ahead of those that are multiplied, in turns with them: small ones keep all parts of a core busy.
+    The text of the function is
 
         INLINE void {name}(<one pointer per plane>, const int unit, bf16 *pairs)
 
@@ -119,6 +120,7 @@ class TilePairs:
 
     Attributes:
         columns: of a unit; a multiple of 32 that divides BK.
+        group: neighbouring units of a strip that return the same; their sums are scaled once.
     """
 
     source: str
@@ -143,6 +145,7 @@ class TileOctets:
         columns: of a unit; a multiple of 64 that divides BK.
         most: batch entries up to which octets are faster than pairs, where a kernel has both: there are
             three rows of digits to an entry, and three sums to scale.
+        group: neighbouring units of a strip that return the same; their sums are scaled once.
     """
 
     source: str

@@ -257,7 +257,7 @@ class _Groups:
         start += names.pop("start", "")
         names |= {"words": str(64 // per_word), "step": str(step), "start": start, "size": "64"}
         text = self.fill(_units.OCTETS, body, group=str(self.size // 64), **names)
-        return TileOctets(text, 64, most=16 if bits == 8 else 10, group=self.size // 64)
+        return TileOctets(text, 64, most=16 if bits == 8 else 5, group=self.size // 64)
 
 
 def _less_zero(code: str, zeros: bool) -> str:
@@ -330,7 +330,9 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     start += "    positions += unit * LANES;\n"
     planes = arguments["positions"]
     pairs = grid.pairs(_units.INT4_NV24_PAIRS, 16, 32, start=start, positions=planes, **names)
-    octets = grid.octets(_units.INT4_NV24_OCTETS, 16, 32, 4, start="    positions += unit * 2 * LANES;\n", positions=planes)
+    octets = grid.octets(
+        _units.INT4_NV24_OCTETS, 16, 32, 4, start="    positions += unit * 2 * LANES;\n", positions=planes
+    )
 
     def pack(planes: Planes) -> Planes:
         codes = nibble_lanes(unpack(planes["codes"]), groups, range(8))

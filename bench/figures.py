@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    accuracy_draws,
     accuracy_layers,
     accuracy_loss,
     accuracy_pages,
@@ -47,6 +48,8 @@ def _rendered(name: str | None) -> str:
         return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
     if name == "loss":
         return accuracy_loss.page(json.loads(accuracy_loss.PATH.read_text()))
+    if name == "draws":
+        return accuracy_draws.page(_read("accuracy-draws"))
     if name == "layers":
         return accuracy_layers.page(_read("accuracy-layers"))
     if name == "adapter":

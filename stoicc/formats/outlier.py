@@ -47,13 +47,13 @@ def put_outliers(w, counts, columns, outliers, BM: tl.constexpr, BK: tl.constexp
     whole = tl.sum(count, 1)
     first = tl.cumsum(whole, 0) - whole
     every = tl.arange(0, BK)[None, :]
-    for i in range(tl.max(tl.max(count, 1), 0)):
+    for i in range(tl.max(tl.load(counts + tl.arange(0, BM)).to(tl.int32), 0)):
         has = (i < count).to(tl.int32)
         at = tl.reshape(first[:, None] + tl.cumsum(has, 1) - has, (BM,))
         there = tl.reshape(has, (BM,)) != 0
         column = tl.load(columns + at, mask=there, other=0).to(tl.int32)
         value = tl.load(outliers + at, mask=there, other=0.0)
-        w = tl.where((every == column[:, None]) & there[:, None], value[:, None], w)
+        w = tl.where(every == tl.where(there, column, -1)[:, None], value[:, None], w)
         first += tl.sum(has, 1)
     return w
 

@@ -199,5 +199,9 @@ def test_a_record_comes_back_and_is_shown(tmp_path):
     assert "0.5625x of the dense weight" in pages["layer"]
     assert "+0.1000" in pages["claims"]
     assert pages["trials"].endswith("| S-STE (s-ste) | 0.1, decay 0.1: 2.5000; 0.2, decay 0.1: **2.4000** |")
-    draw(found, tmp_path / "curves.png")
+
+
+def test_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw(record(), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -210,7 +210,7 @@ BROKEN: list[tuple[str, Change, str]] = [
         beside(activation=None),
         "in the order output_scale, low_rank, bias, row_permutation, found .*activation",
     ),
-    ("regimes", schedule(regimes=(Regime("tilez"),)), "expected one of tiles, dense-once, found 'tilez'"),
+    ("regimes", schedule(regimes=(Regime("tilez"),)), "expected one of tiles, dense-once, vendor, found 'tilez'"),
     (
         "regimes",
         schedule(regimes=(Regime("tiles", 8), Regime("dense-once", 8))),

@@ -53,10 +53,10 @@ HUGE, DIGITS = "9" * 17, "9" * 5000
 )
 def test_what_is_too_large_or_unknown_is_named(good, bad, kind, message):
     assert GOOD.count(good) == 1
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(kind, match=message) as caught:
         verify(parse(GOOD.replace(good, bad)))
-    assert time.process_time() - start < 1
+    assert time.perf_counter() - start < 1
     assert len(str(caught.value)) < 1200
     assert str(caught.value).count("\n") == (2 if kind is ParseError else 0)
 
@@ -74,10 +74,10 @@ def test_what_is_too_large_or_unknown_is_named(good, bad, kind, message):
     ids=["escapes", "quotes", "slashes", "blanks", "backslashes", "braces"],
 )
 def test_long_lines_are_read_once_and_shown_in_part(text):
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(ParseError) as caught:
         parse(text)
-    assert time.process_time() - start < 1
+    assert time.perf_counter() - start < 1
     assert len(str(caught.value)) < 600
 
 
@@ -94,10 +94,10 @@ def test_the_caret_stands_under_the_fault_in_a_long_line():
 
 @pytest.mark.parametrize("text", ["a," * 40_000, "order{" * 20_000, "balance," * 3000 + "build-csr"])
 def test_long_pipelines_are_refused_soon(text):
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(StoiccError) as caught:
         Pipeline.parse(text)
-    assert time.process_time() - start < 2
+    assert time.perf_counter() - start < 2
     assert len(str(caught.value)) < 600
 
 

@@ -19,6 +19,7 @@ from bench import (
     cpu_pages,
     operators,
     training_record,
+    training_why,
 )
 from bench.accuracy_record import Record as AccuracyRecord
 from bench.cpu_record import Record
@@ -62,7 +63,8 @@ def _rendered(name: str | None) -> str:
         _, model, block = name.split("_")
         return budget_record.PAGE[block](budget_record.Record.read(RESULTS / f"budget-{model}.json"))
     if name is not None and name.startswith("training_"):
-        return training_record.PAGE[name.partition("_")[2]](training_record.Record.read(RESULTS / "training.json"))
+        pages = training_record.PAGE | training_why.PAGE
+        return pages[name.partition("_")[2]](training_record.Record.read(RESULTS / "training.json"))
     record = Record.from_json(_read("cpu"))
     return cpu_pages.PAGE[name](record) if name else render(record)
 

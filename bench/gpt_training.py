@@ -10,10 +10,11 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -115,7 +116,8 @@ def train(
     its checkpoint sees the same data.
 
     Args:
-        optimizer: default: `optimizer_for`. A group with a `fixed_rate` has that learning rate all the time.
+        optimizer: default: `optimizer_for`. A group with an `own_rate` falls linearly from that learning rate at step
+            `joins_at` to zero at the end.
 
     Returns:
         Seconds of training, those before a stop included.
@@ -126,7 +128,7 @@ def train(
     model.train()
     while step < plan.steps:
         for group in optimizer.param_groups:
-            group["lr"] = group.get("fixed_rate", plan.rate_at(step))
+            group["lr"] = _rate(group, plan, step)
         batch = windows(text, plan.batch, context + 1, seed=plan.seed * 1_000_003 + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
             loss = next_byte_bits(model, batch).mean()
@@ -141,6 +143,13 @@ def train(
             saved = time.perf_counter()
             _save(model, optimizer, checkpoint, step, before + saved - start)
     return before + time.perf_counter() - start
+
+
+def _rate(group: Mapping[str, Any], plan: Plan, step: int) -> float:
+    if group.get("own_rate") is None:
+        return plan.rate_at(step)
+    rate, joins = group["own_rate"], group["joins_at"]
+    return float(rate * min(1.0, (plan.steps - step) / max(1, plan.steps - joins)))
 
 
 def optimizer_for(model: nn.Module, plan: Plan) -> torch.optim.AdamW:

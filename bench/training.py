@@ -1,8 +1,9 @@
 """Training a small byte-level GPT dense, with SLoPe, and with other 2:4 methods: same seeds, steps and data.
 
-    python -m bench.training             # all seeds of every method: under 25 minutes on two cores
+    python -m bench.training             # five seeds of every method, three where they take more than 17 minutes
     python -m bench.training --quick     # one seed, few steps: under 50 s; writes nothing
     python -m bench.training --tune      # settings of every method, with the same effort
+    python -m bench.training --tune-adapters  # of SLoPe's adapters alone
     python -m bench.training --times     # times and memory alone, into the record that is there
     python -m bench.training --runs      # runs alone, into the record that is there
 
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,15 +28,20 @@ from bench.corpus import Corpus, standard_library
 from bench.machine import describe_machine
 from bench.training_memory import layer_memory
 from bench.training_methods import METHODS
-from bench.training_record import Record, claims_table, draw, layer, rows_table
-from bench.training_runs import CONFIG, Run, Setting, model_bytes, plan_for, runs_of, step_times
+from bench.training_record import NAMES, Record, claims_table, draw, layer, rows_table, table
+from bench.training_runs import CONFIG, Run, Setting, model_bytes, plan_for, step_times
 from bench.training_tuning import Trial, recorded, settings, tune
+from bench.training_why import last_steps
+from bench.training_why import rows as why
+from bench.training_workers import Job, jobs_for, side_by_side
 from stoicc.nn import SlopeLinear, kept
 
 ROOT = Path(__file__).parents[1]
 RESULT, PICTURE = ROOT / "bench" / "results" / "training.json", ROOT / "docs" / "training.png"
-STEPS, SEEDS = 2000, (0, 1, 2, 3, 4)
-QUICK_STEPS = 100
+STEPS, SEEDS = 1600, (0, 1, 2, 3, 4)
+MINUTES = 17
+"""Of runs, after which no seed beyond the third is begun."""
+QUICK_STEPS = 30
 
 
 def main() -> None:
@@ -42,14 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune-adapters", action="store_true")
     parser.add_argument("--times", action="store_true")
     parser.add_argument("--runs", action="store_true")
     asked = parser.parse_args()
     corpus, console = standard_library(), Console()
     console = Console(width=max(console.width, 160))
     console.print(str(corpus), highlight=False)
-    if asked.tune:
-        return tune(corpus, lambda trial: _say_trial(console, trial))
+    if asked.tune or asked.tune_adapters:
+        return tune(corpus, lambda trial: _say_trial(console, trial), asked.tune_adapters)
     if asked.times:
         found = Record.read(RESULT)
         step_ms, layer_ms = step_times(found.settings, corpus), layer_times()
@@ -57,44 +65,51 @@ def main() -> None:
     elif asked.runs:
         found = Record.read(RESULT)
         runs = all_runs(corpus, STEPS, SEEDS, found.settings, console)
-        record = replace(found, about=_about(corpus, STEPS, SEEDS), runs=runs)
+        record = replace(found, about=_about(corpus, STEPS, runs), runs=runs)
     elif asked.quick:
-        record = measured(corpus, QUICK_STEPS, SEEDS[:1], console)
+        record = measured(corpus, QUICK_STEPS, SEEDS[:1], console, [name for name in METHODS if not METHODS[name].like])
     else:
-        record = measured(corpus, STEPS, SEEDS, console)
-    for shown in (rows_table(record), claims_table(record), layer(record), record.layer_ms):
+        record = measured(corpus, STEPS, SEEDS, console, list(METHODS))
+    tables = rows_table(record), claims_table(record), table(*why(record))
+    for shown in (*tables, last_steps(record), layer(record), record.layer_ms):
         console.print(shown)
     if not asked.quick:
         record.write(RESULT)
-        draw(record, PICTURE)
+        _draw(record, console)
 
 
-def measured(corpus: Corpus, steps: int, seeds: tuple[int, ...], console: Console) -> Record:
-    """All runs, times and memory."""
+def measured(corpus: Corpus, steps: int, seeds: tuple[int, ...], console: Console, names: list[str]) -> Record:
+    """All runs, times and memory of some methods."""
     trials = recorded()
-    chosen = settings(trials)
-    step_ms, bytes_of = step_times(chosen, corpus), {name: model_bytes(name, chosen[name], corpus) for name in METHODS}
+    chosen = {name: setting for name, setting in settings(trials).items() if name in names}
+    step_ms = step_times(chosen, corpus, rounds=15 if len(seeds) > 1 else 5)
+    bytes_of = {name: model_bytes(name, setting, corpus) for name, setting in chosen.items()}
     runs = all_runs(corpus, steps, seeds, chosen, console)
-    about = _about(corpus, steps, seeds)
+    about = _about(corpus, steps, runs)
     return Record(about, chosen, runs, step_ms, bytes_of, layer_memory(), layer_times(), describe_machine(), trials)
 
 
 def all_runs(
     corpus: Corpus, steps: int, seeds: tuple[int, ...], chosen: Mapping[str, Setting], console: Console
 ) -> list[Run]:
-    """Every method with every seed."""
-    runs: list[Run] = []
-    for seed in seeds:
-        for name in METHODS:
-            start = time.perf_counter()
-            found = runs_of(name, steps, seed, chosen[name], corpus, "held-out")
-            runs += found
-            said = ", ".join(f"{run.name} {run.bits:.4f}" for run in found)
-            console.print(f"seed {seed}: {said} ({time.perf_counter() - start:.0f} s)", highlight=False)
-    return runs
+    """Every method with every seed, seed by seed; after MINUTES no more of those that come after the first three."""
+    found: list[Run] = []
+    start = time.perf_counter()
+
+    def wanted(job: Job) -> bool:
+        return job.seed in seeds[:3] or time.perf_counter() - start < 60 * MINUTES
+
+    for job, runs, seconds in side_by_side(jobs_for(chosen, steps, seeds, corpus), wanted=wanted):
+        found += runs
+        said = ", ".join(f"{run.name} {run.bits:.4f}" for run in runs)
+        console.print(f"seed {job.seed}: {said} ({seconds:.0f} s)", highlight=False)
+    most = max(sum(run.seed == seed for run in found) for seed in seeds)
+    whole = [seed for seed in seeds if sum(run.seed == seed for run in found) == most]
+    return sorted((run for run in found if run.seed in whole), key=lambda run: (run.seed, list(NAMES).index(run.name)))
 
 
-def _about(corpus: Corpus, steps: int, seeds: tuple[int, ...]) -> str:
+def _about(corpus: Corpus, steps: int, runs: list[Run]) -> str:
+    seeds = sorted({run.seed for run in runs})
     plan = plan_for(steps, 0, Setting())
     return (
         f"A byte-level GPT of {CONFIG.layers} blocks of width {CONFIG.width}, {steps} steps of {plan.batch} windows "
@@ -143,6 +158,12 @@ def _milliseconds(run: Callable[[], object], rounds: int = 9) -> float:
         run()
         seconds.append(time.perf_counter() - start)
     return 1e3 * statistics.median(seconds[2:])
+
+
+def _draw(record: Record, console: Console) -> None:
+    if find_spec("matplotlib") is None:
+        return console.print(f"no matplotlib here: {PICTURE.name} is that of the last record")
+    draw(record, PICTURE)
 
 
 def _say_trial(console: Console, trial: Trial) -> None:

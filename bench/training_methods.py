@@ -19,7 +19,7 @@ from stoicc.nn import SlopeSchedule, sparsify_for_training
 
 Options: TypeAlias = Mapping[str, Any]
 RANK = 1 / 16
-"""Rank of the lazy adapters over the width: the most that SLoPe's paper uses."""
+"""Rank of adapters over the width: the most that SLoPe's paper uses."""
 REFRESH = 40
 """Steps between searches for transposable masks, as in Hu et al. 2024 (arXiv 2404.01847)."""
 
@@ -77,6 +77,20 @@ class Transposable(nn.Module):
             self.uses += 1
         found: Tensor = _Masked.apply(weight, self.mask, self.decay)
         return found
+
+
+class Static(nn.Module):
+    """SLoPe's mask, chosen once, with every gradient exact: what SLoPe would be without its second prune."""
+
+    mask: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", top2(weight.detach().abs()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight, 2:4."""
+        return weight * self.mask
 
 
 class SSte(nn.Module):
@@ -148,12 +162,14 @@ class Method:
         apply: changes a new model, which trains for so many steps; of what it returns, `step` follows each step.
         options: what `apply` takes beside, or `decay` (of weights, for the optimizer): sets to tune over, the first
             the default.
+        like: a method that it takes apart: it is run with the settings of that one, not tuned.
     """
 
     name: str
     source: str
     apply: Callable[[Gpt, int, Options], SlopeSchedule | None]
     options: tuple[Options, ...] = _DECAYS
+    like: str = ""
 
 
 def _dense(model: Gpt, steps: int, options: Options) -> None:
@@ -166,6 +182,10 @@ def _slope(model: Gpt, steps: int, options: Options) -> SlopeSchedule:
     return SlopeSchedule(model, steps, lazy=options.get("lazy", 0.0))
 
 
+def _throughout(model: Gpt, steps: int, options: Options) -> SlopeSchedule:
+    return _slope(model, steps, {**options, "lazy": 1.0})
+
+
 def _sr_ste(model: Gpt, steps: int, options: Options) -> None:
     for layer in block_linears(model).values():
         parametrize.register_parametrization(layer, "weight", SrSte(options["lambda"]))
@@ -174,6 +194,11 @@ def _sr_ste(model: Gpt, steps: int, options: Options) -> None:
 def _transposable(model: Gpt, steps: int, options: Options) -> None:
     for layer in block_linears(model).values():
         parametrize.register_parametrization(layer, "weight", Transposable(layer.weight, options["lambda"]))
+
+
+def _static(model: Gpt, steps: int, options: Options) -> None:
+    for layer in block_linears(model).values():
+        parametrize.register_parametrization(layer, "weight", Static(layer.weight))
 
 
 def _s_ste(model: Gpt, steps: int, options: Options) -> None:
@@ -189,7 +214,29 @@ METHODS = {
         Method("sr-ste", "SR-STE with decay, extended to Adam", _sr_ste, _LAMBDAS),
         Method("s-ste", "S-STE", _s_ste),
         Method("transposable", "transposable masks with decay", _transposable, _LAMBDAS),
+        Method("static", "SLoPe without its second prune", _static, like="slope"),
+        Method("throughout", "SLoPe, adapters from the first step", _throughout, like="slope"),
     )
 }
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Adapters in the last steps: a fork of the run named slope.
+
+    Attributes:
+        share: of the steps.
+        own: whether they have a learning rate of their own, tuned, which falls linearly to zero; else the schedule's.
+    """
+
+    share: float
+    own: bool = True
+
+
 LAZY = "slope + lazy"
-"""SLoPe with adapters in the last 1% of the steps: a fork of the run named slope."""
+"""As published: adapters in the last 1% of the steps."""
+FORKS = {
+    LAZY: Fork(0.01),
+    "lazy, schedule's rate": Fork(0.01, own=False),
+    "lazy, 10%": Fork(0.1),
+}

@@ -9,21 +9,25 @@ from rich import box
 from rich.table import Table
 
 from bench.training_memory import LayerMemory
-from bench.training_methods import LAZY, METHODS
+from bench.training_methods import FORKS, LAZY, METHODS
 from bench.training_runs import Run, Setting
 from bench.training_tuning import Trial
 
 T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Two-sided 95% of Student's t, by degrees of freedom."""
 AHEAD = (
-    ("slope + lazy", "sr-ste", "SLoPe with lazy adapters ahead of extended SR-STE (published)"),
-    ("dense", "slope + lazy", "SLoPe with lazy adapters behind dense (published)"),
-    ("slope + lazy", "slope", "lazy adapters help SLoPe (published)"),
-    ("slope + lazy", "transposable", "SLoPe with lazy adapters ahead of transposable masks"),
-    ("slope + lazy", "s-ste", "SLoPe with lazy adapters ahead of S-STE"),
+    (LAZY, "sr-ste", "SLoPe with lazy adapters ahead of extended SR-STE (published)"),
+    ("dense", LAZY, "SLoPe with lazy adapters behind dense (published)"),
+    (LAZY, "slope", "lazy adapters help SLoPe (published)"),
+    (LAZY, "transposable", "SLoPe with lazy adapters ahead of transposable masks"),
+    (LAZY, "s-ste", "SLoPe with lazy adapters ahead of S-STE"),
 )
 """Of these the first is to have fewer bits than the second."""
-NAMES = {name: f"{method.source} ({name})" for name, method in METHODS.items()} | {LAZY: "SLoPe, lazy adapters"}
+NAMES = (
+    {name: f"{method.source} ({name})" for name, method in METHODS.items()}
+    | {name: f"SLoPe, adapters in the last {fork.share:.0%}, the schedule's rate" for name, fork in FORKS.items()}
+    | {name: f"SLoPe, adapters in the last {fork.share:.0%}" for name, fork in FORKS.items() if fork.own}
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether one method has fewer bits than another, seed by seed.
+    """Whether one method has fewer bits than another, seed by seed: seeds and data are the same.
 
     Attributes:
         gap: mean of the second's bits less the first's.
@@ -102,10 +106,10 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, T_QUANTILE.get(count - 1, 2.776) * (variance / count) ** 0.5
 
 
-def claims(record: Record) -> list[Claim]:
+def claims(record: Record, pairs: Sequence[tuple[str, str, str]] = AHEAD) -> list[Claim]:
     """Those whose methods were run with the same seeds."""
     made = []
-    for first, second, what in AHEAD:
+    for first, second, what in pairs:
         ours, theirs = record.bits(first), record.bits(second)
         seeds = ours.keys() & theirs.keys()
         if seeds:
@@ -115,12 +119,12 @@ def claims(record: Record) -> list[Claim]:
 
 def rows_table(record: Record) -> Table:
     """Every method on a line."""
-    return _table(*_rows(record))
+    return table(*_rows(record))
 
 
 def claims_table(record: Record) -> Table:
     """Every claim on a line."""
-    return _table(*_claims(record))
+    return table(*_claims(record))
 
 
 def about(record: Record) -> str:
@@ -153,7 +157,7 @@ def _rows(record: Record) -> tuple[list[str], list[list[str]]]:
         bits = record.bits(name)
         mean, interval = mean_and_interval(list(bits.values()))
         over = [bits[seed] - dense[seed] for seed in bits if seed in dense]
-        base = "slope" if name == LAZY else name
+        base = "slope" if name in FORKS else name
         setting = record.settings[base]
         own = ", ".join(f"{option} {value}" for option, value in setting.options.items())
         lines.append([
@@ -165,7 +169,7 @@ def _rows(record: Record) -> tuple[list[str], list[list[str]]]:
             f"{record.model_bytes[base] / record.model_bytes['dense']:.2f}x",
             f"{record.step_ms[base]:.1f}",
             f"{setting.rate:g}",
-            f"adapters' rate {setting.adapter_rate:g}" if name == LAZY else own,
+            f"adapters' rate {setting.adapter_rates[name]:g}" if name in setting.adapter_rates else own,
         ])  # fmt: skip
     return columns, lines
 
@@ -191,30 +195,32 @@ def _trials(record: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def _shown(trial: Trial) -> str:
-    if trial.name == LAZY:
-        return f"adapters' rate {trial.setting.adapter_rate:g}:"
+    if trial.name in FORKS:
+        return f"adapters' rate {trial.setting.adapter_rates[trial.name]:g}:"
     own = ", ".join(f"{option} {value}" for option, value in trial.setting.options.items())
     return f"{trial.setting.rate:g}, {own}:"
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Of rich, for a terminal."""
+    found = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for line in lines:
-        table.add_row(*line)
-    return table
+        found.add_row(*line)
+    return found
 
 
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of a page."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *lines))
 
 
 PAGE = {
     "about": about,
     "layer": layer,
-    "rows": lambda record: _markdown(*_rows(record)),
-    "claims": lambda record: _markdown(*_claims(record)),
-    "products": lambda record: _markdown(*_products(record)),
-    "trials": lambda record: _markdown(*_trials(record)),
+    "rows": lambda record: markdown(*_rows(record)),
+    "claims": lambda record: markdown(*_claims(record)),
+    "products": lambda record: markdown(*_products(record)),
+    "trials": lambda record: markdown(*_trials(record)),
 }
 """Blocks of docs/training.md: `<!-- figures: training_rows -->` is `rows`."""
 

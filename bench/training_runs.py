@@ -5,7 +5,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.corpus import Corpus, Split
 from bench.gpt import Gpt, GptConfig
-from bench.gpt_training import Plan, held_out_bits, train
+from bench.gpt_training import EVALUATION, Plan, held_out_bits, train
 from bench.training_memory import allocated
-from bench.training_methods import LAZY, METHODS, Options
-from stoicc.nn import SlopeLinear, SlopeSchedule
+from bench.training_methods import FORKS, METHODS, Fork, Options
+from stoicc.nn import SlopeSchedule
 
 CONFIG = GptConfig(width=64, layers=2, heads=2, context=64)
-LAZY_SHARE = 0.01
 CURVE_POINTS = 20
-CURVE_WINDOWS = 32
-VERSION = 2
+CURVE_WINDOWS, FINAL_WINDOWS = 32, 1024
+"""Windows that a point of a curve is read from, and the bits at the end."""
+QUICK = 100
+"""Steps of a run that no more than EVALUATION windows are read for."""
+_OF_ADAPTERS = ("left", "right", "_extra_state")
+ADAPTER_RATE = 1e-3
+"""Before it is tuned."""
+VERSION = 3
 """Of what a run is; another one forgets cached runs."""
 
 
@@ -37,12 +42,12 @@ class Setting:
     Attributes:
         rate: peak learning rate.
         options: of the method.
-        adapter_rate: of lazy adapters, which train when the schedule's rate is next to nothing.
+        adapter_rates: of lazy adapters when they join, by name of the fork: the schedule's is next to nothing then.
     """
 
     rate: float = 6e-3
     options: Options = field(default_factory=dict)
-    adapter_rate: float = 3e-3
+    adapter_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Run:
     """What one run found.
 
     Attributes:
-        name: of the method, or `LAZY`.
+        name: of the method, or of one of `FORKS`.
         bits: per byte of text it was not trained on.
         curve: (step, bits) on a part of that text; empty while tuning.
     """
@@ -70,8 +75,9 @@ def plan_for(steps: int, seed: int, setting: Setting) -> Plan:
 def runs_of(
     name: str, steps: int, seed: int, setting: Setting, corpus: Corpus, split: Split, folder: Path | None = None
 ) -> list[Run]:
-    """The run of a method; of SLoPe also that with lazy adapters. From the cache, or trained now and put there."""
-    about = (VERSION, repr(CONFIG), name, steps, seed, asdict(setting), corpus.hash, split, torch.__version__)
+    """The run of a method; of SLoPe also those with lazy adapters. From the cache, or trained now and put there."""
+    forks = repr(FORKS) if name == "slope" else ""
+    about = (VERSION, repr(CONFIG), name, steps, seed, asdict(setting), corpus.hash, split, torch.__version__, forks)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = (folder or user_cache_path("stoicc") / "training") / f"{key}.json"
     if not path.exists():
@@ -86,43 +92,65 @@ def runs_of(
 def _trained(name: str, plan: Plan, setting: Setting, corpus: Corpus, split: Split) -> list[Run]:
     text, judge = corpus.text("train"), corpus.text(split)
     model, schedule, optimizer = _made(name, plan, setting)
+    forks = {} if name != "slope" else {of: _forks_at(fork, plan.steps) for of, fork in FORKS.items()}
     curve: list[tuple[int, float]] = []
-    fork = plan.steps - max(1, round(LAZY_SHARE * plan.steps))
+    count = FINAL_WINDOWS if split == "held-out" and plan.steps > QUICK else EVALUATION
     with tempfile.TemporaryDirectory() as folder, sdpa_kernel(SDPBackend.MATH):  # the faster one at this size
-        checkpoint = Path(folder) / "fork.checkpoint"
 
         def on_step(step: int, bits: float) -> None:
             if schedule is not None:
                 schedule.step()
             if split == "held-out" and step % max(1, plan.steps // CURVE_POINTS) == 0:
                 curve.append((step, held_out_bits(model, judge, CONFIG.context, CURVE_WINDOWS)))
-            if step == fork and name == "slope":
-                _save_fork(model, optimizer, step, checkpoint)
+            if step in forks.values():
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f"{folder}/{step}")
 
         train(model, text, plan, CONFIG.context, on_step=on_step, optimizer=optimizer)
-        runs = [Run(name, plan.seed, held_out_bits(model.eval(), judge, CONFIG.context), curve)]
-        if name == "slope":
-            adapted, lazily, optimizer = _made(name, plan, setting, LAZY_SHARE)
-            assert lazily is not None
-            lazily.position = fork
-            train(adapted, text, plan, CONFIG.context, checkpoint, lambda step, bits: lazily.step(), optimizer)
-            bits = held_out_bits(adapted.eval(), judge, CONFIG.context)
-            runs.append(Run(LAZY, plan.seed, bits, [point for point in curve if point[0] <= fork]))
+        runs = [Run(name, plan.seed, held_out_bits(model.eval(), judge, CONFIG.context, count), curve)]
+        for of, step in forks.items():
+            adapted = _forked(of, plan, setting, Path(folder) / str(step), text)
+            runs.append(Run(of, plan.seed, held_out_bits(adapted, judge, CONFIG.context, count), []))
     return runs
 
 
+def _forks_at(fork: Fork, steps: int) -> int:
+    return steps - max(1, round(fork.share * steps))
+
+
+def _forked(name: str, plan: Plan, setting: Setting, saved: Path, text: torch.Tensor) -> Gpt:
+    """The run that was saved at a step, gone on from there with adapters."""
+    fork = FORKS[name]
+    options = {**setting.options, "lazy": fork.share}
+    own_rate = setting.adapter_rates.get(name, ADAPTER_RATE) if fork.own else None
+    model, schedule, optimizer = _made("slope", plan, replace(setting, options=options), own_rate)
+    assert schedule is not None
+    step = _forks_at(fork, plan.steps)
+    schedule.load_state_dict({**schedule.state_dict(), "position": step})
+    before, mine = torch.load(saved, weights_only=True), model.state_dict()
+    kept = {key: value for key, value in before["model"].items() if not key.endswith(_OF_ADAPTERS)}
+    groups = [*before["optimizer"]["param_groups"][:2], *optimizer.state_dict()["param_groups"][2:]]
+    merged = {"state": before["optimizer"]["state"], "param_groups": groups}  # adapters have no state yet
+    path = saved.with_suffix(".fork")
+    torch.save({"model": mine | kept, "optimizer": merged, "step": step, "seconds": 0.0}, path)
+    train(model, text, plan, CONFIG.context, path, lambda step, bits: schedule.step(), optimizer)
+    return model.eval()
+
+
 def _made(
-    name: str, plan: Plan, setting: Setting, lazy: float = 0.0
+    name: str, plan: Plan, setting: Setting, own_rate: float | None = None
 ) -> tuple[Gpt, SlopeSchedule | None, torch.optim.Optimizer]:
     model = Gpt(CONFIG, plan.seed)
-    options = {"seed": plan.seed, "lazy": lazy, **METHODS[name].options[0], **setting.options}
+    options = {"seed": plan.seed, **METHODS[name].options[0], **setting.options}
     schedule = METHODS[name].apply(model, plan.steps, options)
-    return model, schedule, _optimizer(model, plan, setting.adapter_rate)
+    adapters = schedule.adapters if schedule is not None else []
+    optimizer = _optimizer(model, adapters, plan)
+    if schedule is not None and own_rate is not None:
+        optimizer.param_groups[-1].update(own_rate=own_rate, joins_at=schedule.adapters_from)
+    return model, schedule, optimizer
 
 
-def _optimizer(model: nn.Module, plan: Plan, adapter_rate: float) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, adapters: Sequence[nn.Parameter], plan: Plan) -> torch.optim.AdamW:
     """That of `bench.gpt_training`, with adapters in a group of their own."""
-    adapters = _adapters(model)
     own = {id(factor) for factor in adapters}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
     groups: list[dict[str, Any]] = [
@@ -130,34 +158,15 @@ def _optimizer(model: nn.Module, plan: Plan, adapter_rate: float) -> torch.optim
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     if adapters:
-        groups.append({"params": adapters, "weight_decay": 0.0, "fixed_rate": adapter_rate})
+        groups.append({"params": adapters, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=plan.rate, betas=plan.betas, fused=True)
 
 
-def _slopes(model: nn.Module) -> list[SlopeLinear]:
-    return [module for module in model.modules() if isinstance(module, SlopeLinear)]
-
-
-def _adapters(model: nn.Module) -> list[nn.Parameter]:
-    factors = (factor for layer in _slopes(model) for factor in (layer.left, layer.right))
-    return [factor for factor in factors if factor is not None]
-
-
-def _save_fork(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, path: Path) -> None:
-    """A checkpoint as `train` reads it, of the run as it would go on with adapters."""
-    for layer in _slopes(model):
-        layer.adapting = True
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": 0.0}
-    torch.save(state, path)
-    for layer in _slopes(model):
-        layer.adapting = False
-
-
 def step_times(settings: Mapping[str, Setting], corpus: Corpus, rounds: int = 15) -> dict[str, float]:
-    """Median milliseconds of a step of every method, a step of each in turn; refreshed masks and repacking included."""
+    """Median milliseconds of a step of each method, a step of each in turn; refreshed masks and repacking included."""
     text = corpus.text("train")
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    steppers = {name: _stepper(name, settings[name], text) for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    steppers = {name: _stepper(name, setting, text) for name, setting in settings.items()}
     for turn in range(rounds):
         for name, step in steppers.items():
             start = time.perf_counter()

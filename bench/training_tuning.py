@@ -1,23 +1,23 @@
 """Settings of every method of `bench.training`, tuned with the same effort on text of their own.
 
 Seven short runs each: four peak rates with the method's defaults, then three more values of its own option at the best
-of them; an eighth where the best stood at the end of the range. The rate of SLoPe's adapters is chosen in forks of the
-last 1% of its best run.
+of them; an eighth where the best stood at the end of the range. The rates of SLoPe's adapters are chosen in forks of
+its best run, for each of `FORKS` by itself.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.corpus import Corpus
-from bench.training_methods import LAZY, METHODS
+from bench.training_methods import FORKS, METHODS
 from bench.training_runs import Setting, runs_of
 
 PATH = Path(__file__).parent / "results" / "training-tuning.json"
 RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
-ADAPTER_RATES = (1e-3, 3e-3, 1e-2)
+ADAPTER_RATES = (3e-4, 1e-3, 3e-3)
 STEPS, SEED = 500, 100
 """Of a short run; no run that counts has this seed."""
 
@@ -40,9 +40,9 @@ def tuned(name: str, corpus: Corpus, say: Callable[[Trial], None]) -> list[Trial
     """All trials of a method."""
     trials: list[Trial] = []
 
-    def tried(setting: Setting, of: str = name) -> None:
-        runs = {run.name: run for run in runs_of(name, STEPS, SEED, setting, corpus, "calibration")}
-        trials.append(Trial(of, setting, runs[of].bits))
+    def tried(setting: Setting) -> None:
+        run = runs_of(name, STEPS, SEED, setting, corpus, "calibration")[0]
+        trials.append(Trial(name, setting, run.bits))
         say(trials[-1])
 
     first, *others = METHODS[name].options
@@ -52,9 +52,20 @@ def tuned(name: str, corpus: Corpus, say: Callable[[Trial], None]) -> list[Trial
     for options in others:
         tried(Setting(rate, dict(options)))
     if name == "slope":
-        chosen = best(trials, name)
-        for adapter_rate in ADAPTER_RATES:
-            tried(Setting(chosen.rate, chosen.options, adapter_rate), LAZY)
+        trials += tuned_adapters(best(trials, name), corpus, say)
+    return trials
+
+
+def tuned_adapters(chosen: Setting, corpus: Corpus, say: Callable[[Trial], None]) -> list[Trial]:
+    """Trials of the adapters' own rates, on forks of SLoPe's run with the settings that were chosen for it."""
+    trials = []
+    own = [of for of, fork in FORKS.items() if fork.own]
+    for rate in ADAPTER_RATES:
+        setting = Setting(chosen.rate, chosen.options, dict.fromkeys(own, rate))
+        runs = {run.name: run for run in runs_of("slope", STEPS, SEED, setting, corpus, "calibration")}
+        for of in own:
+            trials.append(Trial(of, setting, runs[of].bits))
+            say(trials[-1])
     return trials
 
 
@@ -69,13 +80,21 @@ def recorded() -> list[Trial]:
 
 
 def settings(trials: list[Trial]) -> dict[str, Setting]:
-    """What tuning chose for every method; SLoPe's with the rate of its adapters. Without trials, defaults."""
+    """What tuning chose for every method; SLoPe's with the rates of its adapters. Without trials, defaults."""
     if not trials:
         return {name: Setting() for name in METHODS}
-    return {name: best(trials, LAZY if name == "slope" else name) for name in METHODS}
+    found = {name: best(trials, method.like or name) for name, method in METHODS.items()}
+    forks = {trial.name for trial in trials} & FORKS.keys()
+    found["slope"] = replace(found["slope"], adapter_rates={of: best(trials, of).adapter_rates[of] for of in forks})
+    return found
 
 
-def tune(corpus: Corpus, say: Callable[[Trial], None]) -> None:
-    """Tune every method, and write the record."""
-    trials = [trial for name in METHODS for trial in tuned(name, corpus, say)]
+def tune(corpus: Corpus, say: Callable[[Trial], None], adapters: bool = False) -> None:
+    """Tune every method, or the adapters alone, and write the record."""
+    if adapters:
+        trials = [trial for trial in recorded() if trial.name not in FORKS]
+        trials += tuned_adapters(best(trials, "slope"), corpus, say)
+    else:
+        names = [name for name, method in METHODS.items() if not method.like]
+        trials = [trial for name in names for trial in tuned(name, corpus, say)]
     PATH.write_text(json.dumps([asdict(trial) for trial in trials], indent=1) + "\n")

@@ -7,23 +7,36 @@ import pytest
 import torch
 from torch import nn
 
-from bench import training_runs, training_tuning
+from bench import training_runs, training_tuning, training_why
 from bench.corpus import Corpus
 from bench.gpt import Gpt, GptConfig, block_linears
-from bench.gpt_training import train
+from bench.gpt_training import Plan, _rate, train
 from bench.training_memory import LayerMemory, WideAdamW
-from bench.training_methods import LAZY, METHODS, PATTERNS, SrSte, SSte, soft_threshold, transposable_mask
+from bench.training_methods import (
+    FORKS,
+    LAZY,
+    METHODS,
+    PATTERNS,
+    SrSte,
+    SSte,
+    Static,
+    soft_threshold,
+    transposable_mask,
+)
 from bench.training_record import PAGE, Record, claims, draw, mean_and_interval
 from bench.training_runs import Run, Setting, model_bytes, runs_of, step_times
-from bench.training_tuning import Trial, best, tuned
+from bench.training_tuning import Trial, best, settings, tuned
+from bench.training_workers import jobs_for, side_by_side
 from stoicc.nn import SlopeLinear
 
+BASELINES = ("dense", "sr-ste", "s-ste", "transposable")
 TINY = GptConfig(width=64, layers=1, heads=2, context=16)
 
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(training_runs, "CONFIG", TINY)
+    monkeypatch.setattr(training_runs, "EVALUATION", 32)
     names = [f"file{index}.py" for index in range(60)]  # enough that every split has some
     for name in names:
         (tmp_path / name).write_bytes(f"for each in range({name}):\n    pass\n".encode() * 12)
@@ -67,6 +80,29 @@ def test_the_gradient_of_sr_ste_is_the_dense_one_with_decay_of_what_is_masked():
     torch.testing.assert_close(raw.grad, torch.ones(3, 4).T @ x + 0.5 * masked)
 
 
+def test_what_takes_slope_apart_has_its_mask_and_exact_gradients():
+    layer = nn.Linear(8, 4, bias=False)
+    slope = SlopeLinear.of(layer)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Static(layer.weight))
+    x = torch.randn(3, 8, requires_grad=True)
+    layer(x).sum().backward()
+    weight = slope.to_dense()
+    assert torch.equal(layer.weight, weight)
+    torch.testing.assert_close(x.grad, torch.ones(3, 4) @ weight)
+    [raw] = layer.parameters()
+    torch.testing.assert_close(raw.grad, (torch.ones(3, 4).T @ x.detach()).where(weight != 0, 0))
+    raw.data += 10 * (weight == 0)  # what it dropped does not come back
+    assert torch.equal(layer.weight, weight)
+
+
+def test_adapters_fall_from_their_own_rate_to_zero():
+    plan = Plan(100, rate=0.5, warmup=10)
+    own = {"own_rate": 0.01, "joins_at": 80}
+    assert [_rate(own, plan, step) for step in (80, 90, 99)] == pytest.approx([0.01, 0.005, 0.0005])
+    assert _rate({}, plan, 10) == 0.5
+    assert plan.rate_at(99) < 1e-3 * plan.rate  # which is why they have one
+
+
 def test_soft_thresholds_are_continuous_and_the_scale_is_the_best():
     weight = torch.randn(16, 32)
     soft = soft_threshold(weight)
@@ -90,18 +126,36 @@ def test_transposable_masks_are_the_best_of_all():
 
 def test_a_fork_whose_adapters_stand_still_is_the_run_itself(corpus, tmp_path, monkeypatch):
     def bits(rate):
-        runs = runs_of("slope", 20, 0, Setting(adapter_rate=rate), corpus, "held-out", tmp_path / "cache")
-        assert [run.name for run in runs] == ["slope", LAZY]
-        return [run.bits for run in runs]
+        setting = Setting(adapter_rates=dict.fromkeys(FORKS, rate))
+        runs = runs_of("slope", 20, 0, setting, corpus, "held-out", tmp_path / "cache")
+        return {run.name: run.bits for run in runs}
 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *args: None)  # gradients of adapters count in its norm
     still = bits(0.0)
-    assert still[0] == still[1]
+    assert list(still) == ["slope", *FORKS]
+    assert still["slope"] == still[LAZY] == still["lazy, 10%"]
     moved = bits(0.1)
-    assert moved[0] == still[0] != moved[1]
+    assert moved["slope"] == still["slope"]
+    assert len({moved[name] for name in ("slope", LAZY, "lazy, 10%")}) == 3
+    assert moved["lazy, schedule's rate"] == still["lazy, schedule's rate"] != still["slope"]
     monkeypatch.setattr(training_runs, "VERSION", 0)
     monkeypatch.setattr(SlopeLinear, "adapting", property(lambda self: False, lambda self, value: None), raising=False)
-    assert len(set(bits(0.1))) == 1
+    assert len(set(bits(0.1).values())) == 1
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_those_of_one_process(tmp_path):
+    names = ["one.py", *(f"file{index}.py" for index in range(60))]
+    for name in names:
+        (tmp_path / name).write_bytes(f"for each in range({name}):\n    pass\n".encode() * 12)
+    corpus = Corpus(tmp_path, tuple(names))
+    jobs = jobs_for({"dense": Setting(), "sr-ste": Setting(options={"lambda": 0.1})}, 2, (0,), corpus, tmp_path / "a")
+    assert not list(side_by_side(jobs * 9, 1, lambda job: False))[4:]  # those that had begun
+    found = {job.name: runs for job, runs, _ in side_by_side(jobs, 2)}
+    assert found.keys() == {"dense", "sr-ste"}
+    for job in jobs:
+        alone = runs_of(job.name, 2, 0, job.setting, corpus, "held-out", tmp_path / "b")
+        assert alone[0].bits == pytest.approx(found[job.name][0].bits, rel=1e-3)  # by one thread or by several
 
 
 def test_a_finished_run_comes_from_the_cache(corpus, tmp_path, monkeypatch):
@@ -119,15 +173,19 @@ def test_every_method_is_tuned_with_the_same_effort(corpus, tmp_path, monkeypatc
         bits = abs(setting.rate - 6e-3) + sum(
             str(value) in ("random", "0.3", "0.02") for value in setting.options.values()
         )
-        return [Run(name, seed, bits, []), Run(LAZY, seed, abs(setting.adapter_rate - 1e-3), [])]  # fmt: skip
+        forks = {of: abs(rate - {LAZY: 1e-3}.get(of, 3e-3)) for of, rate in setting.adapter_rates.items()}
+        return [Run(name, seed, bits, []), *(Run(of, seed, gap, []) for of, gap in forks.items())]
 
     monkeypatch.setattr(training_tuning, "runs_of", runs)
-    for name in METHODS:
+    for name in (name for name, method in METHODS.items() if not method.like):
         trials = tuned(name, corpus, lambda trial: None)
         assert len([trial for trial in trials if trial.name == name]) in (7, 8)
         assert best(trials, name).rate == 6e-3
         assert {trial.setting.rate for trial in trials} == set(training_tuning.RATES)
-    assert best(tuned("slope", corpus, lambda trial: None), LAZY).adapter_rate == 1e-3
+    chosen = settings(tuned("slope", corpus, lambda trial: None) + [Trial(n, Setting(0.5), 1.0) for n in BASELINES])
+    assert chosen["slope"].adapter_rates == {LAZY: 1e-3, "lazy, 10%": 3e-3}
+    assert chosen["static"].rate == chosen["slope"].rate == 6e-3
+    assert chosen["sr-ste"].rate == 0.5
     assert Trial.of({"name": "dense", "setting": {"rate": 1.0}, "bits": 2.0}).setting.rate == 1.0
 
 
@@ -137,7 +195,7 @@ def test_memory_and_times_of_every_method(corpus):
     assert 4 * dense <= held["dense"] < 4.1 * dense  # weights, gradients and two moments, and steps
     inner = sum(layer.weight.nbytes for layer in block_linears(Gpt(TINY)).values())
     assert held["slope"] < held["dense"] - 1.7 * inner
-    assert {name for name in METHODS if held[name] < held["dense"]} == {"slope"}, held
+    assert {name for name in METHODS if held[name] < held["dense"]} == {"slope", "throughout"}, held
     times = step_times({name: Setting() for name in METHODS}, corpus, rounds=5)
     assert times.keys() == METHODS.keys()
     assert min(times.values()) > 0
@@ -159,12 +217,13 @@ def test_wide_adam_is_adam():
 
 def record():
     bits = {"dense": (2.0, 2.1, 2.2), "slope": (2.3, 2.5, 2.5), LAZY: (2.2, 2.3, 2.4), "sr-ste": (2.29, 2.41, 2.5)}
+    bits["static"] = (2.4, 2.6, 2.6)
     runs = [
         Run(name, seed, value, [(1, 4.0), (2, value)]) for name, of in bits.items() for seed, value in enumerate(of)
     ]
     return Record(
         "A model.",
-        {name: Setting(options={"lambda": 0.002}) for name in METHODS},
+        {name: Setting(options={"lambda": 0.002}, adapter_rates={LAZY: 0.003}) for name in METHODS},
         runs,
         dict.fromkeys(METHODS, 1.0),
         dict.fromkeys(METHODS, 100),
@@ -195,10 +254,20 @@ def test_a_record_comes_back_and_is_shown(tmp_path):
     found = Record.read(tmp_path / "training.json")
     assert found == record()
     pages = {name: page(found) for name, page in PAGE.items()}
-    assert "| SLoPe, lazy adapters | 2.3000 | 0.2484 | 2.2000, 2.3000, 2.4000 | +0.2000 |" in pages["rows"]
+    lazy = next(line for line in pages["rows"].splitlines() if line.startswith("| SLoPe, adapters in the last 1% |"))
+    assert "| 2.3000 | 0.2484 | 2.2000, 2.3000, 2.4000 | +0.2000 |" in lazy
+    assert lazy.endswith("| adapters' rate 0.003 |")
     assert "0.5625x of the dense weight" in pages["layer"]
     assert "+0.1000" in pages["claims"]
     assert pages["trials"].endswith("| S-STE (s-ste) | 0.1, decay 0.1: 2.5000; 0.2, decay 0.1: **2.4000** |")
+
+
+def test_what_slope_consists_of_follows_from_the_seeds_too():
+    pages = {name: page(record()) for name, page in training_why.PAGE.items()}
+    assert "| the same mask without the second prune: every gradient exact | -0.1000 | 0.0000 | costs |" in pages["why"]
+    assert "(published) | +0.1333 | 0.1434 | nothing beyond the interval |" in pages["why"]
+    assert len(pages["why"].splitlines()) == 2 + 4  # what was not run is left out
+    assert pages["last"].startswith("The last 1% are 1 of 2 steps, 1,024 bytes of text")
 
 
 def test_curves_are_drawn(tmp_path):

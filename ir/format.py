@@ -222,6 +222,8 @@ class TileFormat(ABC):
     name: ClassVar[str]
     by_default: ClassVar[bool] = True
     """Whether it is one of those to choose from where a user names no formats."""
+    revision: ClassVar[int] = 1
+    """Of its planes' layout: raised when planes of the same text mean something else, so that files are not misread."""
 
     # -- storage ---------------------------------------------------------------------------
 
@@ -251,6 +253,10 @@ class TileFormat(ABC):
     def why(self, tile: Tensor) -> str:
         """For one rejected `[BM, BK]` tile: what was expected, what was found and where."""
         return "expected a tile that survives encode and decode bit for bit, found one that changes"
+
+    def migrate(self, planes: Planes, tile: Tile, dtype: str, revision: int) -> Planes | None:
+        """A file's planes of an older revision (entries as `TileMac.pack` gets them) as they are now; None: refused."""
+        return None
 
     def cost(self, tile: Tile, dtype: str) -> TileCost:
         """Bytes from the planes (a shared entry counts by its share); one mac per weight."""

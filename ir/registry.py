@@ -41,6 +41,11 @@ class Registry:
                 f"register_format: expected {type(fmt).__qualname__}() with default options, found {fmt}; give every "
                 "field a default and register that: options are named where the format is used"
             )
+        if type(fmt.revision) is not int or fmt.revision < 1:
+            raise FormatError(
+                f"register_format: expected a revision of 1, 2, .., found {fmt.revision!r} for {fmt.name}; set the "
+                "class variable `revision` to how many layouts its planes have had"
+            )
         _check_planes(fmt)
         held = self._formats.get(fmt.name)
         if held is not None and _origin(held) != _origin(fmt):

@@ -15,9 +15,11 @@ from stoicc.ir.types import Module
 from stoicc.ir.verify import verify, verify_pools
 from stoicc.kernel import Kernel
 from stoicc.pools import rehash
+from stoicc.revisions import migrated, print_revisions
 
 IR_KEY = "stoicc.ir"
 HASH_KEY = "stoicc.ir.hash"
+REVISIONS_KEY = "stoicc.formats"
 VERSION_KEY = "stoicc.artefact"
 VERSION = "1"
 
@@ -33,8 +35,9 @@ def save(kernel: Kernel, path: str | PathLike[str]) -> None:
 
     pools = {name: pool.detach().cpu().contiguous() for name, pool in kernel.source_of_pools.whole().items()}
     text = print_module(Module(rehash(kernel.program, pools), kernel.schedule), exact=True)
+    metadata = {IR_KEY: text, HASH_KEY: text_hash(text), VERSION_KEY: VERSION}
     try:
-        save_file(pools, path, metadata={IR_KEY: text, HASH_KEY: text_hash(text), VERSION_KEY: VERSION})
+        save_file(pools, path, metadata={**metadata, REVISIONS_KEY: print_revisions(kernel.program)})
     except (SafetensorError, OSError) as error:
         raise InputError(f"artefact {path}: expected a file that can be written, found {error}") from None
 
@@ -54,7 +57,8 @@ def load(
         device: where the pools go.
 
     Raises:
-        InputError: not an artefact of stoicc, or one of another version.
+        InputError: not an artefact of stoicc, one of another version, or planes of a format that is laid out
+            otherwise today.
         VerifyError: IR text or pools that are not what was saved.
     """
     from safetensors import SafetensorError, safe_open
@@ -73,6 +77,7 @@ def load(
     if metadata.get(HASH_KEY) != text_hash(metadata[IR_KEY]):
         raise VerifyError(f"artefact {path}: expected the IR text as it was saved, found it changed; save it again")
     module = parse(metadata[IR_KEY])
+    module, pools = migrated(module, pools, metadata.get(REVISIONS_KEY), f"artefact {path}")
     verify(module)
     verify_pools(module.tiles, pools)
     try:

@@ -16,6 +16,7 @@ from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.factors import factor_values, pack_codes
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.planes import plane_slots, pool_name
+from stoicc.ir.revisions import revisions
 from stoicc.ir.types import ACTIVATIONS, Beside, CodedFactor, Pool, Segment, TileProgram
 from stoicc.ops.lowering import CodeSheet, Lowered
 
@@ -274,5 +275,5 @@ def structure_hash(program: TileProgram) -> bytes:
     def blank(pool: Pool) -> Pool:
         return replace(pool, digest="")
 
-    structure = _map_pools(replace(program, name=""), blank)
-    return hashlib.blake2b(repr(structure).encode(), digest_size=16).digest()
+    structure = repr(_map_pools(replace(program, name=""), blank)) + "".join(map(str, revisions(program).items()))
+    return hashlib.blake2b(structure.encode(), digest_size=16).digest()

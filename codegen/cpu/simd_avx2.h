@@ -225,8 +225,9 @@ static inline __m256 expand_floats(const float *p, const int mask)
 
 /* Two columns of sixteen rows of which only some are stored, from p to before end; zeros in the other lanes. Bits
  * 0-15 of the mask say which rows the first column keeps, bits 16-31 the second, whose values follow. */
-static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_f32(const float *p, const float *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     float last[32];
     if (end - p < 32)
         p = memcpy(last, p, (end - p) * sizeof *p);
@@ -252,8 +253,9 @@ static inline void expand_pair(const uint16_t *p, const uint16_t *end, uint32_t 
 }
 
 /* The same with halves. */
-static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_f16(const f16 *p, const f16 *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     __m128i eights[4];
     expand_pair(p, end, mask, eights);
     *first = (vfloat){_mm256_cvtph_ps(eights[0]), _mm256_cvtph_ps(eights[1])};
@@ -261,8 +263,9 @@ static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vf
 }
 
 /* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
-static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     __m128i eights[4];
     expand_pair(p, end, mask, eights);
     vf_pair_bf16((const bf16 *)eights, first, second);

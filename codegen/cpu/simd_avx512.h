@@ -169,15 +169,17 @@ static inline vfloat vf_look_up(const float *table, vint index)
 
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
  * say which rows the first column keeps, bits 16-31 the second, whose values follow. */
-static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_f32(const float *p, const float *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     *first = _mm512_maskz_expandloadu_ps((__mmask16)mask, p);
     *second = _mm512_maskz_expandloadu_ps((__mmask16)(mask >> 16), p + __builtin_popcount(mask & 0xffff));
 }
 
 /* The same with halves. No byte is read after the last that is stored. */
-static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_f16(const f16 *p, const f16 *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     const int before = __builtin_popcount(mask & 0xffff), then = __builtin_popcount(mask >> 16);
     __m256i low = _mm256_maskz_loadu_epi16((__mmask16)((1u << before) - 1), p);
     __m256i high = _mm256_maskz_loadu_epi16((__mmask16)((1u << then) - 1), p + before);
@@ -186,8 +188,9 @@ static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vf
 }
 
 /* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
-static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     const int before = __builtin_popcount(mask & 0xffff), then = __builtin_popcount(mask >> 16);

@@ -246,8 +246,9 @@ static inline f16 float_to_f16(float value)
 
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
  * say which rows the first column keeps, bits 16-31 the second, whose values follow. */
-static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_f32(const float *p, const float *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     float lane[32] = {0};
     for (; mask; mask &= mask - 1)
         lane[__builtin_ctz(mask)] = *p++;
@@ -256,8 +257,9 @@ static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask
 }
 
 /* The same with halves. */
-static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_f16(const f16 *p, const f16 *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     float lane[32] = {0};
     for (; mask; mask &= mask - 1)
         lane[__builtin_ctz(mask)] = f16_to_float(*p++);
@@ -266,8 +268,9 @@ static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vf
 }
 
 /* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
-static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t *of, vfloat *first, vfloat *second)
 {
+    uint32_t mask = (uint32_t)*of;
     bf16 lane[32] = {0};
     for (; mask; mask &= mask - 1)
         lane[__builtin_ctz(mask)] = *p++;

@@ -1,45 +1,48 @@
 /* Kept 16-bit values to their lanes in one instruction. Needs AVX512-VBMI2, which CPUs with matrix units have. */
 
-/* Both columns of sixteen rows as pairs, where bit 2r + c of the mask says whether row r of column c is stored. */
-static inline vint vp_expand(const bf16 *p, uint32_t mask)
+/* A mask straight from memory: compilers take it through a register, which costs one more of what is scarce here. */
+static inline __mmask32 mask_32(const int32_t *p)
 {
-    return _mm512_maskz_expandloadu_epi16(mask, p);
+    __mmask32 mask;
+    __asm__("kmovd %1, %0" : "=k"(mask) : "m"(*p));
+    return mask;
 }
 
-/* Sixteen bits each of at least 32 values from p, of which `count` are stored before `end`. */
-static inline vint vi_load_kept(const uint16_t *p, const uint16_t *end, int count)
+/* The low or the high half of such a mask. */
+static inline __mmask16 mask_16(const int32_t *p, const int high)
 {
-    if (p + 32 <= end) /* a plain load is faster, and what is past the count does no harm */
-        return _mm512_loadu_si512(p);
-    return _mm512_maskz_loadu_epi16((__mmask32)(((uint64_t)1 << count) - 1), p);
+    __mmask16 mask;
+    __asm__("kmovw %1, %0" : "=k"(mask) : "m"(*((const char *)p + 2 * high)), "m"(*p));
+    return mask;
+}
+
+/* Both columns of sixteen rows as pairs, where bit 2r + c of the mask says whether row r of column c is stored. */
+static inline vint vp_expand(const bf16 *p, const int32_t *mask)
+{
+    return _mm512_maskz_expandloadu_epi16(mask_32(mask), p);
 }
 
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
- * say which rows the first column keeps, bits 16-31 the second, whose values follow. */
-static inline void vf_expand_f32(const float *p, const float *end, uint32_t mask, vfloat *first, vfloat *second)
+ * say which rows the first column keeps, bits 16-31 the second, whose values follow. Lanes that are not kept read no
+ * memory. */
+static inline void vf_expand_f32(const float *p, const float *end, const int32_t *mask, vfloat *first, vfloat *second)
 {
-    const float *then = p + __builtin_popcount(mask & 0xffff);
-    if (then + 16 <= end) {
-        *first = _mm512_maskz_expand_ps((__mmask16)mask, _mm512_loadu_ps(p));
-        *second = _mm512_maskz_expand_ps((__mmask16)(mask >> 16), _mm512_loadu_ps(then));
-    } else {
-        *first = _mm512_maskz_expandloadu_ps((__mmask16)mask, p);
-        *second = _mm512_maskz_expandloadu_ps((__mmask16)(mask >> 16), then);
-    }
+    *first = _mm512_maskz_expandloadu_ps(mask_16(mask, 0), p);
+    *second = _mm512_maskz_expandloadu_ps(mask_16(mask, 1), p + __builtin_popcount((uint32_t)*mask & 0xffff));
 }
 
-/* The same with halves. No byte is read after the last that is stored. */
-static inline void vf_expand_f16(const f16 *p, const f16 *end, uint32_t mask, vfloat *first, vfloat *second)
+/* The same with halves. */
+static inline void vf_expand_f16(const f16 *p, const f16 *end, const int32_t *mask, vfloat *first, vfloat *second)
 {
-    __m512i both = _mm512_maskz_expand_epi16(mask, vi_load_kept(p, end, __builtin_popcount(mask)));
+    __m512i both = _mm512_maskz_expandloadu_epi16(mask_32(mask), p);
     *first = _mm512_cvtph_ps(_mm512_castsi512_si256(both));
     *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1));
 }
 
 /* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
-static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, uint32_t mask, vfloat *first, vfloat *second)
+static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t *mask, vfloat *first, vfloat *second)
 {
-    __m512i both = _mm512_maskz_expand_epi16(mask, vi_load_kept(p, end, __builtin_popcount(mask)));
+    __m512i both = _mm512_maskz_expandloadu_epi16(mask_32(mask), p);
     *first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     *second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }

@@ -39,13 +39,12 @@ INLINE void {name}($arguments, const float *x, float *acc, const int nb)
         clear_sums(sum, nb);
         #pragma GCC unroll 4
         for (int k = 0; k < BK; k += 4, masks += 2) {
-            const uint32_t low = (uint32_t)masks[0], high = (uint32_t)masks[1];
-            const $T *then = values + __builtin_popcount(low);
+            const $T *then = values + __builtin_popcount((uint32_t)masks[0]);
             vfloat w[4];
             ahead(values, 32 * sizeof *values); /* about what four columns keep */
-            vf_expand_$T(values, end, low, &w[0], &w[1]);
-            vf_expand_$T(then, end, high, &w[2], &w[3]);
-            values = then + __builtin_popcount(high);
+            vf_expand_$T(values, end, masks, &w[0], &w[1]);
+            vf_expand_$T(then, end, masks + 1, &w[2], &w[3]);
+            values = then + __builtin_popcount((uint32_t)masks[1]);
             #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
                 multiply_add(w[i], x + k * nb + i, sum, i, nb);
@@ -61,11 +60,10 @@ INLINE void {name}($arguments, const int unit, bf16 *pairs)
     masks += unit * (BK / 2);
     values += $start;
     #pragma GCC unroll 4
-    for (int k = 0; k < BK; k += 2, pairs += 2 * LANES) {
-        const uint32_t mask = (uint32_t)*masks++;
+    for (int k = 0; k < BK; k += 2, masks++, pairs += 2 * LANES) {
         ahead(values, 64);
-        vp_store(pairs, vp_expand(values, mask));
-        values += __builtin_popcount(mask);
+        vp_store(pairs, vp_expand(values, masks));
+        values += __builtin_popcount((uint32_t)*masks);
     }
 }
 """

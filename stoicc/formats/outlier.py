@@ -103,6 +103,7 @@ class Outlier(TileFormat):
 
     name: ClassVar[str] = "outlier"
     by_default: ClassVar[bool] = False  # trying which weights to keep apart takes several encodings
+    revision: ClassVar[int] = 2
     values: TileFormat = _VALUES
     share: float = 0.01
 
@@ -140,6 +141,16 @@ class Outlier(TileFormat):
         return (
             back.view(-1).index_put((rows * tile[1] + planes["columns"].long(),), planes["outliers"]).view(back.shape)
         )
+
+    def migrate(self, planes: Planes, tile: Tile, dtype: str, revision: int) -> Planes | None:
+        """Revision 1 had outliers row by row. Files of both orders say 1; columns ascend in each row, which tells."""
+        counts, columns = planes["counts"], planes["columns"]
+        order = _by_row(counts)[0]
+        was, now = _ascend(columns, counts), _ascend(_undone(columns, order), counts)
+        if was and not now:
+            return {**planes, "columns": columns[order], "outliers": planes["outliers"][order]}
+        same = torch.equal(order, torch.arange(len(order), device=order.device))
+        return planes if same or (now and not was) else None
 
     def reject(self, tiles: Tensor) -> Tensor:
         return self.reject_shared(tiles, torch.arange(tiles.shape[0]))
@@ -258,6 +269,18 @@ def _by_row(counts: Tensor) -> tuple[Tensor, Tensor]:
     key = (rows // STRIP * 256 + rank) * STRIP + rows % STRIP
     places = key.argsort()
     return places, rows[places]
+
+
+def _undone(values: Tensor, order: Tensor) -> Tensor:
+    """What `order` would have taken these from."""
+    return torch.empty_like(values).index_copy_(0, order, values)
+
+
+def _ascend(columns: Tensor, counts: Tensor) -> bool:
+    """Whether columns, row by row, ascend within each."""
+    rows = torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts.flatten().long())
+    later = rows[1:] == rows[:-1]
+    return bool((~later | (columns[1:] > columns[:-1])).all())
 
 
 def _runs(tiles: Tensor, out: Tensor) -> Planes:

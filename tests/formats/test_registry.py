@@ -64,3 +64,12 @@ def test_register_refuses_what_would_break_every_compile():
         stoicc.register_format(Fp8())
     with pytest.raises(stoicc.FormatError, match=r"expected Int4\(\) with default options, found int4<group_size=128>"):
         stoicc.register_format(Int4(group_size=128))
+
+
+def test_register_refuses_a_revision_that_counts_nothing():
+    class Zeroth(Dense):
+        name: ClassVar[str] = "zeroth"
+        revision: ClassVar[int] = 0
+
+    with pytest.raises(stoicc.FormatError, match=r"expected a revision of 1, 2, .., found 0 for zeroth"):
+        stoicc.register_format(Zeroth())

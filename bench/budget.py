@@ -34,12 +34,14 @@ from bench.accuracy_subjects import Subject
 from bench.budget_record import Record, claims_table, rows_table
 from bench.budget_rows import Found, Row, all_rows
 from bench.budget_solver import phases, phases_table
-from bench.corpus import standard_library, windows
+from bench.corpus import FRESH, fresh_text, sentences_in, standard_library, windows
 from bench.gpt import GptConfig
 from bench.machine import describe_machine
 from stoicc.model.calibration import Calibration, Survey, collect_stage, survey
+from stoicc.model.cross_fit import HalfCollector
 from stoicc.model.layers import Layer, find_layers
-from stoicc.model.mosaic_budget import Spread, layer_factor, layer_table, model_output, spread_bytes
+from stoicc.model.mosaic_budget import Seen, Spread, layer_factor, layer_table, model_output, spread_bytes
+from stoicc.model.replay import Replay
 from stoicc.ops import Statistics
 from stoicc.ops._hooks import watching
 from stoicc.ops.statistics import Collector
@@ -75,29 +77,36 @@ def gpt_case() -> Case:
     subject = subjects.gpt((32, HELD_OUT))
     found = windows(corpus.text("calibration"), DRAWS * 32, context)
     draws = [list(found[draw::DRAWS].split(16)) for draw in range(DRAWS)]
-    held_out = windows(corpus.text("held-out"), HELD_OUT, context + 1).split(32)
+    texts = {"": corpus.text("held-out"), "fresh ": fresh_text().text()}
+    parts = {name: windows(text, HELD_OUT, context + 1).split(32) for name, text in texts.items()}
 
-    def predictions(model: nn.Module) -> list[Tensor]:
-        return [model(part[:, :-1]).log_softmax(-1) for part in held_out]
+    def predictions(model: nn.Module, name: str) -> list[Tensor]:
+        return [model(part[:, :-1]).log_softmax(-1) for part in parts[name]]
 
-    with torch.no_grad():
-        dense = predictions(copy.deepcopy(subject.model).float())
-
-    def bits(found: Sequence[Tensor]) -> float:
-        parts = zip(found, held_out, strict=True)
-        losses = [-logs.gather(-1, part[:, 1:, None].long()).mean() for logs, part in parts]
+    def bits(found: Sequence[Tensor], name: str) -> float:
+        pairs = zip(found, parts[name], strict=True)
+        losses = [-logs.gather(-1, part[:, 1:, None].long()).mean() for logs, part in pairs]
         return float(torch.stack(losses).mean()) / LN2
 
-    floor = bits(dense)
+    with torch.no_grad():
+        model = copy.deepcopy(subject.model).float()
+        dense = {name: predictions(model, name) for name in parts}
+    floors = {name: bits(logs, name) for name, logs in dense.items()}
 
     def errors(model: nn.Module) -> dict[str, float]:
-        own = predictions(model.float())
-        divergence = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(dense, own, strict=True)]
-        return {"bits/byte": bits(own) - floor, "divergence": float(torch.stack(divergence).mean()) / LN2}
+        model, found = model.float(), dict[str, float]()
+        for name, logs in dense.items():
+            own = predictions(model, name)
+            divergence = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(logs, own, strict=True)]
+            found[f"{name}bits/byte"] = bits(own, name) - floors[name]
+            found[f"{name}divergence"] = float(torch.stack(divergence).mean()) / LN2
+        return found
 
     scores = {
         "bits/byte": "bits per byte of held-out text over the dense model's",
         "divergence": "bits of divergence of the next byte's distribution from the dense model's",
+        "fresh bits/byte": f"the same of {', '.join(FRESH)}, which no choice was made on",
+        "fresh divergence": "of that text",
     }
     return Case(subject, draws, errors, scores)
 
@@ -107,13 +116,22 @@ def minilm_case() -> Case:
     subject = subjects.minilm((128, SENTENCES))
     texts = subjects.calibration_sentences(standard_library())[: DRAWS * 128]
     draws = [partial(subjects.embed, texts=texts[draw::DRAWS]) for draw in range(DRAWS)]
-    unseen = subjects.evaluation_sentences(SENTENCES)
-    dense = subjects.embed(copy.deepcopy(subject.model).float(), unseen).double()
+    known = subjects.evaluation_sentences(SENTENCES)
+    others = [text for text in sentences_in(fresh_text().docstrings()) if text not in {*known, *texts}]
+    unseen = {"1 - cosine": known, "fresh 1 - cosine": others[:: len(others) // SENTENCES][:SENTENCES]}
+    model = copy.deepcopy(subject.model).float()
+    dense = {name: subjects.embed(model, each).double() for name, each in unseen.items()}
 
     def errors(model: nn.Module) -> dict[str, float]:
-        return {"1 - cosine": (1 - (subjects.embed(model.float(), unseen) * dense).sum(-1)).mean().item()}
+        model = model.float()
+        found = {name: (subjects.embed(model, unseen[name]) * y).sum(-1) for name, y in dense.items()}
+        return {name: (1 - cosines).mean().item() for name, cosines in found.items()}
 
-    return Case(subject, draws, errors, {"1 - cosine": "to the dense model's embedding of other sentences, their mean"})
+    scores = {
+        "1 - cosine": "to the dense model's embedding of other sentences, their mean",
+        "fresh 1 - cosine": f"of sentences from docstrings of {', '.join(FRESH)}, which no choice was made on",
+    }
+    return Case(subject, draws, errors, scores)
 
 
 def synthetic_case() -> Case:
@@ -155,15 +173,24 @@ class Draw:
         """Run the model as `stoicc.compress` does for a budget over layers, statistics of all layers at once."""
         model, calibration = subject.model, Calibration(given)
         layers = find_layers(model, stoicc.Recipe([stoicc.Rule(subject.layers)]))
-        collectors = {layer.name: Collector(name=layer.name) for layer in layers}
-        with watching(model, collectors, lambda name, x: collectors[name].add(x)):
+        collectors = {layer.name: (Collector(name=layer.name), HalfCollector(name=layer.name)) for layer in layers}
+
+        def see(name: str, x: Tensor) -> None:
+            for collector in collectors[name]:
+                collector.add(x)
+
+        with watching(model, collectors, see):
             for forward in calibration.runs():
                 forward(model)
-        seen = {name: each.statistics() for name, each in collectors.items()}
-        output = model_output(model, calibration)
-        factors = {layer.name: layer_factor(model, layer, calibration, seen[layer.name], output) for layer in layers}
+        seen = {name: Seen(whole.statistics(), halves.statistics()) for name, (whole, halves) in collectors.items()}
+        found, output = survey(model, layers, calibration), model_output(model, calibration)
+        replay, factors = Replay(layers, changing=False), {}
+        for stage in found.stages:
+            for layer in stage.layers:
+                factors[layer.name] = layer_factor(model, layer, calibration, seen[layer.name], output, replay)
+            replay.settle(stage.layers)
         weights = {layer.name: layer.weight for layer in layers}
-        return Draw(calibration, survey(model, layers, calibration), weights, seen, factors)
+        return Draw(calibration, found, weights, {name: each.whole for name, each in seen.items()}, factors)
 
     def spread(self, row: Row) -> Spread:
         """Options of `budget_mosaic` for every layer, and the error of the model that is foretold."""
@@ -203,9 +230,10 @@ def measure(case: Case, row: Row, draw: Draw) -> Measured:
     stored = weights = 0
     spread = draw.spread(row)
     options = spread.options
+    replay = Replay([layer for stage in draw.survey.stages for layer in stage.layers])
     for stage in draw.survey.stages:
         own = replace(stage, layers=tuple(replace(layer, modules=_modules(model, layer)) for layer in stage.layers))
-        statistics = collect_stage(model, own, draw.calibration, torch.float32)
+        statistics = collect_stage(model, own, draw.calibration, torch.float32, replay)
         for layer in own.layers:
             compressed = stoicc.ops.budget_mosaic(layer.weight, statistics, **options[layer.name])
             formats = options[layer.name].get("formats", CANDIDATES)
@@ -215,6 +243,7 @@ def measure(case: Case, row: Row, draw: Draw) -> Measured:
             stored += stats.payload_bytes + stats.beside_bytes
             weights += layer.weight.numel()
             layer.weight.copy_(kernel.to_dense())  # runs as the kernel would, and faster than the reference
+        replay.settle(own.layers)
     return Measured(case.errors(model), spread.error, 8 * stored / weights, dict(tiles.most_common()))
 
 

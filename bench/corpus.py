@@ -22,6 +22,8 @@ SPLITS: tuple[Split, ...] = ("train", "calibration", "held-out")
 SHARES = {"held-out": 7, "calibration": 14}
 """Of 100 values of a name's hash, those below the first are held out, below the second for calibration."""
 FILES = tuple((Path(__file__).parent / "corpus.txt").read_text().split())
+FRESH = ("idlelib", "lib2to3", "tkinter")
+"""Packages of the standard library that `corpus.txt` leaves out: nothing was trained, calibrated or chosen on them."""
 KNOWN = {"cae1fb3fc6cb948c": "3.11.7"}
 """Corpora of figures on record, by hash: the Python that they come with."""
 
@@ -55,17 +57,17 @@ class Corpus:
             digest.update(f"{name} {len(content)}\n".encode() + content)
         return digest.hexdigest()[:16]
 
-    def names(self, split: Split) -> list[str]:
-        """The files of a split, in order of the list."""
-        return [name for name in self.contents if split_of(name) == split]
+    def names(self, split: Split | None = None) -> list[str]:
+        """The files of a split, or all, in order of the list."""
+        return [name for name in self.contents if split in (None, split_of(name))]
 
-    def text(self, split: Split) -> Tensor:
-        """The bytes of a split, a file after another: uint8 `[bytes]`."""
+    def text(self, split: Split | None = None) -> Tensor:
+        """The bytes of a split, or of all, a file after another: uint8 `[bytes]`."""
         joined = bytearray(b"".join(self.contents[name] for name in self.names(split)))
         return torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
 
-    def docstrings(self, split: Split) -> Iterator[str]:
-        """Docstrings of modules, classes and functions of a split, in source order."""
+    def docstrings(self, split: Split | None = None) -> Iterator[str]:
+        """Docstrings of modules, classes and functions of a split, or of all, in source order."""
         for name in self.names(split):
             for node in ast.walk(ast.parse(self.contents[name])):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -83,6 +85,13 @@ class Corpus:
 def standard_library() -> Corpus:
     """The corpus of the Python that runs."""
     return Corpus(Path(sysconfig.get_paths()["stdlib"]))
+
+
+def fresh_text() -> Corpus:
+    """The packages of `FRESH` without their tests."""
+    root = standard_library().root
+    files = sorted(path.relative_to(root) for package in FRESH for path in (root / package).rglob("*.py"))
+    return Corpus(root, tuple(map(str, (file for file in files if not {"tests", "idle_test"} & set(file.parts)))))
 
 
 def split_of(name: str) -> Split:

@@ -16,6 +16,7 @@ from stoicc.formats import _mask
 from stoicc.formats._mask import ranks
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 
@@ -144,6 +145,10 @@ class Bitmap(TileFormat):
     def tile_bytes(self, tiles: Tensor, dtype: str) -> Tensor:
         kept = bits(tiles).ne(0).flatten(1).sum(1)
         return kept.double() * TORCH_DTYPES[dtype].itemsize + super().tile_bytes(tiles, dtype)
+
+    def lattice(self, tile: Tile) -> Lattice:
+        """As dense: a sweep leaves weights that were pruned before at zero."""
+        return Lattice()
 
     def trainable(self, tile: Tile, dtype: str) -> tuple[str, ...]:
         return ("values",)

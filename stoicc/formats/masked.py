@@ -5,7 +5,7 @@ for where they stand, and the scales of int4. Any format with `keep` is a mask, 
 are asked through the doors of TileFormat alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,7 @@ from stoicc.ir.format import (
     squared_error,
     tile_shape,
 )
+from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 _MASK, _VALUES = Bitmap(), Int4()
@@ -114,6 +115,13 @@ class Masked(TileFormat):
 
     def keep(self, importance: Tensor) -> Tensor | None:
         return self.mask.keep(importance)
+
+    def lattice(self, tile: Tile) -> Lattice | None:
+        """That of the values where the mask keeps weights; None where either is unknown."""
+        mask, values = self.mask.lattice(tile), self.values.lattice(tile)
+        if mask is None or values is None or mask != Lattice(keep=mask.keep) or values.keep is not None:
+            return None
+        return replace(values, keep=mask.keep)
 
     # -- lossy doors, and codes of operators -------------------------------------------------
 

@@ -236,17 +236,19 @@ def collect_stage(
     dtype: torch.dtype,
     replay: Replay | None = None,
     first: dict[str, Tensor] | None = None,
+    also: Callable[[], Callable[[Tensor], None]] | None = None,
 ) -> Statistics:
     """Statistics of a stage's inputs, with a gram matrix, in the model as it is now; of all processes.
 
     Args:
         replay: what earlier stages left, to go on from; None: every run starts at the model's input.
         first: gets a sketch of what the stage's first layer saw first.
+        also: called when the runs begin, possibly more than once; what it returns is called with every input.
     """
     while True:
         try:
             with replay.over(model) if replay is not None else nullcontext():
-                found = _collected(model, stage, calibration, dtype, replay, first)
+                found = _collected(model, stage, calibration, dtype, replay, first, also)
             return calibration.processes.summed({stage.layers[0].name: found})[stage.layers[0].name]
         except Read as read:
             assert replay is not None
@@ -260,15 +262,19 @@ def _collected(
     dtype: torch.dtype,
     replay: Replay | None,
     first: dict[str, Tensor] | None,
+    also: Callable[[], Callable[[Tensor], None]] | None,
 ) -> Statistics:
     leader = stage.layers[0]
     collector = Collector(gram=True, dtype=dtype, name=leader.name)
+    besides = None if also is None else also()
     may_stop = (calibration.function is None or calibration.calls is not None) and stage.calls is not None
     batch = seen = 0
 
     def see(name: str, x: Tensor) -> None:
         nonlocal seen
         collector.add(x)
+        if besides is not None:
+            besides(x)
         if first is not None and batch == seen == 0:  # what it sees later may come through layers of its own stage
             first[name] = sketch(x)
         seen += 1

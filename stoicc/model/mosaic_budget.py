@@ -1,12 +1,14 @@
 """Bytes over the layers of a model: one multiplier for all their tiles, errors weighed by the model's own output.
 
-The error of a layer counts by what it does to what the model returns on the calibration inputs: each layer alone is
-swept to 3-bit codes, the model is run, and the change of its output is set against the error that the layer's table
+The error of a layer counts by what it does to what the model returns: each layer alone is swept to 3-bit codes for one
+half of the calibration inputs and for the other, the model is run with each half through the weight that was swept for
+the other (`stoicc.model.cross_fit`), and the change of its output is set against the error that the layer's table
 foretold. That is a forward-only measure of the layer's Gauss-Newton weight, and of how much the table of this layer
-foretells too much; it takes a sweep, and a run of all batches, for each layer.
+foretells too little; it takes two sweeps, and a run of all batches from that layer on, for each layer.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ from torch.utils._pytree import tree_leaves
 from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import InputError
 from stoicc.model.calibration import Calibration, CalibrationLike, collect_stage, survey
+from stoicc.model.cross_fit import HalfCollector, running_apart
+from stoicc.model.replay import Read, Replay
+from stoicc.ops._hessian import settled
 from stoicc.ops._hooks import watching
 from stoicc.ops._output import squared_output
 from stoicc.ops.statistics import Statistics
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 
 PROBE = Budget(bytes_per_weight=USUAL, formats=("int3",), compensate=True, sort_inputs=False)
 """How a layer is rounded where its effect on the output is measured: above a dtype's rounding."""
+FACTOR_BITS = 10
+"""Leading bits of what a layer counts: a code that a sweep rounds the other way on other threads does not show."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,26 +66,30 @@ def layer_tables(
         policies: options of `budget_mosaic` by layer, with the bytes per weight of all.
 
     Raises:
-        InputError: a layer that no batch calls, several processes, or what a budget refuses.
+        InputError: a layer that no batch calls, or what a budget refuses.
     """
-    if calibration.processes.together:
-        raise InputError(
-            "budget: expected one process for bytes_per_weight, which compares outputs of the model, found "
-            "distributed=True; give sparsity or bits"
-        )
     found = survey(model, layers, calibration)
     if found.unseen:
         raise InputError(
             f"budget: expected batches that call every layer of the rule, found none for {found.unseen[0].name}; "
             "exclude it, or calibrate with other batches"
         )
+    calibration.processes.agree([[layer.name for layer in stage.layers] for stage in found.stages])
     reference = model_output(model, calibration)
-    tables: dict[str, LayerTable] = {}
+    replay, tables = Replay(layers, changing=False), dict[str, LayerTable]()
     for stage in found.stages:
-        statistics = collect_stage(model, stage, calibration, torch.float32)
+        halves: list[HalfCollector] = []
+
+        def collector(name: str = stage.layers[0].name, halves: list[HalfCollector] = halves) -> Any:
+            halves[:] = [HalfCollector(name=name)]
+            return halves[0].add
+
+        statistics = collect_stage(model, stage, calibration, torch.float32, replay, also=collector)
+        seen = Seen(statistics, halves[0].statistics(calibration.processes))
         for layer in stage.layers:
-            factor = layer_factor(model, layer, calibration, statistics, reference)
+            factor = layer_factor(model, layer, calibration, seen, reference, replay)
             tables[layer.name] = layer_table(layer.weight.cpu(), statistics, policies[layer.name], factor)
+        replay.settle(stage.layers)
     return tables
 
 
@@ -154,40 +165,75 @@ def layer_table(weight: Tensor, statistics: Statistics, options: Mapping[str, An
     return LayerTable(table, factor, order.columns is not None, alone)
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Statistics of a layer's inputs, and of their halves, where both have any."""
+
+    whole: Statistics
+    halves: tuple[Statistics, Statistics] | None
+
+
 def layer_factor(
-    model: nn.Module, layer: "Layer", calibration: Calibration, statistics: Statistics, reference: Tensor | None
+    model: nn.Module,
+    layer: "Layer",
+    calibration: Calibration,
+    seen: Seen,
+    reference: Tensor | None,
+    replay: Replay | None = None,
 ) -> float:
     """What a unit of a layer's foretold error does to the output, as a share of its squared norm.
 
     Args:
         reference: what `model_output` gives; None: the layer's own output stands for the model's.
+        replay: what earlier runs of the dense model left, to go on from.
     """
-    weight = layer.modules[layer.name].weight
-    dense = weight.detach().clone()
+    dense = layer.weight.cpu()
     if reference is None:
-        energy = squared_output(dense, statistics)
+        energy = squared_output(dense, seen.whole)
         return 1 / energy if energy > 0 else 0.0
-    task = Task.of(dense.cpu(), statistics, PROBE, None)
-    found, order = choose(task)
-    lost, rounded = found.table.error(found.choice), mosaic_of(task, found, order).dense()
-    try:
-        weight.data.copy_(rounded)
-        changed = model_output(model, calibration)
-    finally:
-        weight.data.copy_(dense)
-    if changed is None or lost <= 0:
+    lost = float(Task.of(dense, seen.whole, PROBE, None).table()[0].errors.sum())
+    one, other = seen.halves or (seen.whole, seen.whole)
+    with running_apart(layer, (_probe(dense, other), _probe(dense, one))):
+        changed = model_output(model, calibration, replay, layer)
+    if changed is None:
         return 0.0
-    scale = float(reference.square().sum(dtype=torch.float64))
-    return float((changed - reference).square().sum(dtype=torch.float64)) / max(scale, 1e-300) / lost
+    squares = [float(x.square().sum(dtype=torch.float64)) for x in (changed - reference, reference)]
+    change, scale = (sum(parts) for parts in zip(*calibration.processes.told(squares), strict=True))
+    if lost <= 0:
+        return 0.0
+    factor = torch.tensor(change / max(scale, 1e-300) / lost, dtype=torch.float64)
+    return float(settled(factor, FACTOR_BITS))
 
 
-def model_output(model: nn.Module, calibration: Calibration) -> Tensor | None:
-    """All floats that the model returns on all batches, `[floats]`; None where it returns none."""
-    parts: list[Tensor] = []
-    with watching(model, (), lambda name, x: None):
-        for forward in calibration.runs():
-            leaves = tree_leaves(forward(model))
-            parts += [
-                x.detach().float().flatten().cpu() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()
-            ]
-    return torch.cat(parts) if parts else None
+def _probe(dense: Tensor, statistics: Statistics) -> Tensor:
+    """A weight swept as `PROBE` says for these inputs."""
+    task = Task.of(dense, statistics, PROBE, None)
+    return mosaic_of(task, *choose(task)).dense()
+
+
+def model_output(
+    model: nn.Module, calibration: Calibration, replay: Replay | None = None, layer: "Layer | None" = None
+) -> Tensor | None:
+    """All floats that the model returns on all batches, `[floats]`; None where it returns none.
+
+    Args:
+        replay, layer: runs go on from where earlier ones left what comes before the layer.
+    """
+    while True:
+        parts: list[Tensor] = []
+        try:
+            with (
+                watching(model, (), lambda name, x: None),
+                replay.over(model) if replay is not None else nullcontext(),
+                replay.probing(layer) if replay is not None and layer is not None else nullcontext(),
+            ):
+                for number, forward in enumerate(calibration.runs()):
+                    if replay is not None:
+                        replay.begin(number)
+                    leaves = tree_leaves(forward(model))
+                    floats = (x for x in leaves if isinstance(x, Tensor) and x.is_floating_point())
+                    parts += [x.detach().float().flatten().cpu() for x in floats]
+            return torch.cat(parts) if parts else None
+        except Read as read:
+            assert replay is not None
+            replay.keep(read.kind)

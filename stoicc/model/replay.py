@@ -112,6 +112,7 @@ class Replay:
         self._leaves = places
         self._holders = {place[: dot.start()] for place in places for dot in re.finditer(r"\.", place)}
         self._waiting, self._changing = set(places), changing
+        self._probed: set[str] = set()
         self._copies: dict[tuple[int, Path], _Copy] = {}
         self._kept: set[str] = set()
         self._run, self._final = 0, True
@@ -121,6 +122,15 @@ class Replay:
         """Nothing is to be known of these layers any more; if layers are changing, these did."""
         for layer in layers:
             self._waiting.difference_update(*layer.places.values())
+
+    @contextmanager
+    def probing(self, layer: Layer) -> Iterator[None]:
+        """A layer that still waits does something else in these runs: nothing after it is final."""
+        self._probed = {place for places in layer.places.values() for place in places}
+        try:
+            yield
+        finally:
+            self._probed = set()
 
     def keep(self, kind: str) -> None:
         """Start again without copies, and let none of this kind go from now on."""
@@ -158,7 +168,7 @@ class Replay:
     def _call(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         frame = self._stack[-1]
         if name in self._leaves and (name in self._waiting or len(self._stack) > 1):
-            self._final &= not (self._changing and name in self._waiting)
+            self._final &= not (name in self._probed or (self._changing and name in self._waiting))
             return forward(*args, **kwargs)  # one product; its copy would be the largest in a block
         number = frame.calls.get(name, 0)
         frame.calls[name] = number + 1

@@ -12,6 +12,8 @@ from stoicc.ops.statistics import Statistics
 
 MOST_DAMPING = 100.0
 """Where a Hessian is not positive definite with this much, it is no Hessian of any inputs."""
+SETTLED = 20
+"""Leading bits of a float64 sum that are the same whatever the order of its terms, as far as one can tell."""
 LEAF = 256
 """Rows and columns at which a triangular inverse is solved for rather than halved."""
 
@@ -52,8 +54,13 @@ class Factor:
 
     @property
     def left(self) -> Tensor:
-        """`[K]` float64: 1 / U_jj**2, what is left of a channel's square once those after it have answered; dead: 0."""
+        """`[K]` float64: 1 / U_jj**2, what is left of a channel's square once those after it have answered; dead: 0.
+
+        In float64 `SETTLED` bits: what depends on it does not see in which order the factorisation summed.
+        """
         pivots = self.reversed.diagonal().flip(0).double().square()
+        if self.reversed.dtype == torch.float64:
+            pivots = settled(pivots)
         return pivots.masked_fill(self.statistics.dead, 0)
 
     def inverse(self) -> InverseHessian:
@@ -94,6 +101,12 @@ def factorise(who: str, statistics: Statistics, damping: float, dtype: torch.dty
         f"{who}: expected statistics whose gram matrix is positive semidefinite, found one that damping of "
         f"{MOST_DAMPING:g} does not mend; collect it again, with dtype=torch.float64"
     )
+
+
+def settled(sums: Tensor, bits: int = SETTLED) -> Tensor:
+    """Float64 sums rounded to so many bits; the last ones differ with the number of threads."""
+    mantissa, exponent = torch.frexp(sums)
+    return torch.ldexp(torch.ldexp(mantissa, torch.tensor(bits)).round_(), exponent - bits)
 
 
 def positive_inverse(who: str, hessian: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from stoicc.ir.dtypes import DTYPE_NAMES
 from stoicc.ir.errors import InputError
 from stoicc.ir.format import TileFormat
 from stoicc.ops._choosing import unquantized
-from stoicc.ops._hessian import Factor, InverseHessian, factorise
+from stoicc.ops._hessian import Factor, InverseHessian, factorise, settled
 from stoicc.ops._inputs import seen_by_tiles
 from stoicc.ops._output import squared_output
 from stoicc.ops.combine import permute
@@ -24,7 +24,7 @@ from stoicc.ops.statistics import Statistics
 from stoicc.policy.budget import Budget
 from stoicc.policy.knapsack import solve
 from stoicc.policy.seconds import Clock, TileSeconds, program_of, tile_seconds
-from stoicc.policy.table import TileTable, measure, stands_alone
+from stoicc.policy.table import TileTable, measure, why_not
 from stoicc.policy.uniform import PAYS, one_format
 from stoicc.tiling import check_tile
 from stoicc.weights import on_cpu
@@ -37,6 +37,7 @@ SINGLE = 4096
 """Columns beyond which formats are chosen with a Hessian factorised in float32, in half the time; sweeps are not."""
 USUAL = 0.53
 """Bytes per weight at which they are compared where a budget gives none: those of 4-bit codes."""
+NO_CODE = "no code for this target at this tile"
 TRIES = 5
 """How often a bound on time is tightened where the mosaic as a whole misses it."""
 
@@ -56,6 +57,7 @@ class Choice:
         seconds: of a tile by format, where the budget is one of time.
         batch: that the seconds are for.
         columns: `[K]` the order of the columns, or None where they stay.
+        refused: formats that were left out, and why, in words.
     """
 
     table: TileTable
@@ -65,6 +67,7 @@ class Choice:
     seconds: TileSeconds | None = None
     batch: int = 1
     columns: Tensor | None = None
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def predicted_error(self) -> float:
@@ -112,6 +115,7 @@ class Task:
         statistics: of its inputs, or None.
         backend: "cpu" or "triton", for times.
         rows: `[M]`, what a squared error in each row of the output counts; None for one.
+        refused: formats of the default that were left out, and why, in words.
     """
 
     weight: CompressedWeight
@@ -121,6 +125,7 @@ class Task:
     formats: tuple[TileFormat, ...]
     backend: str = "cpu"
     rows: Tensor | None = None
+    refused: tuple[tuple[str, str], ...] = ()
 
     @staticmethod
     def of(
@@ -149,9 +154,11 @@ class Task:
         task = Task(compressed, statistics, policy, shape, policy.candidates, backend)
         if policy.formats is None:
             dtype = DTYPE_NAMES[state.values.dtype]
-            alone = (fmt for fmt in task.formats if stands_alone(fmt, shape, dtype))
-            fitting = tuple(fmt for fmt in alone if usable is None or usable(fmt, shape, dtype))
-            task = replace(task, formats=fitting)
+            why = {fmt: why_not(fmt, shape, dtype) for fmt in task.formats}
+            if usable is not None:
+                why.update({fmt: NO_CODE for fmt in why if why[fmt] is None and not usable(fmt, shape, dtype)})
+            fitting = tuple(fmt for fmt, reason in why.items() if reason is None)
+            task = replace(task, formats=fitting, refused=tuple((str(f), r) for f, r in why.items() if r is not None))
         if task.compensates:
             for fmt in task.formats:
                 lattice_of(WHO, fmt, shape)
@@ -167,10 +174,10 @@ class Task:
     def energy(self) -> float:
         """Squared norm of the layer's output, in the unit of the table's errors."""
         state = lower(self.weight)
-        if self.statistics is None:
-            return squared_output(state.values, None)
-        gram = self.statistics.gram is not None
-        return squared_output(state.values, seen_by_tiles(WHO, state, self.statistics, gram))
+        seen = self.statistics
+        if seen is not None:
+            seen = seen_by_tiles(WHO, state, seen, seen.gram is not None)
+        return float(settled(torch.tensor(squared_output(state.values, seen), dtype=torch.float64)))
 
     def table(self) -> tuple[TileTable, "Order"]:
         """The table of the weight, and the order of the columns that it is in."""
@@ -253,7 +260,8 @@ def choose(task: Task) -> tuple[Choice, Order]:
     """
     table, order = task.table()
     energy = task.energy() if task.policy.error is not None else math.nan
-    found = Choice(table, np.zeros(len(table.errors), dtype=np.int64), task.tile, energy, columns=order.columns)
+    nothing = np.zeros(len(table.errors), dtype=np.int64)
+    found = Choice(table, nothing, task.tile, energy, columns=order.columns, refused=task.refused)
     return within(found, task), order
 
 

@@ -11,7 +11,7 @@ from stoicc.ops._output import squared_output
 from stoicc.policy.budget import CANDIDATES
 from stoicc.policy.choose import Choice, relative
 from stoicc.policy.seconds import Clock, tile_seconds
-from stoicc.policy.table import TileTable, measure, stands_alone
+from stoicc.policy.table import TileTable, measure, why_not
 from stoicc.tiling import to_tiles
 from stoicc.weights import as_formats, on_cpu
 
@@ -42,6 +42,7 @@ class Explanation:
         format: that the tile has.
         batch: rows of x that times are for.
         basis: what errors are measured with, in words.
+        refused: formats that no tile could have, and why, in words.
     """
 
     row: int
@@ -50,6 +51,7 @@ class Explanation:
     costs: tuple[FormatCost, ...]
     batch: int
     basis: str
+    refused: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -61,6 +63,7 @@ class Explanation:
             lines.append(
                 f"{mark} {cost.format:28s} {cost.bytes:9,.0f} {cost.time_us:14.4f} {error or f'{cost.error:.3e}':>11s}"
             )
+        lines += [f"  {name:28s} refused: {reason}" for name, reason in self.refused]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -77,10 +80,10 @@ def explain(
             raise InputError(f"explain: expected a tile {what} from 0 to {extent - 1}, found {at!r}")
     number, format_ = row * columns + column, program.segments[int(program.map_array()[row, column])].format
     if choice is not None:
-        table, energy = choice.table, choice.energy
+        table, energy, refused = choice.table, choice.energy, choice.refused
         basis = "errors are those that its budget weighed"
     else:
-        number, table, energy = _own_table(program, pools, row, column, format_)
+        number, table, energy, refused = _own_table(program, pools, row, column, format_)
         basis = "no budget: errors are those of what the kernel holds, all inputs alike"
     times = tile_seconds(table.formats, program.shape, program.tile, program.dtype, Clock.of(backend, batch)).per_tile
     costs = tuple(
@@ -89,15 +92,17 @@ def explain(
             table.formats, table.bytes[number], times, table.errors[number], strict=True
         )
     )
-    return Explanation(row, column, format_, costs, batch, basis)
+    return Explanation(row, column, format_, costs, batch, basis, refused)
 
 
 def _own_table(
     program: TileProgram, pools: PlaneSource, row: int, column: int, own: str
-) -> tuple[int, TileTable, float]:
+) -> tuple[int, TileTable, float, tuple[tuple[str, str], ...]]:
     """The table of one tile of a kernel that no budget made: of the candidates that tiles can have alone."""
     values = decode_tiles(program, pools)
     tile = to_tiles(values, program.tile)[row * program.grid[1] + column]
     formats = dict.fromkeys(as_formats((own, *CANDIDATES)))
-    alone = [fmt for fmt in formats if stands_alone(fmt, program.tile, program.dtype)]
-    return 0, measure(tile, alone, program.tile, None), squared_output(values, None)
+    why = {fmt: why_not(fmt, program.tile, program.dtype) for fmt in formats}
+    alone = [fmt for fmt, reason in why.items() if reason is None]
+    refused = tuple((str(fmt), reason) for fmt, reason in why.items() if reason is not None)
+    return 0, measure(tile, alone, program.tile, None), squared_output(values, None), refused

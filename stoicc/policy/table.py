@@ -101,7 +101,7 @@ def measure(
         for index, fmt in enumerate(by_cost):
             found = weigher.errors(fmt, tiles, factors)
             errors[place, index] = found.numpy()
-            sizes[place, index] = fmt.tile_bytes(tiles, dtype).numpy()
+            sizes[place, index] = fmt.tile_bytes(_kept(fmt, tiles, dtype), dtype).numpy()
     return TileTable(tuple(by_cost), grid, errors, sizes, shape[0] * shape[1])
 
 
@@ -164,6 +164,14 @@ class _Weigher:
         return (squares if rows is None else squares * rows).sum(1, dtype=torch.float64)
 
 
+def _kept(fmt: TileFormat, tiles: Tensor, dtype: str) -> Tensor:
+    """Tiles with zeros where a format whose bytes depend on them drops weights; rounding can only add to those."""
+    if all(plane.kind is not PlaneKind.RAGGED for plane in fmt.planes((tiles.shape[1], tiles.shape[2]), dtype)):
+        return tiles
+    kept = fmt.keep(tiles.float().abs())
+    return tiles if kept is None else tiles.where(kept, 0)
+
+
 def _decoded(fmt: TileFormat, tiles: Tensor, weights: Tensor) -> Tensor:
     """What a format makes of tiles where it may change them."""
     shape, dtype = (tiles.shape[1], tiles.shape[2]), DTYPE_NAMES[tiles.dtype]
@@ -176,11 +184,16 @@ def _decoded(fmt: TileFormat, tiles: Tensor, weights: Tensor) -> Tensor:
 
 def stands_alone(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> bool:
     """Whether a format suits a tile shape, and no tile of it shares planes with others."""
+    return why_not(fmt, tile, dtype) is None
+
+
+def why_not(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> str | None:
+    """Why tiles of this shape cannot have a format each on its own, in words; None where they can."""
     try:
         kinds = {plane.kind for plane in fmt.planes(tile, dtype)}
-    except FormatError:
-        return False
-    return not kinds & {PlaneKind.GROUP, PlaneKind.MATRIX}
+    except FormatError as error:
+        return str(error)
+    return "shares planes between tiles" if kinds & {PlaneKind.GROUP, PlaneKind.MATRIX} else None
 
 
 def _refuse_shared(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> None:
@@ -190,6 +203,12 @@ def _refuse_shared(fmt: TileFormat, tile: tuple[int, int], dtype: str) -> None:
         raise FormatError(f"Budget: {error}") from None
     if not stands_alone(fmt, tile, dtype):
         raise InputError(
-            f"Budget: expected formats whose tiles stand alone, found {fmt}, which shares planes between tiles; give "
-            f"it a group_size that divides the tile's {tile[1]} columns, or leave it out"
+            f"Budget: expected formats whose tiles stand alone, found {fmt}, which shares planes between tiles; "
+            f"{_way_out(fmt, tile)}leave it out"
         )
+
+
+def _way_out(fmt: TileFormat, tile: tuple[int, int]) -> str:
+    if not hasattr(fmt, "group_size"):
+        return ""
+    return f"give it a group_size that divides the tile's {tile[1]} columns, or "

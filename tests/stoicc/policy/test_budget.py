@@ -12,7 +12,7 @@ from stoicc import Budget
 from stoicc.ops import Statistics
 from stoicc.ops._output import output_error
 from stoicc.ops.lowering import lower
-from stoicc.policy.choose import Task
+from stoicc.policy.choose import Task, choose
 from stoicc.policy.seconds import Clock
 
 
@@ -47,6 +47,63 @@ def test_a_mosaic_is_better_than_one_format_at_its_bytes(layer):
     mosaic = compiled(weight, statistics, Budget(bytes_per_weight=one.stats().bytes_per_weight))
     errors = [output_error(weight, kernel.to_dense(), statistics) for kernel in (mosaic, one)]
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_the_same_formats_are_chosen_on_any_number_of_threads(layer):
+    weight, statistics = layer
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            tasks = [Task.of(weight, statistics, policy, None) for policy in (Budget(0.5), Budget(error=0.05))]
+            found.append([choose(task)[0] for task in tasks])
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*found, strict=True):
+        assert (one.table.errors == other.table.errors).all()
+        assert (one.choice == other.choice).all()
+        assert one.energy == other.energy or one.energy != one.energy  # NaN where nobody asked
+
+
+def test_the_last_bits_of_a_factorisation_do_not_show(layer, monkeypatch):
+    """What another order of its sums would give, on machines whose order does not depend on threads as well."""
+    weight, statistics = layer
+    task = Task.of(weight, statistics, Budget(0.5), None)
+    table = task.table()[0]
+    exact, noise = torch.linalg.cholesky_ex, 1 + 1e-14 * torch.randn(320, dtype=torch.float64)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: (exact(matrix)[0] * noise, exact(matrix)[1]))
+    monkeypatch.setattr("stoicc.policy.choose.squared_output", lambda *_: 2 + 1e-15)
+    energy = task.energy()
+    other = task.table()[0]
+    assert (table.errors == other.errors).all()
+    assert energy == 2
+
+
+def test_what_was_pruned_is_paid_by_what_is_left(layer):
+    weight, statistics = layer
+    pruned = stoicc.ops.wanda(weight, statistics, 0.6)
+    formats = ["dense", "int4", "bitmap", "masked<mask=bitmap, values=int4<group_size=64>>"]
+    kernel = compiled(pruned, statistics, Budget(bytes_per_weight=0.42, formats=formats, sort_inputs=False))
+    names = {stats.format.partition("<")[0] for stats in kernel.stats().formats}
+    assert "masked" in names <= {"masked", "bitmap"}  # int4 loses as much at 0.53 bytes
+    assert kernel.stats().bytes_per_weight <= 0.42
+    assert not kernel.to_dense()[lower(pruned).values == 0].any()
+    plain = stoicc.compile(stoicc.ops.optq(pruned, statistics, group_size=64), formats=["int4"], target="reference")
+    found, uniform = (output_error(weight, each.to_dense(), statistics) for each in (kernel, plain))
+    assert 0.5 * uniform < found < 1.05 * uniform
+    kept = compiled(pruned, statistics, Budget(bytes_per_weight=1.2, formats=formats, sort_inputs=False))
+    assert {stats.format.partition("<")[0] for stats in kept.stats().formats} == {"bitmap"}
+    assert torch.equal(kept.to_dense(), lower(pruned).values)
+
+
+def test_a_mask_drops_before_it_is_paid(layer):
+    weight, statistics = layer
+    formats = ["masked<mask=nm<n=2, m=8>, values=int4<group_size=64>>", "int4"]
+    for options in ({}, {"compensate": False}):
+        policy = Budget(bytes_per_weight=0.4, formats=formats, sort_inputs=False, **options)
+        kernel = compiled(weight, statistics, policy)
+        assert 0.3 < kernel.stats().bytes_per_weight <= 0.4 + 1e-9
+        assert kernel.choice.bytes_per_weight == pytest.approx(kernel.stats().bytes_per_weight, rel=0.1)
 
 
 @pytest.mark.parametrize("compensate", [True, False])
@@ -178,8 +235,10 @@ def test_what_cannot_be_kept_is_refused(layer):
         compiled(weight, None, Budget(bytes_per_weight=0.5, compensate=True))
     with pytest.raises(stoicc.InputError, match="formats whose tiles stand alone, found int4<group_size=0>"):
         compiled(weight, None, Budget(bytes_per_weight=0.5, formats=["int4<group_size=0>"]))
-    with pytest.raises(stoicc.InputError, match="found bitmap on tiles of 64 x 64; leave it out"):
-        compiled(weight, statistics, Budget(bytes_per_weight=0.6, formats=["bitmap", "dense"]))
+    with pytest.raises(stoicc.InputError, match="found nvfp4, which shares planes between tiles; leave it out"):
+        compiled(weight, None, Budget(bytes_per_weight=0.5, formats=["nvfp4"]))
+    with pytest.raises(stoicc.InputError, match=r"found outlier.* on tiles of 64 x 64; leave it out"):
+        compiled(weight, statistics, Budget(bytes_per_weight=0.6, formats=["outlier", "dense"]))
 
 
 def test_what_else_says_how_tiles_are_made_is_refused(layer):

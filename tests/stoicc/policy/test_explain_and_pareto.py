@@ -60,6 +60,19 @@ def test_a_kernel_without_a_budget_explains_itself_too(layer):
         kernel.explain(0, -1)
 
 
+def test_what_was_left_out_is_explained(layer):
+    weight, statistics = layer
+    policy = Budget(bytes_per_weight=0.5)
+    kernel = stoicc.compile(weight, tile=(32, 32), policy=policy, statistics=statistics, target="reference")
+    found = kernel.explain(0, 0)
+    assert "shares planes between tiles" in dict(found.refused)["int4"]
+    assert "  int4                         refused: shares planes between tiles" in str(found)
+    assert "int4" not in [cost.format for cost in found.costs]
+    task = Task.of(weight, statistics, policy, None, lambda fmt, tile, dtype: str(fmt) != "nv24")
+    assert dict(task.refused) == {"nv24": "no code for this target at this tile"}
+    assert "refused" in str(stoicc.compile(weight, tile=(32, 32), target="reference").explain(0, 0))
+
+
 def test_the_curve_is_what_budgets_give(layer):
     weight, statistics = layer
     curve = stoicc.pareto(weight, statistics, points=12)

@@ -17,7 +17,7 @@ from bench.training_runs import Setting, runs_of
 
 PATH = Path(__file__).parent / "results" / "training-tuning.json"
 RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
-ADAPTER_RATES = (3e-4, 1e-3, 3e-3)
+ADAPTER_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 STEPS, SEED = 500, 100
 """Of a short run; no run that counts has this seed."""
 

@@ -12,7 +12,7 @@ from stoicc.ops.statistics import Statistics
 
 MOST_DAMPING = 100.0
 """Where a Hessian is not positive definite with this much, it is no Hessian of any inputs."""
-SETTLED = 20
+SETTLED = 16
 """Leading bits of a float64 sum that are the same whatever the order of its terms, as far as one can tell."""
 LEAF = 256
 """Rows and columns at which a triangular inverse is solved for rather than halved."""

@@ -22,9 +22,11 @@ class PackedPlanes(ABC):
 
     Attributes:
         names: of the pools that need not be kept beside it.
+        apart: those of them that are read by `pool` alone: they may be kept, and differ, while the others are let go.
     """
 
     names: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
     @property
     @abstractmethod
@@ -34,6 +36,10 @@ class PackedPlanes(ABC):
     @abstractmethod
     def whole(self) -> dict[str, Tensor]:
         """The canonical pools in `names`, bit for bit; new tensors."""
+
+    def pool(self, name: str) -> Tensor:
+        """One of them."""
+        return self.whole()[name]
 
     @abstractmethod
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes | None:

@@ -3,6 +3,7 @@
 It is the meaning of every other backend: any registered format, any device, float64 input too.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import pad
 
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.factors import factor_values
-from stoicc.ir.planes import PlaneSource, tile_coordinates, tile_planes
+from stoicc.ir.planes import PlaneSource, chosen_planes, tile_coordinates, tile_planes
+from stoicc.ir.schedule import TileCsc
 from stoicc.ir.types import Module, TileProgram
 
 PANEL_WEIGHTS = 1 << 22
@@ -124,23 +127,40 @@ class ReferenceExecutor(Executor):
 
 
 class TransposedReference(Executor):
-    """h W for h `[N, M]` in the order of tile rows: panels of tile rows, their products added in fp32 or float64."""
+    """h W for h `[N, M]` in the order of tile rows, in fp32 or float64, by the columns of the transposed schedule."""
 
     source = ReferenceExecutor.source
 
     def __init__(self, module: Module, pools: Pools) -> None:
-        self.program, self.decoder = module.tiles, PanelDecoder(module.tiles, pools)
+        schedule = module.schedule
+        assert schedule is not None
+        assert schedule.transposed is not None
+        self.program, self.pools, self.transposed = module.tiles, pools, schedule.transposed
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        rows, columns = self.program.shape
-        sums = x.new_zeros(x.shape[0], columns, dtype=compute)
-        for first in range(0, self.program.grid[0], self.decoder.height):
-            last = min(first + self.decoder.height, self.program.grid[0])
-            top, bottom = first * self.program.tile[0], min(last * self.program.tile[0], rows)
-            panel = self.decoder.panel(first, last)[: bottom - top, :columns]
-            sums.addmm_(x[:, top:bottom].to(compute), panel.to(compute))
-        out.copy_(sums)
+        (rows, columns), (height, width) = self.program.shape, self.program.tile
+        wide = pad(x.to(compute), (0, -rows % height)).unflatten(1, (-1, height))
+        pools = self.pools.whole() if isinstance(self.pools, PlaneSource) else self.pools
+        bounds = itertools.pairwise(self.transposed.bin_ptr)
+        for column in itertools.chain.from_iterable(self.transposed.column_order[b:e] for b, e in bounds):
+            sums = wide.new_zeros(x.shape[0], width)
+            for csc in self.transposed.cscs:
+                begin, end = csc.col_ptr[column : column + 2]
+                if begin < end:
+                    under = wide[:, torch.tensor(csc.row_idx[begin:end], device=x.device)].flatten(1)
+                    sums.addmm_(under, self._tiles(csc, begin, end, pools).flatten(0, 1).to(compute))
+            out[:, column * width : (column + 1) * width] = sums[:, : columns - column * width]
+
+    @property
+    def transient_bytes(self) -> int:
+        """Planes that are unpacked for a call, where they were let go."""
+        return self.pools.unpacked_bytes if isinstance(self.pools, PlaneSource) else 0
+
+    def _tiles(self, csc: TileCsc, begin: int, end: int, pools: Pools) -> Tensor:
+        """Entries begin .. end of a csc, decoded `[end - begin, BM, BK]`."""
+        planes = chosen_planes(self.program, csc.segment, pools, np.asarray(csc.tiles[begin:end]))
+        return self.program.segments[csc.segment].resolve().decode(planes, self.program.tile, self.program.dtype)
 
 
 class ReferenceBackend(Backend):

@@ -81,6 +81,22 @@ def stored_entries(segment: int, pools: Mapping[str, Tensor], ranges: Mapping[st
     return {name: pools[pool_name(segment, name)][first:last] for name, (first, last) in ranges.items()}
 
 
+def chosen_planes(program: TileProgram, segment: int, pools: Mapping[str, Tensor], tiles: NDArray[np.int64]) -> Planes:
+    """The planes of some tiles of a segment, by payload index `[T]`, one entry per tile: what `decode` takes."""
+    planes: Planes = {}
+    for plane in program.segments[segment].resolve().planes(program.tile, program.dtype):
+        pool = pools[pool_name(segment, plane.name)]
+        if plane.kind is PlaneKind.RAGGED:
+            ptr = pools[pool_name(segment, f"{plane.name}_ptr")].tolist()
+            planes[plane.name] = torch.cat([pool[ptr[tile] : ptr[tile + 1]] for tile in tiles])
+            counts = [0, *(ptr[tile + 1] - ptr[tile] for tile in tiles)]
+            planes[f"{plane.name}_ptr"] = torch.tensor(counts, device=pool.device).cumsum(0)
+        else:
+            slots = plane_slots(plane, *tile_coordinates(program, segment))[tiles]
+            planes[plane.name] = pool[torch.from_numpy(slots).to(pool.device)]
+    return planes
+
+
 def tile_planes(
     program: TileProgram, segment: int, pools: Mapping[str, Tensor], begin: int = 0, end: int | None = None
 ) -> Planes:

@@ -29,7 +29,8 @@ class Buffers(dict[str, Tensor | None]):
 
     Attributes:
         lock: held while tensors come and go.
-        packed: what holds the planes that were let go, or None.
+        packed: what holds the pools that were let go, or None.
+        gone: the names of those.
         trained: the parameters of the kernel: pools that training changes, which stand here no longer.
     """
 
@@ -43,6 +44,7 @@ class Buffers(dict[str, Tensor | None]):
         self.trained = {} if trained is None else trained
         self.lock = threading.RLock()
         self.packed: PackedPlanes | None = None
+        self.gone: frozenset[str] = frozenset()
         self._dropped = dropped
         self._changes = 0
 
@@ -64,8 +66,7 @@ class Buffers(dict[str, Tensor | None]):
         return {**self._here(), **{name: p.detach() for name, p in self._parameters().items()}}
 
     def _here(self) -> dict[str, Tensor]:
-        gone = self.packed.names if self.packed else ()
-        return {name: tensor for name, tensor in super().items() if tensor is not None and name not in gone}
+        return {name: tensor for name, tensor in super().items() if tensor is not None and name not in self.gone}
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.trained.items() if parameter is not None}
@@ -78,13 +79,13 @@ class Buffers(dict[str, Tensor | None]):
             return False
         return all(_plain(super(Buffers, self).__getitem__(name)) for name in names)
 
-    def let_go(self, packed: PackedPlanes) -> None:
-        """Free the tensors that were packed just now; `alone` must have said that one may."""
-        for name in packed.names:
+    def let_go(self, packed: PackedPlanes, names: frozenset[str]) -> None:
+        """Free tensors that were packed just now; `alone` must have said that one may."""
+        for name in names:
             tensor = super().__getitem__(name)
             assert tensor is not None
             super().__setitem__(name, torch.empty_like(tensor, device="meta"))
-        self.packed = packed
+        self.packed, self.gone = packed, names
 
     def restore(self) -> None:
         """Have all tensors here again, and drop what was packed."""
@@ -92,13 +93,14 @@ class Buffers(dict[str, Tensor | None]):
             if self.packed is None:
                 return
             for name, tensor in self.packed.whole().items():
-                super().__setitem__(name, tensor)
-            self.packed = None
+                if name in self.gone:
+                    super().__setitem__(name, tensor)
+            self.packed, self.gone = None, frozenset()
             self._changes += 1
             self._dropped()
 
     def _restore_if(self, name: str) -> None:
-        if self.packed is not None and name in self.packed.names:
+        if name in self.gone:
             self.restore()
 
     # -- for everybody else ----------------------------------------------------------------
@@ -165,7 +167,7 @@ class BufferSource(PlaneSource):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor, packed = self._found(name)
-        return aligned(tensor) if packed is None else packed.whole()[name]
+        return aligned(tensor) if packed is None else packed.pool(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self._buffers, *self._buffers.trained))
@@ -179,7 +181,7 @@ class BufferSource(PlaneSource):
             packed = self._buffers.packed
             found = self._buffers.real()
         unpacked = packed.whole() if packed else {}
-        return {name: unpacked[name] if name in unpacked else found[name] for name in self}
+        return {name: found[name] if name in found else unpacked[name] for name in self}
 
     @property
     def unpacked_bytes(self) -> int:
@@ -198,10 +200,9 @@ class BufferSource(PlaneSource):
         if (parameter := self._buffers.trained.get(name)) is not None:
             return parameter.detach(), None
         with self._buffers.lock:
-            packed = self._buffers.packed
             tensor = dict.__getitem__(self._buffers, name)
             assert tensor is not None
-            return tensor, packed if packed and name in packed.names else None
+            return tensor, self._buffers.packed if name in self._buffers.gone else None
 
 
 def _plain(tensor: Tensor | None) -> bool:

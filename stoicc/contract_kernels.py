@@ -26,17 +26,17 @@ weight's dtype."""
 def c_multiply(c: Contract) -> Problems:
     if c.fmt.tile_mac(c.tile, c.dtype) is None:
         raise NotTried("the format has no tile_mac")
-    kernel, weight, kinds = _compile(c, "cpu")
-    got = _run(kernel, "tiles", torch.eye(weight.shape[1])).T.to(weight.dtype)
-    for kind in _wrong_rows(c, got != weight, kinds):
+    kernel, weight, kinds = sample_kernel(c, "cpu")
+    got = run_executor(kernel, "tiles", torch.eye(weight.shape[1])).T.to(weight.dtype)
+    for kind in wrong_rows(c, got != weight, kinds):
         yield f"{kind} tiles times the identity differ from decode"
     generator = torch.Generator().manual_seed(2)
     x_dtypes = (torch.float32, torch.bfloat16) if c.dtype == "bf16" else (torch.float32,)  # matrix units take bf16
     for batch, x_dtype in product(BATCHES, x_dtypes):
         x = torch.randn(batch, weight.shape[1], generator=generator).to(x_dtype)
         want, scale = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
-        far = ~((_run(kernel, "tiles", x).double() - want).abs() <= TOLERANCE[c.dtype] * scale + 1e-9)
-        for kind in _wrong_rows(c, far.T, kinds):
+        far = ~((run_executor(kernel, "tiles", x).double() - want).abs() <= TOLERANCE[c.dtype] * scale + 1e-9)
+        for kind in wrong_rows(c, far.T, kinds):
             yield f"{kind} tiles times a batch of {batch} are far from the product in float64"
 
 
@@ -44,14 +44,14 @@ def c_panels(c: Contract) -> Problems:
     code = c.fmt.tile_mac(c.tile, c.dtype)
     if code is None or not code.decode:
         raise NotTried("the format has no C decode of panels")
-    kernel, weight, kinds = _compile(c, "cpu")
-    got = _run(kernel, "dense-once", torch.eye(weight.shape[1])).T
-    for kind in _wrong_rows(c, got != weight.float(), kinds):
+    kernel, weight, kinds = sample_kernel(c, "cpu")
+    got = run_executor(kernel, "dense-once", torch.eye(weight.shape[1])).T
+    for kind in wrong_rows(c, got != weight.float(), kinds):
         yield f"{kind} tiles times the identity differ from decode"
     if can_decode(kernel.ir):  # a product cannot tell -0.0 from 0.0
         panel = torch.full_like(weight, torch.nan)
         CompiledDecoder(kernel.ir, kernel.pools)(0, len(kinds), panel.view(-1))
-        for kind in _wrong_rows(c, bits(panel) != bits(weight), kinds):
+        for kind in wrong_rows(c, bits(panel) != bits(weight), kinds):
             yield f"{kind} tiles are written with other bits"
 
 
@@ -136,15 +136,15 @@ def triton_decode(c: Contract) -> Problems:
     """Where Triton can run: on a GPU, or in its interpreter."""
     if c.fmt.decode_block(c.tile, c.dtype) is None:
         raise NotTried("the format has no decode_block")
-    kernel, weight, kinds = _compile(c, "cuda")
+    kernel, weight, kinds = sample_kernel(c, "cuda")
     for executor in ("tiles", "dense-once"):
-        got = _run(kernel, executor, torch.eye(weight.shape[1])).T
+        got = run_executor(kernel, executor, torch.eye(weight.shape[1])).T
         wrong = got.to(weight.dtype) != weight if executor == "tiles" else got != weight.float()
-        for kind in _wrong_rows(c, wrong, kinds):
+        for kind in wrong_rows(c, wrong, kinds):
             yield f"{kind} tiles times the identity ({executor}) differ from decode"
 
 
-def _compile(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]]:
+def sample_kernel(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]]:
     """A kernel with a tile row of each accepted kind, all in this format; its matrix, and the kinds in order."""
     missing = backend_named({"cuda": "triton"}.get(target, target)).available()
     rows = c.rows() if c.registered else {}
@@ -158,7 +158,7 @@ def _compile(c: Contract, target: str) -> tuple[Kernel, Tensor, list[str]]:
     return kernel, weight, list(rows)
 
 
-def _run(kernel: Kernel, kind: str, x: Tensor) -> Tensor:
+def run_executor(kernel: Kernel, kind: str, x: Tensor) -> Tensor:
     """One executor on an output and a workspace that hold what would show."""
     executor, x = kernel.executor(kind), x.to(kernel.device)
     dtype = output_dtype(kernel.program.dtype, x.dtype)
@@ -168,7 +168,7 @@ def _run(kernel: Kernel, kind: str, x: Tensor) -> Tensor:
     return out.cpu()
 
 
-def _wrong_rows(c: Contract, wrong: Tensor, kinds: list[str]) -> Iterator[str]:
+def wrong_rows(c: Contract, wrong: Tensor, kinds: list[str]) -> Iterator[str]:
     """The kinds of tiles whose tile row has a True in `wrong [M, ...]`."""
     for kind, row in zip(kinds, wrong.split(c.tile[0]), strict=True):
         if row.any():

@@ -260,13 +260,16 @@ class Kernel(nn.Module):
         may have edited them in ways that torch does not count.
         """
         packed = self._executors["tiles"].packed
-        if packed is None or not packed.names or not self._store.alone(packed.names):
+        if packed is None:
+            return
+        names = packed.names - (packed.apart & self._parameters.keys())
+        if not names or not self._store.alone(names):
             return
         if not built:
             self._executors["tiles"] = self._build("tiles")
             packed = self._executors["tiles"].packed
             assert packed is not None
-        self._store.let_go(packed)
+        self._store.let_go(packed, names)
         self._built_for = self._store.state()
 
     # -- training --------------------------------------------------------------------------

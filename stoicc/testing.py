@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from stoicc import contract_kernels, contract_storage
+from stoicc import contract_kernels, contract_storage, contract_training
 from stoicc.contract import Contract, NotTried, Problems
 from stoicc.ir.errors import FormatError, StoiccError
 from stoicc.ir.format import TileFormat
@@ -38,9 +38,11 @@ CHECKS: dict[str, Callable[[Contract], Problems]] = {
     "tails": contract_storage.tails,
     "approximation tells its error": contract_storage.approximation,
     "codes are held as they are": contract_storage.codes,
+    "trained planes have gradients": contract_training.trained_planes,
     "C multiply equals decode": contract_kernels.c_multiply,
     "C panel decode equals decode": contract_kernels.c_panels,
     "packed planes unpack to themselves": contract_kernels.c_unpack,
+    "C follows planes that training changed": contract_training.code_follows,
     "tensor-core operands mean what decode gives": contract_kernels.fragments,
     "Triton decode_block equals decode": contract_kernels.triton_decode,
 }

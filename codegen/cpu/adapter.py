@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from stoicc.codegen.cpu.factors import HeldFactor, tile_of
+from stoicc.codegen.executor import PackedPlanes
 from stoicc.ir.schedule import Schedule, TileCsr, WorkItem
 from stoicc.ir.types import Module
 
 
 class Product(Protocol):
     """The kernel of a factor, whose y is fp32 whatever x is."""
+
+    @property
+    def packed(self) -> PackedPlanes: ...
 
     @property
     def resident_bytes(self) -> int: ...
@@ -40,6 +44,9 @@ _ITEMS = 32
 class Adapter:
     """Both factors of a weight, bound to their kernels.
 
+    Attributes:
+        programs, packed: of left and right, the tiles that their kernels hold.
+
     Args:
         left: `[M, r]` in the order of W's rows, not y's.
         right: `[r, K]`. Both as their values, or as codes.
@@ -52,8 +59,10 @@ class Adapter:
     def __init__(self, left: HeldFactor, right: HeldFactor, rows: int, terms: Terms, build: Build) -> None:
         self.rank, self._rows, self._terms = right.shape[0], rows, terms
         self._dtype = left.dtype
-        self._right = build(*factor_module("right", right))
-        self._left = build(*factor_module("left", left.padded(rows)))
+        modules = factor_module("left", left.padded(rows)), factor_module("right", right)
+        self._left, self._right = (build(*each) for each in modules)
+        self.programs = modules[0][0].tiles, modules[1][0].tiles
+        self.packed = self._left.packed, self._right.packed
 
     def launch(self, x_dtype: torch.dtype, x: int, scratch: int, batch: int) -> None:
         """The term of x `[N, K]`, fp32 `[terms, N, rows]`, at the beginning of the workspace; all are addresses."""

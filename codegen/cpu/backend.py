@@ -14,6 +14,7 @@ from stoicc.codegen.cpu.decode import can_decode
 from stoicc.codegen.cpu.dense_once import DenseOnceExecutor
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.factors import held_factor
+from stoicc.codegen.cpu.packed_factors import PackedFactor, WithFactors
 from stoicc.codegen.cpu.plan import KernelClass, classify
 from stoicc.codegen.cpu.transposed import TransposedExecutor
 from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
@@ -46,7 +47,11 @@ class TilesExecutor(Executor):
         self._classes: dict[torch.dtype, KernelClass] = {}
         self._functions: dict[torch.dtype, Any] = {}
         self._workspaces: dict[tuple[int, torch.dtype, int], int] = {}
-        self._adapter = _adapter(own, module, pools) if module.tiles.beside.low_rank is not None else None
+        self._adapter: Adapter | None = None
+        self._packed: PackedPlanes = self._binding.packed
+        if module.tiles.beside.low_rank is not None:
+            self._adapter = _adapter(own, module, pools)
+            self._packed = _with_factors(self._binding, self._adapter, module, pools)
         floats = self._scratch(replace(own, x_dtype="f32"), own.chunk)
         self._piece = max(1, WORKSPACE_BYTES // floats) * own.chunk  # in whole chunks, whatever the dtype of x
         self.source = emit(own)
@@ -102,7 +107,7 @@ class TilesExecutor(Executor):
 
     @property
     def packed(self) -> PackedPlanes:
-        return self._binding.packed
+        return self._packed
 
     def _classify(self, x_dtype: torch.dtype) -> KernelClass:
         return classify(self._module, x_dtype, self._isa, self._on_missing, self._out_dtype)
@@ -132,6 +137,18 @@ def _adapter(kernel: KernelClass, module: Module, pools: Pools) -> Adapter:
         return TilesExecutor(factor, own, "error", torch.float32)
 
     return Adapter(left, right, program.grid[0] * program.tile[0], terms, build)
+
+
+def _with_factors(binding: Binding, adapter: Adapter, module: Module, pools: Pools) -> PackedPlanes:
+    """The planes and the factors that kernels hold."""
+    program = module.tiles
+    assert program.beside.low_rank is not None
+    (left, right), programs, packed = program.beside.low_rank, adapter.programs, adapter.packed
+    factors = (
+        PackedFactor(left, programs[0], packed[0], program.shape[0], binding.output_row),
+        PackedFactor(right, programs[1], packed[1], programs[1].shape[0]),
+    )
+    return WithFactors(binding.packed, factors, pools)
 
 
 class CpuBackend(Backend):

@@ -33,6 +33,7 @@ class Binding:
         even: whether bins cost about the same, so that a thread may take several at a time.
         own_bytes: the same without what it shares with the pools.
         packed: the planes, for those who need them in canonical order again.
+        output_row: i32 `[M]`, the row of y of each row of W, or None where they are the same.
         partials: partial sums of split rows, in tile rows.
     """
 
@@ -70,6 +71,7 @@ class Binding:
             if part.code.unpack is not None and can_unpack(part)
         }
         self.packed = UnpackedOnDemand(program.tile, packed, pools)
+        self.output_row = self._arrays.get("output_row")
         self.partials = int(splits[:, 2].sum())
         self.bins = numbers["bins"]
         self.bytes = sum(array.nbytes for array in self._arrays.values())

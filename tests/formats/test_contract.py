@@ -58,7 +58,7 @@ FORMATS = [
 
 
 def untried(text: str) -> set[str]:
-    """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not."""
+    """Promises of device code that cannot be checked on a machine without a GPU, or that the format has not made."""
     c_code = {"C multiply equals decode", "C panel decode equals decode", "packed planes unpack to themselves"}
     if text != "empty":  # runs of their own length are in the order of lanes as they are
         c_code = {"packed planes unpack to themselves"} if text == "bitmap" else set()
@@ -66,8 +66,10 @@ def untried(text: str) -> set[str]:
     tensor_cores = (
         text not in ("empty", "bitmap", *COMPOSED, *NARROW) and "=16" not in text
     )  # a product sums 32 columns that share a scale
+    trained = text.startswith(("dense", "nv24", "bitmap", "nm", "outlier"))
     return (
         c_code
+        | (set() if trained else {"trained planes have gradients", "C follows planes that training changed"})
         | (set() if on_gpu else {"Triton decode_block equals decode"})
         | (set() if tensor_cores else {"tensor-core operands mean what decode gives"})
     )

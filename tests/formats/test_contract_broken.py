@@ -91,13 +91,15 @@ def register() -> Iterator[Callable[[type[TileFormat]], TileFormat]]:
 
 
 DEVICE_CODE = {
+    "trained planes have gradients",
+    "C follows planes that training changed",
     "C multiply equals decode",
     "C panel decode equals decode",
     "packed planes unpack to themselves",
     "tensor-core operands mean what decode gives",
     "Triton decode_block equals decode",
 }
-"""Promises that a format without device code has not made."""
+"""Promises that a format without device code has not made, and one without trained planes."""
 
 
 @pytest.mark.parametrize("cls", [Plain, RowScale, Runs])

@@ -66,13 +66,13 @@ def test_every_built_in_format_is_there() -> None:
 
 def test_the_check_multiplies_with_both_executors(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    given = contract_kernels._run
+    given = contract_kernels.run_executor
 
     def run(kernel, kind, x):
         ran.append((kernel.target, kind))
         return given(kernel, kind, x)
 
-    monkeypatch.setattr(contract_kernels, "_run", run)
+    monkeypatch.setattr(contract_kernels, "run_executor", run)
     check_format("nv24", TILE, ("bf16",))
     assert ran == [("cuda", "tiles"), ("cuda", "dense-once")]
 

@@ -1,11 +1,12 @@
 """Runs a kernel's PTX on a CPU: one program after another, all of its threads in step.
 
 Enough of PTX for what the Gluon dialect emits on triton 3.6 and 3.9; anything else is an `EmulationError`, and so is
-what a correct kernel never does: an address out of bounds, shared memory read before its copy has arrived or without
-a barrier after another warp wrote it, a barrier that not all threads reach, a register read before it is written.
+what a correct kernel never does: an address out of bounds, a barrier that not all threads reach, a register read
+before it is written, and races (`memory.py` has them), between warps and between programs, in whatever order they
+run: what two have touched is told apart by barriers, not by what came out.
 
 What it cannot see goes first in `make gpu-check`: how a tensor core rounds and what it does with subnormal operands,
-the last places of approximate functions, and the order in which programs run.
+and the last places of approximate functions.
 """
 
 import re
@@ -67,7 +68,9 @@ class Kernel:
         """
         given = [*arguments, *([0] * (len(self.program.parameters) - len(arguments)))]
         parameters = dict(zip(self.program.parameters, given, strict=True))
+        memory.begin_launch()
         for index in range(grid):
+            memory.program = index
             self._run_one(index, grid, parameters, memory, shared_bytes)
 
     def _run_one(

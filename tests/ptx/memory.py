@@ -1,8 +1,12 @@
-"""Memory of an emulated kernel: global buffers with bounds, and shared memory that knows who touched it when.
+"""Memory of an emulated kernel: global buffers with bounds and shared memory, which know who touched what and when.
 
-Shared memory finds what a GPU would not say: a read of bytes that no finished copy or store has filled, and two warps
-that touch the same bytes without a barrier between them, at least one of them writing. Threads of a warp are taken to
-run in step.
+They find what a GPU would not say, whatever order it would have run threads in:
+
+- shared memory: a read of bytes that no finished copy or store has filled; a store or copy to bytes that a copy is on
+  its way to; two warps that touch the same bytes without a barrier between them, at least one of them writing;
+- global memory: a byte that one program of a launch writes and another reads or writes.
+
+Threads of a warp are taken to run in step.
 """
 
 from dataclasses import dataclass, field
@@ -14,20 +18,33 @@ from tests.ptx.program import EmulationError
 
 Bytes = NDArray[np.uint8]
 Addresses = NDArray[np.int64]
+Owners = NDArray[np.int32]
 
 FIRST_BASE, GAP = 1 << 32, 1 << 20
-SEVERAL = -2
-"""Marks bytes that more than one warp has read since the last barrier."""
+NOBODY, SEVERAL = -1, -2
+"""Who has touched a byte, where that is not one warp or one program."""
 
 
 class GlobalMemory:
-    """Buffers far apart: an address outside all of them is an error."""
+    """Buffers far apart: an address outside all of them is an error, and so is a byte that two programs share.
+
+    Attributes:
+        program: the one that runs.
+    """
 
     def __init__(self) -> None:
+        self.program = 0
         self._names: list[str] = []
         self._buffers: list[Bytes] = []
         self._bases: list[int] = []
         self._next = FIRST_BASE
+        self._readers: list[Owners] = []
+        self._writers: list[Owners] = []
+
+    def begin_launch(self) -> None:
+        """What the launches before it wrote is there for all programs."""
+        for owners in (*self._readers, *self._writers):
+            owners.fill(NOBODY)
 
     def add(self, name: str, buffer: Bytes) -> int:
         """Its address; kernels read and write the array itself."""
@@ -35,6 +52,8 @@ class GlobalMemory:
         base = self._next
         self._names.append(name)
         self._buffers.append(buffer)
+        self._readers.append(np.full(buffer.size, NOBODY, np.int32))
+        self._writers.append(np.full(buffer.size, NOBODY, np.int32))
         self._bases.append(base)
         self._next = base + -(-(buffer.size + GAP) // GAP) * GAP
         return base
@@ -43,13 +62,25 @@ class GlobalMemory:
         """`[threads, width]` bytes."""
         out = np.empty((addresses.size, width), np.uint8)
         for index, chosen, places in self._places(addresses, width):
+            self._refuse(self._writers[index][places], index, "read", "written")
+            readers = self._readers[index]
+            readers[places] = np.where(np.isin(readers[places], (NOBODY, self.program)), self.program, SEVERAL)
             out[chosen] = self._buffers[index][places]
         return out
 
     def write(self, addresses: Addresses, data: Bytes) -> None:
         """`data` is `[threads, width]`."""
         for index, chosen, places in self._places(addresses, data.shape[1]):
+            self._refuse(self._writers[index][places], index, "written", "written")
+            self._refuse(self._readers[index][places], index, "written", "read")
+            self._writers[index][places] = self.program
             self._buffers[index][places] = data[chosen]
+
+    def _refuse(self, owners: Owners, index: int, now: str, before: str) -> None:
+        if ((owners != NOBODY) & (owners != self.program)).any():
+            raise EmulationError(
+                f"global memory: bytes of {self._names[index]} {now} that another program of the launch has {before}"
+            )
 
     def _places(self, addresses: Addresses, width: int) -> list[tuple[int, NDArray[np.bool_], Addresses]]:
         check_aligned(addresses, width, "global memory")
@@ -72,6 +103,7 @@ class SharedMemory:
     Attributes:
         epoch: barriers passed.
         valid: bytes that were written and whose copy has arrived.
+        coming: bytes that a copy is on its way to.
         written, writer: when and by which warp a byte was written last.
         touched, reader: when and by which warp a byte was read last.
         published: bytes that the asynchronous proxy sees as they are.
@@ -86,6 +118,7 @@ class SharedMemory:
     def __post_init__(self) -> None:
         self.data = np.full(self.size, 0xFF, np.uint8)
         self.valid = np.zeros(self.size, bool)
+        self.coming = np.zeros(self.size, bool)
         self.published = np.zeros(self.size, bool)
         self.written = np.full(self.size, -1, np.int32)
         self.writer = np.full(self.size, -1, np.int16)
@@ -122,6 +155,7 @@ class SharedMemory:
         places = self._places(addresses, data.shape[1])
         self._claim(places, warps)
         self.valid[places] = self.published[places] = False
+        self.coming[places] = True
         self._pending.append((places, data, warps))
 
     def commit(self) -> None:
@@ -135,6 +169,7 @@ class SharedMemory:
             for places, data, warps in self._groups.pop(0):
                 self.data[places] = data
                 self.valid[places] = True
+                self.coming[places] = False
                 self.written[places], self.writer[places] = self.epoch, warps[:, None]
 
     def publish(self) -> None:
@@ -154,6 +189,8 @@ class SharedMemory:
             raise EmulationError("shared memory: the program ends while copies are on their way")
 
     def _claim(self, places: Addresses, warps: Addresses) -> None:
+        if self.coming[places].any():
+            raise EmulationError("shared memory: bytes written that a copy is on its way to")
         mine = warps[:, None]
         self._refuse((self.written[places] == self.epoch) & (self.writer[places] != mine), "written", "written")
         self._refuse((self.touched[places] == self.epoch) & (self.reader[places] != mine), "written", "read")

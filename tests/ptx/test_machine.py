@@ -12,7 +12,7 @@ from tests.ptx.tensor_core import mma, mma_sparse
 THREADS = 64
 
 
-def run(body: str, words: int = THREADS, shared: int = 1024) -> np.ndarray:
+def run(body: str, words: int = THREADS, shared: int = 1024, grid: int = 1) -> np.ndarray:
     """A kernel that finds `%rd1`, the address of its thread's word of `out`, and `%r1`, its number."""
     ptx = f"""
         .visible .entry k(.param .u64 k_param_0) .reqntid {THREADS}
@@ -24,7 +24,7 @@ def run(body: str, words: int = THREADS, shared: int = 1024) -> np.ndarray:
         $end: ret; }}"""
     out = np.full(4 * words, 0xEE, np.uint8)
     memory = GlobalMemory()
-    Kernel(parse(ptx)).run(1, [memory.add("out", out)], memory, shared)
+    Kernel(parse(ptx)).run(grid, [memory.add("out", out)], memory, shared)
     return out.view(np.uint32)
 
 
@@ -122,6 +122,8 @@ COPY = "shl.b32 %r5, %r1, 2; cp.async.ca.shared.global [%r5], [%rd1], 4; cp.asyn
         ("ld.shared.b32 %r2, [0];", "read of bytes that no store or finished copy has filled"),
         (COPY + "ld.shared.b32 %r2, [%r5];", "read of bytes that no store or finished copy has filled"),
         (COPY + "cp.async.wait_group 0; " + TURNED, "bytes read that another warp has written"),
+        (COPY + "st.shared.b32 [%r5], %r1;", "bytes written that a copy is on its way to"),
+        (COPY + COPY, "bytes written that a copy is on its way to"),
         (COPY, "the program ends while copies are on their way"),
         ("add.s32 %r2, %r7, 1;", "register %r7: read before it was written"),
         ("st.global.b32 [%rd1+4], %r1;", "access of 4 bytes at offset 256 of out of 256 bytes"),
@@ -139,6 +141,29 @@ def test_what_no_kernel_may_do(body: str, message: str, monkeypatch: pytest.Monk
         message = "more than 1000 steps"
     with pytest.raises(EmulationError, match=message):
         run(body)
+
+
+OWN = "mov.u32 %r3, %ctaid.x; mad.wide.u32 %rd1, %r3, 256, %rd1; "
+"""Each program has 64 words of its own."""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (OWN + "st.global.b32 [%rd1], %r1; ld.global.b32 %r2, [%rd1];", None),
+        ("ld.global.b32 %r2, [%rd1];", None),
+        ("st.global.b32 [%rd1], %r1;", "bytes of out written that another program of the launch has written"),
+        (OWN + "st.global.b32 [%rd1], %r1; ld.global.b32 %r2, [%rd9];", "bytes of out read that another program"),
+        (OWN + "ld.global.b32 %r2, [%rd9+256]; st.global.b32 [%rd1], %r1;", "another program of the launch has read"),
+        (OWN + "ld.global.b32 %r2, [%rd9]; ld.global.b32 %r2, [%rd9+256];", None),
+    ],
+)  # fmt: skip
+def test_programs_share_no_byte_that_one_of_them_writes(body: str, message: str | None) -> None:
+    if message is None:
+        run(body, 2 * THREADS, grid=2)
+        return
+    with pytest.raises(EmulationError, match=message):
+        run(body, 2 * THREADS, grid=2)
 
 
 def fragments(matrix: np.ndarray, rows: tuple[int, ...], columns: tuple[int, ...]) -> list[np.ndarray]:

@@ -14,6 +14,16 @@ def library_matrix(program: TileProgram) -> str | None:
     return None if why_no_library(program) else "2:4" if _sparse(program) == {True} else "dense"
 
 
+def library_copy(program: TileProgram) -> str | None:
+    """What a library may keep of a matrix, whatever its tiles are: "2:4" where all are, else "dense", decoded.
+
+    None where it would not be the matrix's own dtype of 16 bits, or has nothing to multiply.
+    """
+    if program.dtype not in ("f16", "bf16") or not any(s.pools for s in program.segments if s.count):
+        return None
+    return library_matrix(program) or "dense"
+
+
 def why_no_library(program: TileProgram) -> str | None:
     """Why no library multiplies a matrix as it is, in one clause; None where one does."""
     if program.dtype not in ("f16", "bf16"):

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoicc.ir.dtypes import itemsize
-from stoicc.ir.library import library_matrix
+from stoicc.ir.library import library_copy, library_matrix
 from stoicc.ir.schedule import EVERYWHERE, EXECUTORS, Schedule
-from stoicc.ir.types import Module
+from stoicc.ir.types import Module, TileProgram
 from stoicc.passes.cost_model import CostModel, Prediction, checked, item_tiles, makespan
 from stoicc.passes.costs import segment_cost
 
@@ -144,6 +144,7 @@ class KernelCode:
         tile_instructions: warp instructions that a program issues for a tile of each csr.
         fixed_instructions: those outside of its loops.
         wgmma: products are those of warpgroups.
+        launches_before: that scale and permute x, where the kernel does not.
     """
 
     registers: int
@@ -153,6 +154,7 @@ class KernelCode:
     tile_instructions: tuple[float, ...]
     fixed_instructions: float = 0.0
     wgmma: bool = False
+    launches_before: int = 0
 
 
 Code = Callable[[Module, int, str], "KernelCode | None"]
@@ -203,7 +205,7 @@ class GpuCostModel(CostModel):
             compute=busy - min(reading, busy),
             imbalance=max(0.0, makespan(loads, slots) - busy),
             reduction=self._reduction(module, schedule, batch),
-            overhead=gpu.launch * (1 if program.beside.low_rank is None else 2),
+            overhead=gpu.launch * (1 if program.beside.low_rank is None else 2) + self._before(program, code, batch),
         )
 
     def _products(self, module: Module, schedule: Schedule, code: KernelCode, x_dtype: str) -> NDArray[np.float64]:
@@ -219,6 +221,11 @@ class GpuCostModel(CostModel):
             gains.append(SPARSE_GAINS.get(gpu.architecture, 1.0) if sparse else 1.0)
         return flops / (peak * np.array(gains))
 
+    def _before(self, program: TileProgram, code: KernelCode, batch: int) -> float:
+        """Launches that read x and write it as the tiles meet it."""
+        moved = 2 * batch * program.shape[1] * itemsize(program.dtype)
+        return code.launches_before * (self.gpu.launch + moved / self.gpu.bandwidth)
+
     def _reach(self, code: KernelCode, held: int, tile_bytes: float) -> float:
         """Share of the bandwidth that the loads in flight can use: of a program, its pipeline's buffers or one tile."""
         in_flight = max(held, 1) * max(code.shared, tile_bytes)
@@ -233,7 +240,7 @@ class GpuCostModel(CostModel):
     def _vendor(self, module: Module, batch: int, x_dtype: str) -> Prediction:
         """The product of a library that has the matrix in its own form."""
         program, gpu = module.tiles, self.gpu
-        sparse, weights = library_matrix(program) == "2:4", program.shape[0] * program.shape[1]
+        sparse, weights = library_copy(program) == "2:4", program.shape[0] * program.shape[1]
         gain = SPARSE_GAINS.get(gpu.architecture, 1.0) if sparse else 1.0
         stored = weights * itemsize(x_dtype) * (9 / 16 if sparse else 1)
         product = 2 * weights * batch / (gpu.flops.get(x_dtype, gpu.flops["f32"]) * GEMM_SHARE * gain)
@@ -245,9 +252,10 @@ class GpuCostModel(CostModel):
         weights = program.shape[0] * program.shape[1]
         panels = weights * itemsize(x_dtype)
         product = 2 * weights * batch / (gpu.flops.get(x_dtype, gpu.flops["f32"]) * GEMM_SHARE)
+        empty = any(segment.count and not segment.pools for segment in program.segments)
         return Prediction.of(
             bytes=payload / gpu.bandwidth,
-            decode=panels / gpu.bandwidth,
+            decode=panels * (2 if empty else 1) / gpu.bandwidth,  # zeros first, where some tiles have none
             gemm=max(product, panels / gpu.bandwidth),
             overhead=2 * gpu.launch,
         )

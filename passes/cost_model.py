@@ -78,16 +78,16 @@ class CostModel(ABC):
             InputError: no schedule, or a batch or number of threads below 1.
         """
 
-    def crossover(self, module: Module, threads: int = 1) -> int:
-        """The largest batch (0, or a power of two) up to which `tiles` is predicted at most as slow as `dense-once`."""
+    def crossover(self, module: Module, threads: int = 1, above: str = "dense-once") -> int:
+        """The largest batch (0, or a power of two) up to which `tiles` is predicted at most as slow as `above`."""
         schedule = replace(checked(module, 1, threads), regimes=())
         best, batch = 0, 1
         while batch <= LARGEST_BATCH:
-            times = [
+            tiles, other = (
                 self.predict(Module(module.tiles, schedule.executor(kind)), batch, module.tiles.dtype, threads).seconds
-                for kind in EVERYWHERE
-            ]
-            if times[EVERYWHERE.index("tiles")] > times[EVERYWHERE.index("dense-once")]:
+                for kind in ("tiles", above)
+            )
+            if tiles > other:
                 return best
             best, batch = batch, batch * 2
         return best

@@ -13,8 +13,9 @@ class Launch(Pass):
     """Set launch parameters; `none` leaves one to the backend, which chooses by batch and dtype.
 
     block_n: rows of the batch per program. num_warps: warps per program. num_stages: stages of
-    the load pipeline. gluon: 0 keeps NVIDIA GPUs to the portable dialect. wgmma: 1 multiplies batches of 64 and more
-    by warpgroups on Hopper GPUs, which no GPU has confirmed yet. A CPU knows none of them.
+    the load pipeline. gluon: 0 keeps NVIDIA GPUs to the portable dialect. prologue: 1 scales and permutes x
+    in the launch on tensor cores, 0 in launches before it. wgmma: 1 multiplies batches of 64 and more by warpgroups on
+    Hopper GPUs, which no GPU has confirmed yet. A CPU knows none of them.
     """
 
     name: ClassVar[str] = "launch"
@@ -22,6 +23,7 @@ class Launch(Pass):
     num_warps: int | None = None
     num_stages: int | None = None
     gluon: int | None = None
+    prologue: int | None = None
     wgmma: int | None = None
 
     def __post_init__(self) -> None:

@@ -90,12 +90,17 @@ class Pipeline:
             )
 
 
-def default_pipeline(target: str) -> Pipeline:
-    """The pipeline that `compile` uses for a target: "cpu", "triton" or "reference"."""
+def default_pipeline(target: str, library: bool = False) -> Pipeline:
+    """The pipeline that `compile` uses for a target: "cpu", "triton" or "reference".
+
+    Args:
+        library: large batches on a GPU go to a vendor's library, which keeps a copy of the matrix in its own form.
+    """
     target = "triton" if target == "cuda" else target
     if target not in DEFAULTS:
         raise PassError(f"default_pipeline: expected one of {', '.join(DEFAULTS)}, found {target!r}; name a target")
-    return Pipeline.parse(DEFAULTS[target])
+    text = DEFAULTS[target]
+    return Pipeline.parse(text.replace("device=gpu", "above=vendor,device=gpu") if library else text)
 
 
 DEFAULTS = {
@@ -103,7 +108,10 @@ DEFAULTS = {
         "drop-empty,build-csr,split-k{parts=balance},order{by=item},balance{bins=256},fuse-epilogue,regimes{tiles=auto}"
     ),
     # 264 items: two for each of the 132 SMs of a large GPU
-    "triton": "drop-empty,order{by=cost},build-csr,split-k{parts=auto,min_items=264},fuse-epilogue,regimes{tiles=256}",
+    "triton": (
+        "drop-empty,order{by=cost},build-csr,split-k{parts=auto,min_items=264},fuse-epilogue,"
+        "regimes{tiles=auto,device=gpu}"
+    ),
     "reference": "drop-empty,order{by=row},build-csr,fuse-epilogue",
 }
 

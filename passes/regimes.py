@@ -7,6 +7,7 @@ from stoicc.ir.options import is_whole
 from stoicc.ir.schedule import EXECUTORS
 from stoicc.ir.types import Module
 from stoicc.passes.base import Pass, scheduled, with_schedule
+from stoicc.passes.cost_gpu import GPUS, VENDOR_BATCH, GpuCostModel
 from stoicc.passes.cost_model import provided
 
 CROSSOVER = {"bf16": 64, "f16": 256, "f32": 256}
@@ -16,32 +17,43 @@ Measured on a Xeon with AMX (4096 x 4096, all formats): there its BLAS overtakes
 in bf16, which AMX speeds up, and at about four times that in the others.
 """
 
+GPU = "H200"
+"""The GPU whose constants are taken where the one that is there has none, or none is there."""
+
 
 @dataclass(frozen=True)
 class Regimes(Pass):
     """`tiles` for batches up to `tiles` rows of x, `dense-once` above; 0 is dense-once at every batch.
 
-    above=vendor: a library that has the matrix in its own form in place of dense-once, on GPUs and for matrices
-        of dense or of 2:4 tiles alone (`stoicc.ir.library`).
+    above=vendor: a library that keeps the matrix in its own form in place of dense-once, on GPUs (`stoicc.ir.library`).
 
-    tiles=auto: where the constants of this device were measured (`stoicc.cost_model`), the batch at which
-        the cost model predicts that dense-once overtakes for this matrix; else the built-in crossover of a
-        CPU for the weight's dtype.
+    tiles=auto: the batch at which a cost model predicts that `above` overtakes for this matrix. device=cpu: the
+        model of constants that were measured on this device (`stoicc.cost_model`); where none were, the built-in
+        crossover for the weight's dtype. device=gpu: that of the GPU which is there, else of an H200.
     """
 
     name: ClassVar[str] = "regimes"
     tiles: int | Literal["auto"] = "auto"
     above: Literal["dense-once", "vendor"] = "dense-once"
+    device: Literal["cpu", "gpu"] = "cpu"
 
     def __post_init__(self) -> None:
         whole = is_whole(self.tiles) and self.tiles >= 0
         self.check("tiles", self.tiles == "auto" or whole, "auto or a batch size from 0")
         self.check("above", self.above in EXECUTORS[1:], f"one of {', '.join(EXECUTORS[1:])}")
+        self.check("device", self.device in ("cpu", "gpu"), "cpu or gpu")
 
     def apply(self, module: Module) -> Module:
-        batch = crossover(module) if isinstance(self.tiles, str) else self.tiles
+        batch = self.tiles if not isinstance(self.tiles, str) else self._crossover(module)
         schedule = replace(scheduled(module), regimes=()).executor(self.above)
         return with_schedule(module, schedule.executor("tiles", batch) if batch else schedule)
+
+    def _crossover(self, module: Module) -> int:
+        if self.device == "cpu":
+            return crossover(module)
+        model, _ = provided("triton") or (GpuCostModel(GPUS[GPU]), 1)
+        least = VENDOR_BATCH // 2 if self.above == "vendor" else 0
+        return max(least, model.crossover(module, above=self.above))
 
 
 def crossover(module: Module) -> int:

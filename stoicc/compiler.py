@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stoicc.inspector import everything, inspect_for
+from stoicc.inspector import everything, inspect_for, inspect_tall
 from stoicc.ir.errors import FormatError, InputError
 from stoicc.ir.schedule import Schedule
 from stoicc.ir.types import Module, TileProgram
@@ -37,6 +37,7 @@ def compile(  # the name is the contract of design and README
     name: str = "weight",
     policy: Budget | None = None,
     statistics: Statistics | None = None,
+    library: bool = False,
 ) -> Kernel:
     """Compile a weight matrix to a kernel: `kernel(x)` is `F.linear(x, weight, bias)`.
 
@@ -61,6 +62,8 @@ def compile(  # the name is the contract of design and README
             the budget names. `kernel.choice` then tells what was chosen between what.
         statistics: of the layer's inputs (`stoicc.ops.Statistics`), for the policy; with a gram matrix, tiles are
             rounded in a sweep in which the weights to come make up for the errors. Without any, all inputs count alike.
+        library: on GPUs, give large batches to a vendor's library, which keeps the matrix in its own form beside
+            the tiles: 2:4 where all tiles are, else dense. Without it they are decoded panel by panel at each call.
 
     Raises:
         StoiccError: one sentence that says where, what was expected and found, and the way out.
@@ -71,7 +74,11 @@ def compile(  # the name is the contract of design and README
         raise InputError("compile: expected a pipeline or a schedule, found both; give one")
     check_target(target)
     device = _device(weight, target)
-    on_weight, passes = _pipeline(pipeline, _pipeline_target(target, device)).split()
+    if library and (pipeline is not None or schedule is not None):
+        raise InputError(
+            "compile: expected no pipeline or schedule with library=True, found one; write regimes{above=vendor} in it"
+        )
+    on_weight, passes = _pipeline(pipeline, _pipeline_target(target, device), library).split()
     applied = tuple(str(step) for step in on_weight)
     choice: Choice | None = None
     if isinstance(weight, nn.Linear):
@@ -93,18 +100,11 @@ def compile(  # the name is the contract of design and README
             backend = _pipeline_target(target, device)
             tiled, choice = tiled_within(Task.of(weight, statistics, policy, tile, usable, backend), wanted)
         else:
-            tiled = inspect_for(
-                usable,
-                weight,
-                formats,
-                tile,
-                tile_map,
-                approximate=approximate,
-                name=name,
-                bias=bias,
-                activation=activation,
-                passes=on_weight,
-            )
+            making: dict[str, Any] = {"name": name, "bias": bias, "activation": activation, "passes": on_weight}
+            if _pipeline_target(target, device) == "triton" and tile is None and tile_map is None:
+                tiled = inspect_tall(usable, weight, formats, **making)
+            else:
+                tiled = inspect_for(usable, weight, formats, tile, tile_map, approximate=approximate, **making)
     module = _scheduled(tiled, applied, passes, schedule)
     _check_code(module.tiles, target, device, on_missing)
     kernel = Kernel(module, tiled.pools, target, on_missing).to(device)
@@ -130,12 +130,12 @@ def _refuse_options(options: dict[str, Any]) -> None:
         )
 
 
-def _pipeline(pipeline: str | Pipeline | None, target: str) -> Pipeline:
+def _pipeline(pipeline: str | Pipeline | None, target: str, library: bool) -> Pipeline:
     """The given pipeline, or that of the target."""
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     if passes is not None and not isinstance(passes, Pipeline):
         raise InputError(f"pipeline: expected text or a Pipeline, found {type(passes).__name__}")
-    return passes or default_pipeline(target)
+    return passes or default_pipeline(target, library)
 
 
 def _made_with(weight: TiledWeight | Kernel) -> tuple[str, ...]:

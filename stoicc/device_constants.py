@@ -29,6 +29,7 @@ from stoicc.ir.errors import CodegenError, InputError
 from stoicc.ir.format import TileFormat
 from stoicc.passes.cost_cpu import CpuConstants, CpuCostModel, Curve, Key
 from stoicc.passes.cost_defaults import BUILT_IN
+from stoicc.passes.cost_gpu import GpuCostModel
 from stoicc.passes.cost_model import CostModel, provide
 
 TARGETS = ("cpu", "triton")
@@ -279,4 +280,17 @@ def _stored_model() -> tuple[CostModel, int] | None:
     return None if stored is None else (CpuCostModel(stored), torch.get_num_threads())
 
 
+def _gpu_that_is_there() -> tuple[CostModel, int] | None:
+    """Constants of this machine's GPU; instructions are estimated, as nothing is compiled."""
+    if not torch.cuda.is_available():
+        return None
+    from stoicc.gpu_model import find_gpu  # asks for triton
+
+    try:
+        return GpuCostModel(find_gpu(torch.cuda.get_device_name())), 1
+    except InputError:
+        return None
+
+
 provide("cpu", _stored_model)
+provide("triton", _gpu_that_is_there)

@@ -7,6 +7,7 @@ import torch
 from stoicc.codegen.gluon.compile import compile_for
 from stoicc.codegen.gluon.launch import GluonConfig, loops_of, unsupported
 from stoicc.codegen.triton.compile_check import check_class
+from stoicc.codegen.triton.emit import prologue_arguments
 from stoicc.codegen.triton.launch import LaunchConfig
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import InputError, StoiccError
@@ -55,7 +56,8 @@ class CompiledCode:
         formats = tuple(program.segments[csr.segment].format for csr in schedule.csrs)
         aligned = tuple(extent % 16 == 0 for extent in program.shape)
         fused, split = (schedule.prologue, schedule.epilogue), schedule.max_parts > 1
-        key = (formats, program.tile, program.dtype, x_dtype, config, aligned, fused, split)
+        beside = program.beside.low_rank is None, prologue_arguments(program.beside)
+        key = (formats, program.tile, program.dtype, x_dtype, config, aligned, fused, split, beside)
         if key not in self._known:
             self._known[key] = self._compiled(module, x_dtype, config)
         return self._known[key]
@@ -87,7 +89,10 @@ class CompiledCode:
         inside = sum(loop.instructions for loop in machine.loops)
         code = KernelCode(machine.registers, machine.shared, machine.warps, config.block_n, per_tile)
         fixed = float(max(0, machine.instructions - inside) * machine.warps)
-        return replace(code, fixed_instructions=fixed, wgmma=isinstance(config, GluonConfig) and config.wgmma)
+        if not isinstance(config, GluonConfig):
+            return replace(code, fixed_instructions=fixed)
+        before = 0 if config.prologue else len(prologue_arguments(module.tiles.beside))
+        return replace(code, fixed_instructions=fixed, wgmma=config.wgmma, launches_before=before)
 
     @staticmethod
     def _planes(module: Module, segment: int) -> tuple[object, ...]:

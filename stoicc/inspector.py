@@ -7,6 +7,7 @@ holds it bit for bit, or the format that the user's tile map names.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,9 @@ def inspect(
     )
 
 
+LOW, TALL = 64, 128
+"""Rows of tiles by default, and of those that GPUs multiply with the fewest instructions."""
+
 Usable = Callable[[TileFormat, tuple[int, int], str], bool]
 """Whether a format at a tile shape and dtype may be chosen by default."""
 
@@ -98,11 +102,12 @@ def inspect_for(
     activation: str | None,
     passes: Sequence[WeightPass] = (),
     importance: Tensor | None = None,
+    rows: int = LOW,
 ) -> TiledWeight:
     """As `inspect`, where the default formats are those that `usable` admits (that a target runs).
 
     `passes` may reorder the rows before the weight is cut in tiles. `importance [K]` is what an error in each column
-    counts where tiles are approximated.
+    counts where tiles are approximated. `rows` is the height of tiles where nobody says what it is.
     """
     if tile_map is not None and formats is not None:
         raise InputError("inspect: expected formats or a tile_map, found both; the map names the formats")
@@ -111,7 +116,7 @@ def inspect_for(
     lowered = lower(weight) if isinstance(weight, CompressedWeight) else Lowered(as_matrix(weight))
     lowered = held_codes(lowered, as_formats(registered()))
     shape = (lowered.values.shape[0], lowered.values.shape[1])
-    chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None, lowered)
+    chosen_tile = _tile(tile, weight.tile if isinstance(weight, CompressedWeight) else None, lowered, rows)
     requested = None
     if tile_map is not None and passes:
         raise InputError(
@@ -135,13 +140,37 @@ def inspect_for(
     return tiled
 
 
-def _tile(tile: tuple[int, int] | None, marked: tuple[int, int] | None, lowered: Lowered) -> tuple[int, int]:
+def inspect_tall(usable: Usable, weight: object, formats: Sequence[FormatLike] | None, **options: Any) -> TiledWeight:
+    """As `inspect_for` without a tile or a map, in tiles of TALL rows where these take no more bytes than others would.
+
+    Tensor cores issue fewer instructions for such tiles (`python -m bench.sass`); a matrix that mixes formats may need
+    lower ones to hold as much in cheap formats, and bytes are what a small batch waits for.
+    """
+
+    def inspected(rows: int) -> TiledWeight:
+        return inspect_for(usable, weight, formats, None, None, approximate=False, rows=rows, **options)
+
+    shape: tuple[int, ...] = getattr(weight, "shape", ())
+    dtype = str(getattr(weight, "dtype", "16"))  # of an expression, inside
+    marked = isinstance(weight, CompressedWeight) and weight.tile is not None
+    if marked or len(shape) != 2 or shape[0] % TALL or not dtype.endswith("16"):
+        return inspected(LOW)
+    tall = inspected(TALL)
+    low = inspected(LOW)
+    return tall if tall.program.dtype != "f32" and _payload(tall) <= _payload(low) else low
+
+
+def _payload(tiled: TiledWeight) -> int:
+    return sum(pool.nbytes for pool in tiled.pools.values())
+
+
+def _tile(tile: tuple[int, int] | None, marked: tuple[int, int] | None, lowered: Lowered, rows: int) -> tuple[int, int]:
     """The tile to use; operators that worked on tiles say which.
 
     Where scales are shared by 128 columns or more, tiles are as wide: a group's sums are scaled once.
     """
     wide = bool(lowered.sheets) and all(sheet.group_size and sheet.group_size % 128 == 0 for sheet in lowered.sheets)
-    chosen = check_tile(tile if tile is not None else marked or ((64, 128) if wide else (64, 64)))
+    chosen = check_tile(tile if tile is not None else marked or (rows, 128 if wide else 64))
     if marked is not None and chosen != marked:
         raise InputError(f"tile: expected {marked}, the tile of the operators, found {chosen}; leave tile out")
     return chosen

@@ -109,7 +109,8 @@ class Compiled:
         buffers = make_buffers(self.module, schedule, self.emitted.loops, pools)
         named = tensors_of(self.module, buffers, pools, x) | {"y": out}
         inputs = Inputs.of(beside_tensors(self.module, pools))
-        named["x"] = inputs.prepare(x, torch.empty_like(x)) if inputs else x
+        named["x"] = inputs.prepare(x, torch.empty_like(x)) if inputs and not self.config.prologue else x
+        named |= inputs.tables()
         if self.emitted.split:
             slots = int(buffers.row_slots[-1])
             named["parts"] = torch.full((slots, x.shape[0], self.module.tiles.tile[0]), torch.nan, dtype=torch.float32)
@@ -142,7 +143,7 @@ def compile_for(
     loops = loops_of(module)
     launch = dict(scheduled(module).launch)
     config = config or GluonConfig.choose(batch, module, loops, int(target.arch), launch)
-    emitted = emit(module, loops, config.num_warps, config.wgmma)
+    emitted = emit(module, loops, config.num_warps, config.wgmma, config.prologue)
     kernels = build.load(emitted.name, emitted.source)
     types = argument_types(module, x_dtype)
     names = ["tiles_kernel", "reduce_kernel"] if emitted.split else ["tiles_kernel"]
@@ -156,6 +157,7 @@ def argument_types(module: Module, x_dtype: torch.dtype) -> dict[str, str]:
     program = module.tiles
     dtypes = {"x": "i32", "y": DTYPE_NAMES[output_dtype(program.dtype, x_dtype)], "parts": "f32", "tiles": "i32"}
     dtypes |= {"items": "i32", "descriptors": "i32", "row_slots": "i32", "low_rank_product": "f32"}
+    dtypes |= {"column_permutation": "i32", "input_scale": "f32"}
     for name in ("bias", "row_permutation", "output_scale"):
         if (pool := getattr(program.beside, name)) is not None:
             dtypes[name] = pool.dtype

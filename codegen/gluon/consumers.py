@@ -1,7 +1,9 @@
 """Text of the consumer loops: one for each format, from blobs in the ring to sums in registers."""
 
 from stoicc.codegen.gluon.blobs import GluonLoop
+from stoicc.codegen.gluon.prologue import SLOTS, begin_tile, end_tile
 from stoicc.codegen.gluon.register_order import STEP
+from stoicc.codegen.gluon.ring import taken
 from stoicc.codegen.gluon.shape import ITEM_HEAD, LANES, Shape
 
 
@@ -13,11 +15,13 @@ def loop_lines(shape: Shape, loop: GluonLoop, number: int) -> list[str]:
     lag = ", LAG" if shape.wgmma else ""
     lines = [
         "descriptor, weights = next_tile(",
-        f"    ring, blocks, t, end, weights, x_rows, x_words, descriptors, descriptor, K, STAGES{lag}",
+        f"    {', '.join(taken(shape))}, STAGES{lag}",
         ")",
+        *(begin_tile(shape) if shape.prologue else []),
         "tile = ring.index(t & (STAGES - 1))",
-        "block = blocks.index(t & (STAGES - 1))",
+        f"block = blocks.index(t & {SLOTS - 1 if shape.prologue else '(STAGES - 1)'})",
         *_products(shape, loop),
+        *(end_tile() if shape.prologue else []),
         "t += 1",
     ]
     turns = f"gl.load(item + {ITEM_HEAD + number})"

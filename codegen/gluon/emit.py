@@ -17,11 +17,12 @@ from stoicc.codegen.gluon import fragments, warpgroup
 from stoicc.codegen.gluon.blobs import SIZE_BITS, GluonLoop
 from stoicc.codegen.gluon.consumers import loop_lines, start_sums
 from stoicc.codegen.gluon.epilogue import epilogue_lines, parts_lines
+from stoicc.codegen.gluon.prologue import input_functions, start_inputs
 from stoicc.codegen.gluon.register_order import CHUNK
-from stoicc.codegen.gluon.ring import ahead, next_tile, start_copy
+from stoicc.codegen.gluon.ring import ahead, copied, next_tile, start_copy
 from stoicc.codegen.gluon.shape import ITEM_HEAD, LANES, Shape
 from stoicc.codegen.triton import sources
-from stoicc.codegen.triton.emit import epilogue_arguments, reduce_kernel
+from stoicc.codegen.triton.emit import epilogue_arguments, prologue_arguments, reduce_kernel
 from stoicc.codegen.triton.loops import scheduled
 from stoicc.codegen.triton.text import kernel
 from stoicc.ir.types import Module
@@ -48,12 +49,18 @@ class EmittedGluon:
     slot_bytes: int
 
 
-def emit(module: Module, loops: tuple[GluonLoop, ...], warps: int, wgmma: bool = False) -> EmittedGluon:
-    """The kernels of one module for programs of this many warps (BM / 16, or half of it where BM is 128)."""
+def emit(
+    module: Module, loops: tuple[GluonLoop, ...], warps: int, wgmma: bool = False, prologue: bool = False
+) -> EmittedGluon:
+    """The kernels of one module for programs of this many warps (BM / 16, or half of it where BM is 128).
+
+    With `prologue` x is scaled and permuted in them, without it has been.
+    """
     epilogue = epilogue_arguments(module.tiles.beside)
     split = scheduled(module).max_parts > 1 or "low_rank_left" in epilogue
-    shape = Shape.of(module, loops, warps, wgmma)
-    kernels = [start_copy(shape), next_tile(shape), _tiles_kernel(module, shape, epilogue, split)]
+    shape = Shape.of(module, loops, warps, wgmma, prologue_arguments(module.tiles.beside) if prologue else ())
+    inputs = input_functions(shape) if shape.prologue else []
+    kernels = [start_copy(shape), next_tile(shape), *inputs, _tiles_kernel(module, shape, epilogue, split)]
     if split:
         kernels.append(reduce_kernel(module, epilogue))
     decodes = [loop.fragment.decode for loop in loops if loop.fragment.decode is not None]
@@ -68,7 +75,7 @@ def emit(module: Module, loops: tuple[GluonLoop, ...], warps: int, wgmma: bool =
     text = "\n".join(head) + "\n\n\n" + "\n\n\n".join([*functions, *kernels]) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     tile = module.tiles.tile
-    how = f"w{warps}" + ("_wgmma" if wgmma else "")
+    how = f"w{warps}" + ("_wgmma" if wgmma else "") + ("_x" if shape.prologue else "")
     names = [*dict.fromkeys(loop.name for loop in loops), f"{tile[0]}x{tile[1]}", module.tiles.dtype, how]
     return EmittedGluon(text, f"g_{'_'.join(names)}_{digest}", split, loops, epilogue, warps, shape.slot_words * 4)
 
@@ -80,7 +87,7 @@ LAG = "LAG: gl.constexpr = 2 if STAGES > 2 else 1  # slots behind which copies a
 
 
 def _tiles_kernel(module: Module, shape: Shape, epilogue: tuple[str, ...], split: bool) -> str:
-    rows, mtiles, warps, words = shape.tile[0], shape.mtiles, shape.warps, shape.words
+    rows, mtiles, warps = shape.tile[0], shape.mtiles, shape.warps
     lines = [
         '"""One program: a work item times BN rows of the batch; sums are [m-tile, n-tile, warp, lane, register]."""',
         *([LAG] if shape.wgmma else []),
@@ -94,18 +101,14 @@ def _tiles_kernel(module: Module, shape: Shape, epilogue: tuple[str, ...], split
         f"weights = tiles + gl.load(item + 4).to(gl.int64) * {CHUNK}",
         "",
         "# past the batch, its last row is read again",
-        f"X: gl.constexpr = gl.BlockedLayout([1, {CHUNK}], [{LANES // 8}, 8], [{warps}, 1], [1, 0])",
-        "n = gl.minimum(first_n + gl.arange(0, BN, gl.SliceLayout(1, X)), N - 1)",
-        f"x_words = gl.arange(0, {words}, gl.SliceLayout(0, X))",
-        f"x_rows = x + (n.to(gl.int64) * (K // 8) * {CHUNK})[:, None] + x_words[None, :]",
+        *(start_inputs(shape) if shape.prologue else _start_rows(shape)),
         f"ring = gl.allocate_shared_memory(gl.int32, [STAGES, {shape.slot_words}], "
         "gl.SwizzledSharedLayout(1, 1, 1, order=[0]))",
-        f"blocks = gl.allocate_shared_memory(gl.int32, [STAGES, BN, {words}], "
-        f"{'block_layout()' if shape.wgmma else f'gl.SwizzledSharedLayout({CHUNK}, 1, 8, order=[1, 0])'})",
+        *([] if shape.prologue else [_slots_of_blocks(shape)]),
         "descriptor = gl.load(descriptors + t)",
         f"for ahead in gl.static_range({ahead(shape)}):",
         "    if t + ahead < end:",
-        "        start_copy(ring, blocks, (t + ahead) & (STAGES - 1), weights, x_rows, x_words, descriptor, K)",
+        f"        start_copy({copied(shape, '(t + ahead) & (STAGES - 1)')})",
         "    async_copy.commit_group()",
         f"    weights += (descriptor & {(1 << SIZE_BITS) - 1}) * {CHUNK}",
         "    descriptor = gl.load(descriptors + (t + ahead + 1))",
@@ -117,12 +120,28 @@ def _tiles_kernel(module: Module, shape: Shape, epilogue: tuple[str, ...], split
     lines += ["", "async_copy.wait_group(0)", *done, *_ordered(shape)]
     if split:
         lines += parts_lines(rows)
-        arguments = ["x", "parts", "items", "descriptors", "tiles"]
+        arguments = ["x", "parts", "items", "descriptors", "tiles", *shape.prologue]
     else:
         lines += ["row = gl.load(item)", *epilogue_lines(module, epilogue)]
-        arguments = ["x", "y", "items", "descriptors", "tiles", *epilogue]
+        arguments = ["x", "y", "items", "descriptors", "tiles", *shape.prologue, *epilogue]
     sizes = ["K", "N"] if split else ["M", "K", "N"]
     return kernel("tiles_kernel", [*arguments, *sizes, "BN: gl.constexpr", "STAGES: gl.constexpr"], lines, "gluon.jit")
+
+
+def _start_rows(shape: Shape) -> list[str]:
+    """Pointers to x's rows, which are copied as they are."""
+    return [
+        f"X: gl.constexpr = gl.BlockedLayout([1, {CHUNK}], [{LANES // 8}, 8], [{shape.warps}, 1], [1, 0])",
+        "n = gl.minimum(first_n + gl.arange(0, BN, gl.SliceLayout(1, X)), N - 1)",
+        f"x_words = gl.arange(0, {shape.words}, gl.SliceLayout(0, X))",
+        f"x_rows = x + (n.to(gl.int64) * (K // 8) * {CHUNK})[:, None] + x_words[None, :]",
+    ]
+
+
+def _slots_of_blocks(shape: Shape) -> str:
+    """Slots for blocks of x that are copied."""
+    layout = "block_layout()" if shape.wgmma else f"gl.SwizzledSharedLayout({CHUNK}, 1, 8, order=[1, 0])"
+    return f"blocks = gl.allocate_shared_memory(gl.int32, [STAGES, BN, {shape.words}], {layout})"
 
 
 def _ordered(shape: Shape) -> list[str]:
@@ -148,6 +167,8 @@ def _functions_used(shape: Shape) -> list[object]:
         dense, sparse = warpgroup.multiply_group, warpgroup.multiply_group_sparse
         names = ("block_layout", "await_copies", "start_sums", "await_products")
         used = [fragments.sums_layout, *(getattr(warpgroup, name) for name in names)]
+    used += [fragments.take_halves] if "column_permutation" in shape.prologue else []
+    used += [fragments.scale_halves] if "input_scale" in shape.prologue else []
     for loop in shape.loops:
         fragment = loop.fragment
         used.append(sparse if fragment.sparse else dense)
@@ -170,6 +191,8 @@ def _about(module: Module, shape: Shape, split: bool) -> str:
     about = f"y = W x for W in tiles of {formats}: {tile[0]}x{tile[1]} tiles, {module.tiles.dtype} weights and x."
     lines = textwrap.wrap(about, 100)
     lines.append("On NVIDIA tensor cores through Gluon; tiles are blobs in register order.")
+    if shape.prologue:
+        lines.append("x is scaled or permuted on its way to shared memory.")
     if shape.wgmma:
         lines.append("Products are wgmma, of warpgroups on Hopper: never on silicon.")
     if split:

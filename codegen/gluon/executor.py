@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +34,8 @@ from stoicc.ir.types import Module
 class GluonTiles(Executor):
     """Multiplies x of the weight's dtype on tensor cores; any other x goes to the portable executor.
 
-    One launch, and one more where parts of split-K or a low-rank product are added. R x is one `torch.mm` before, and
-    what scales or permutes x one operation each.
+    One launch, and one more where parts of split-K or a low-rank product are added. R x is one `torch.mm` before. What
+    scales or permutes x is in that launch for a small batch, and one operation each before it for a large one.
     Blobs are the payload in register order; the canonical pools need not stay beside them. The portable executor reads
     those: it is built when such an x comes, from the pools or, where they are gone, from unpacked copies.
 
@@ -59,7 +60,7 @@ class GluonTiles(Executor):
         self._launch = dict(schedule.launch)
         self._owned = {t.data_ptr() for t in pools.values()}
         self._slot_bytes = int(self._buffers.row_slots[-1]) * module.tiles.tile[0] * 4
-        self._built: dict[tuple[int, bool], tuple[EmittedGluon, ModuleType]] = {}
+        self._built: dict[tuple[int, bool, bool], tuple[EmittedGluon, ModuleType]] = {}
         self.source = self._kernels(16)[0].source
 
     @property
@@ -79,7 +80,7 @@ class GluonTiles(Executor):
             return self._other().workspace_bytes(batch, x_dtype)
         emitted, _ = self._kernels(batch)
         parts = self._slot_bytes * rows_of_a_piece(batch, self._slot_bytes) if emitted.split else 0
-        prepared = self._inputs.bytes(batch, self._module.tiles.shape[1])
+        prepared = 0 if self._config(batch).prologue else self._inputs.bytes(batch, self._module.tiles.shape[1])
         return low_rank_bytes(batch, self._rank) + prepared + parts
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
@@ -93,17 +94,21 @@ class GluonTiles(Executor):
         product = workspace[: batch * self._rank * 4].view(torch.float32).view(batch, -1) if self._rank else None
         if product is not None:
             low_rank_product(x, self._rights, product)
-        if self._inputs:
+        inside = self._config(batch).prologue
+        if self._inputs and not inside:
             x = self._inputs.prepare(x, workspace[held : held + x.nbytes].view(x.dtype).view(x.shape))
             held += self._inputs.bytes(*x.shape)
         emitted, _ = self._kernels(batch)
         step = rows_of_a_piece(batch, self._slot_bytes) if emitted.split else batch
         for begin in range(0, batch, step):
             piece = slice(begin, begin + step)
-            self._run_piece(x[piece], out[piece], workspace[held:], None if product is None else product[piece])
+            left = None if product is None else product[piece]
+            self._run_piece(x[piece], out[piece], workspace[held:], left, inside)
 
-    def _run_piece(self, x: Tensor, out: Tensor, workspace: Tensor, product: Tensor | None) -> None:
-        config, (emitted, kernels) = self._config(x.shape[0]), self._kernels(x.shape[0])
+    def _run_piece(self, x: Tensor, out: Tensor, workspace: Tensor, product: Tensor | None, inside: bool) -> None:
+        """Rows of x; `inside` says that the kernel scales and permutes them."""
+        config = replace(self._config(x.shape[0]), prologue=inside)
+        emitted, kernels = self._kernels_of(config)
         (rows, columns), batch = self._module.tiles.shape, x.shape[0]
         held = self._buffers
         tables: dict[str, Any] = {n: self._beside[n] for n in emitted.epilogue if n in self._beside}
@@ -112,6 +117,7 @@ class GluonTiles(Executor):
         given: dict[str, Any] = {
             "x": x.view(torch.int32), "tiles": held.blobs, "items": held.items, "descriptors": held.descriptors,
             "K": columns, "N": batch, "BN": config.block_n, "STAGES": config.stages, **config.options(),
+            **(self._inputs.tables() if inside else {}),
         }  # fmt: skip
         grid = (held.items.shape[0] * -(-batch // config.block_n),)
         if not emitted.split:
@@ -142,9 +148,11 @@ class GluonTiles(Executor):
         return GluonConfig.choose(batch, self._module, self._loops, self._capability, self._launch)
 
     def _kernels(self, batch: int) -> tuple[EmittedGluon, ModuleType]:
-        """The text depends on the warps of a program and the kind of product, and these on the batch."""
-        config = self._config(batch)
-        key = config.num_warps, config.wgmma
+        return self._kernels_of(self._config(batch))
+
+    def _kernels_of(self, config: GluonConfig) -> tuple[EmittedGluon, ModuleType]:
+        """The text depends on the warps of a program, the kind of product and where x is prepared."""
+        key = config.num_warps, config.wgmma, config.prologue
         if key not in self._built:
             emitted = emit(self._module, self._loops, *key)
             self._built[key] = emitted, build.load(emitted.name, emitted.source)

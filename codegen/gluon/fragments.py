@@ -158,6 +158,27 @@ def load_columns(block, K32: gl.constexpr, L: gl.constexpr, RN: gl.constexpr, W:
     return words.expand_dims(0).expand_dims(2)
 
 
+@gluon.jit
+def take_halves(low, high, odd0, odd1):
+    """A word of two 16-bit numbers: of `low` the lower half, or where odd0 the upper, and of `high` likewise."""
+    selector = 0x5410 + odd0 * 0x22 + odd1 * 0x2200
+    return gl.inline_asm_elementwise("prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, selector], gl.int32, True, 1)
+
+
+@gluon.constexpr_function
+def scale_asm():
+    """Both bf16 halves of $1 times $2 and $3 in fp32, rounded to bf16."""
+    text = "{ .reg .b32 a, b; shl.b32 a, $1, 16; and.b32 b, $1, 0xffff0000; "
+    return text + "mul.f32 a, a, $2; mul.f32 b, b, $3; cvt.rn.bf16x2.f32 $0, b, a; }"
+
+
+@gluon.jit
+def scale_halves(words, scale0, scale1):
+    """A word of two numbers in bf16, each times a scale in fp32; what f16 could not hold is not scaled here."""
+    asm: gl.constexpr = scale_asm()
+    return gl.inline_asm_elementwise(asm, "=&r,r,f,f", [words, scale0, scale1], gl.int32, True, 1)
+
+
 # ---- products -------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
-"""What stands on x's side of the tiles: S_i and P_c, applied before the kernel.
+"""What stands on x's side of the tiles, S_i and P_c: tables for a kernel, or x prepared by launches before it.
 
-Copies to shared memory take whole runs of 16 bytes, so a kernel of this dialect cannot scale or gather x on its way.
+A kernel whose copies to shared memory take whole runs of 16 bytes cannot scale or gather x on its way; one that takes x
+through registers can (`prologue.py`).
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,11 @@ class Inputs:
 
     def __bool__(self) -> bool:
         return self.order is not None or self.scale is not None
+
+    def tables(self) -> dict[str, Tensor]:
+        """By the names of arguments of a kernel that applies them."""
+        named = {"column_permutation": self.order, "input_scale": self.scale}
+        return {name: table for name, table in named.items() if table is not None}
 
     def bytes(self, batch: int, columns: int) -> int:
         """Of x as the tiles meet it, in 16 bits, rounded up so that what follows is aligned."""

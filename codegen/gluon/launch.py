@@ -10,6 +10,7 @@ from triton.experimental.gluon import language as gl
 
 from stoicc.codegen.gluon.blobs import GluonLoop
 from stoicc.codegen.gluon.register_order import CHUNK, STEP, BlobLayout
+from stoicc.codegen.triton.emit import prologue_arguments
 from stoicc.codegen.triton.loops import scheduled
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.fragment import Fragment
@@ -34,6 +35,15 @@ RING_BYTES = 76 << 10
 """Shared memory that a ring takes at most where it can: two programs an SM on an A100, three on an H200 (74 KB and
 a little for the epilogue each)."""
 
+
+PROLOGUE_BLOCKS = (16, 64)
+"""Batch blocks up to which x is always, and is where the matrix is small, scaled and permuted in the kernel.
+
+Every tile row does it anew there. In blocks of 16 rows that is 50 to 190 warp instructions for 64x64 weights, most of
+which issue while an H200 waits for the weights; wider blocks take so many that launches before, of 3 us, take less
+where the matrix is large."""
+PROLOGUE_WORK = 8e9
+"""Rows of a batch block times weights up to which a matrix is small: 32 rows and 250 million weights, say."""
 
 LEAST_CAPABILITY = 80
 """`mma.sp` and `cp.async` begin with sm_80."""
@@ -89,12 +99,18 @@ def loops_of(module: Module) -> tuple[GluonLoop, ...]:
 
 @dataclass(frozen=True)
 class GluonConfig:
-    """Rows of the batch per program, warps per program, slots of the ring; whether products are `wgmma`."""
+    """Rows of the batch per program, warps per program, slots of the ring.
+
+    Attributes:
+        wgmma: whether products are `wgmma`.
+        prologue: whether x is scaled and permuted in the kernel, and not by launches before it.
+    """
 
     block_n: int
     num_warps: int
     stages: int
     wgmma: bool = False
+    prologue: bool = False
 
     @staticmethod
     def choose(
@@ -122,7 +138,9 @@ class GluonConfig:
         fits = [n for n in (8, 4, 2) if n * slot <= shared_bytes(capability)]
         stages = next((n for n in fits if n * slot <= RING_BYTES), fits[-1] if fits else 2)
         wanted = given.get("num_stages")
-        return GluonConfig(block_n, warps, wanted if wanted in fits else stages)
+        asked = given.get("prologue", block_n <= prologue_rows(module))
+        inside = bool(asked and prologue_arguments(module.tiles.beside))
+        return GluonConfig(block_n, warps, wanted if wanted in fits else stages, prologue=inside)
 
     @property
     def reduce_n(self) -> int:
@@ -132,6 +150,13 @@ class GluonConfig:
     def options(self) -> dict[str, Any]:
         """Options of a Triton launch."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
+
+
+def prologue_rows(module: Module) -> int:
+    """The largest block of the batch for which x is scaled and permuted in the kernel, where it is at all."""
+    rows, columns = module.tiles.shape
+    always, most = PROLOGUE_BLOCKS
+    return max(n for n in BATCH_BLOCKS if n <= always or (n <= most and n * rows * columns <= PROLOGUE_WORK))
 
 
 def without_wgmma(capability: int, batch: int, launch: Mapping[str, int]) -> str | None:

@@ -23,7 +23,9 @@ def start_copy(shape: Shape) -> str:
         '"""Start copying a tile and its columns of x to a slot of the rings."""',
         f"column = descriptor >> {SIZE_BITS}",
     ]
-    if shape.tail:
+    if shape.prologue:
+        lines = ['"""Start copying a tile to a slot of the ring."""']
+    elif shape.tail:
         lines.append(f"there = (column * {shape.words} + x_words < K // 8 * {CHUNK})[None, :]")
         lines.append(f"copy_async(blocks.index(slot), {block}, mask=there)")
     else:
@@ -45,8 +47,14 @@ def start_copy(shape: Shape) -> str:
         source = f"weights + (chunk + {number * round_words})" if number else "weights + chunk"
         line = f"copy_async(tile.slice({number * round_words}, {round_words}), {source}{mask})"
         lines.append(f"    {line}" if least else line)
-    arguments = ["ring", "blocks", "slot", "weights", "x_rows", "x_words", "descriptor", "K"]
-    return function("start_copy", ", ".join(arguments), lines, "gluon.jit")
+    return function("start_copy", copied(shape, "slot"), lines, "gluon.jit")
+
+
+def copied(shape: Shape, slot: str) -> str:
+    """Arguments of `start_copy`, x's among them where it is copied as it is."""
+    x = [] if shape.prologue else ["x_rows", "x_words"]
+    given = ["ring", *([] if shape.prologue else ["blocks"]), slot, "weights", *x, "descriptor"]
+    return ", ".join([*given, *([] if shape.prologue else ["K"])])
 
 
 def next_tile(shape: Shape) -> str:
@@ -59,11 +67,17 @@ def next_tile(shape: Shape) -> str:
         f"barrier()  # tile t is there for all warps, and all are done with {free}, whose slot is free",
         f"ahead = t + ({distance})",
         "if ahead < end:  # a short row does not fetch past its end",
-        "    start_copy(ring, blocks, ahead & (STAGES - 1), weights, x_rows, x_words, descriptor, K)",
+        f"    start_copy({copied(shape, 'ahead & (STAGES - 1)')})",
         "async_copy.commit_group()",
         f"weights += (descriptor & {(1 << SIZE_BITS) - 1}) * {CHUNK}",
         "return gl.load(descriptors + ahead + 1), weights",
     ]
-    arguments = ["ring", "blocks", "t", "end", "weights", "x_rows", "x_words", "descriptors", "descriptor", "K"]
     constants = ["STAGES: gl.constexpr", *(["LAG: gl.constexpr"] if shape.wgmma else [])]
-    return function("next_tile", ", ".join([*arguments, *constants]), lines, "gluon.jit")
+    return function("next_tile", ", ".join([*taken(shape), *constants]), lines, "gluon.jit")
+
+
+def taken(shape: Shape) -> list[str]:
+    """Arguments of `next_tile` before its constants."""
+    if shape.prologue:
+        return ["ring", "t", "end", "weights", "descriptors", "descriptor"]
+    return ["ring", "blocks", "t", "end", "weights", "x_rows", "x_words", "descriptors", "descriptor", "K"]

@@ -19,6 +19,7 @@ class Shape:
     copies: rounds in which all threads copy 16 bytes each, for the largest blob.
     tail: K is no multiple of BK.
     wgmma: products are those of warpgroups, in flight while the next operands are loaded.
+    prologue: names of what x meets on its way to shared memory, as arguments of the kernel; () copies x as it is.
     """
 
     tile: tuple[int, int]
@@ -30,13 +31,17 @@ class Shape:
     copies: int
     tail: bool
     wgmma: bool
+    prologue: tuple[str, ...] = ()
 
     @staticmethod
-    def of(module: Module, loops: tuple[GluonLoop, ...], warps: int, wgmma: bool) -> "Shape":
+    def of(
+        module: Module, loops: tuple[GluonLoop, ...], warps: int, wgmma: bool, prologue: tuple[str, ...] = ()
+    ) -> "Shape":
         (rows, columns), threads = module.tiles.tile, warps * LANES
         copies = max((-(-loop.blob.chunks // threads) for loop in loops), default=1)
         tail, mtiles = module.tiles.shape[1] % columns != 0, rows // (16 * warps)
-        return Shape((rows, columns), module.tiles.dtype, warps, mtiles, columns // 2, loops, copies, tail, wgmma)
+        dtype, words = module.tiles.dtype, columns // 2
+        return Shape((rows, columns), dtype, warps, mtiles, words, loops, copies, tail, wgmma, prologue)
 
     @property
     def threads(self) -> int:

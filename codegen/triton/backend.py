@@ -11,7 +11,7 @@ from torch import Tensor
 from stoicc.codegen.executor import Backend, Executor, Pools
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.dense_once import DenseOnce
-from stoicc.codegen.triton.emit import Emitted, emit_tiles
+from stoicc.codegen.triton.emit import Emitted, emit_tiles, prologue_arguments
 from stoicc.codegen.triton.interpreter import interpreting, repair
 from stoicc.codegen.triton.launch import (
     TRITON_DOTS,
@@ -32,9 +32,12 @@ from stoicc.codegen.triton.vendor import Vendor
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
-from stoicc.ir.library import library_matrix
+from stoicc.ir.library import library_copy
 from stoicc.ir.schedule import EXECUTORS
 from stoicc.ir.types import Module
+
+ON_X = {"scaled": "input_scale", "permuted": "column_permutation"}
+"""What happens to x, by the argument that says how."""
 
 
 class TritonBackend(Backend):
@@ -86,12 +89,28 @@ class TritonBackend(Backend):
             return f"portable Triton: {why}{_other_executors(module)}"
         dtype, capability = module.tiles.dtype, capability_of(device)
         first = f"Gluon on the tensor cores of sm_{capability} for {dtype} inputs, portable Triton for others"
-        return first + _warpgroups(module, capability) + _other_executors(module)
+        return first + _inputs(module) + _warpgroups(module, capability) + _other_executors(module)
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         """One text for every input dtype: the launcher says what the dot's operands are."""
         check_tile(module)
         return emit_tiles(module).source
+
+
+def _inputs(module: Module) -> str:
+    """Where x is scaled and permuted, if it is."""
+    there = prologue_arguments(module.tiles.beside)
+    if not there:
+        return ""
+    from stoicc.codegen.gluon.launch import prologue_rows
+
+    what = " and ".join(done for done, name in ON_X.items() if name in there)
+    asked = dict(scheduled(module).launch).get("prologue")
+    if asked is not None:
+        return f"; x is {what} {'in the launch' if asked else 'before it'}, as the schedule says"
+    return (
+        f"; x is {what} in the launch up to a batch of {prologue_rows(module)}, before it above: predicted to take less"
+    )
 
 
 def _warpgroups(module: Module, capability: int) -> str:
@@ -112,13 +131,15 @@ def _other_executors(module: Module) -> str:
     whats = {
         "dense-once": "dense-once: panels are decoded for the vendor's GEMM",
         "vendor": "the vendor's library: "
-        + ("every tile is 2:4" if library_matrix(module.tiles) == "2:4" else "dense"),
+        + ("every tile is 2:4" if library_copy(module.tiles) == "2:4" else "it keeps a dense copy"),
     }
+    predicted = any(step.startswith("regimes") and "tiles=auto" in step for step in scheduled(module).applied)
+    why = ", from where on it is predicted to be faster" if predicted else ""
     found, above = "", 0
     for regime in scheduled(module).regimes:
         if regime.executor in whats:
             upto = "" if regime.max_batch is None else f" to {regime.max_batch}"
-            found += f"; batches from {above + 1}{upto} in {whats[regime.executor]}"
+            found += f"; batches from {above + 1}{upto} in {whats[regime.executor]}{why}"
         above = regime.max_batch or above
     return found
 

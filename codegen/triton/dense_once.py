@@ -29,8 +29,9 @@ from stoicc.codegen.triton.loops import loop_tensors, scheduled, tile_rows
 from stoicc.ir.schedule import TileCsr
 from stoicc.ir.types import Module
 
-PANEL_BYTES = 64 << 20
-"""Most scratch that a panel takes, unless one tile row needs more."""
+PANEL_BYTES = 256 << 20
+"""Most scratch that a panel takes, unless one tile row needs more. Each panel is a GEMM of its own, which has to have
+work for every SM: of 2048 rows of x and 28672 columns, 256 blocks of 128 x 256 in 256 MB, 80 in 64 MB, for 132 SMs."""
 
 
 class DenseOnce(Executor):
@@ -65,6 +66,7 @@ class DenseOnce(Executor):
         named = ("output_scale", "low_rank_left", "bias")
         self._after = {n: _in_order(beside[n].float(), self._rows) for n in named if n in beside}
         self._owned = {t.data_ptr() for t in pools.values()}
+        self._holes = any(segment.count and not segment.pools for segment in module.tiles.segments)
 
     @property
     def resident_bytes(self) -> int:
@@ -113,9 +115,11 @@ class DenseOnce(Executor):
         return torch.float32 if x_dtype == torch.float16 and self._input_scale is not None else x_dtype
 
     def _panel_rows(self, x_dtype: torch.dtype) -> int:
-        """Tile rows of a panel."""
+        """Tile rows of a panel: as few panels as fit, about equally high."""
+        tile_rows = self._module.tiles.grid[0]
         row_bytes = self._module.tiles.tile[0] * self._module.tiles.shape[1] * self._operand(x_dtype).itemsize
-        return min(max(1, PANEL_BYTES // row_bytes), self._module.tiles.grid[0])
+        panels = -(-tile_rows // max(1, PANEL_BYTES // row_bytes))
+        return -(-tile_rows // max(1, panels))
 
     def _input_buffers(self, batch: int, x_dtype: torch.dtype) -> list[tuple[int, torch.dtype]]:
         """What `_inputs` takes: numbers and their dtype."""
@@ -138,7 +142,8 @@ class DenseOnce(Executor):
     def _decode(self, panel: Tensor, top: int, bottom: int) -> None:
         """Tile rows [top, bottom) into the panel; where no tile is stored, zeros."""
         (rows, columns), height = self._module.tiles.shape, self._module.tiles.tile[0]
-        panel.zero_()
+        if self._holes:
+            panel.zero_()
         for kernel, csr, tensors in self._decoders:
             first, last = csr.row_ptr[top], csr.row_ptr[bottom]
             if last > first:

@@ -1,7 +1,8 @@
-"""The `vendor` executor: cuBLAS for a matrix of dense tiles, cuSPARSELt for one of 2:4 tiles.
+"""The `vendor` executor: cuSPARSELt for a matrix of 2:4 tiles, cuBLAS for any other.
 
 For large batches, where the product is bound by arithmetic and a vendor's library has nothing to decode. It
-keeps the matrix in the library's own form beside what other executors keep; `stats()` counts that.
+keeps the matrix in the library's own form beside what other executors keep, which is why it runs only where a schedule
+says so; `stats()` counts that copy.
 """
 
 import torch
@@ -13,7 +14,7 @@ from stoicc.codegen.triton.dense_once import DenseOnce, Taker, taken_bytes
 from stoicc.codegen.triton.launch import low_rank_bytes, low_rank_product, product_fp32
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import CodegenError
-from stoicc.ir.library import library_matrix, why_no_library
+from stoicc.ir.library import library_copy
 from stoicc.ir.types import Module
 
 
@@ -24,18 +25,18 @@ class Vendor(DenseOnce):
     another dtype than the weight's, each call makes a dense copy of that dtype.
 
     Raises:
-        CodegenError: no library multiplies this matrix.
+        CodegenError: weights of 32 bits, or none that are stored.
     """
 
     def __init__(self, module: Module, pools: Pools, on_missing: str) -> None:
         program = module.tiles
-        if (why := why_no_library(program)) is not None:
+        if library_copy(program) is None:
+            found = f"{program.dtype} weights" if program.dtype == "f32" else "that every tile is empty"
             raise CodegenError(
-                f"backend triton, executor vendor: expected a matrix of dense or of 2:4 tiles alone, found that {why}; "
-                "use dense-once"
+                f"backend triton, executor vendor: expected f16 or bf16 weights to keep, found {found}; use dense-once"
             )
         super().__init__(module, pools, on_missing)
-        self._dtype, self._sparse = TORCH_DTYPES[program.dtype], library_matrix(program) == "2:4"
+        self._dtype, self._sparse = TORCH_DTYPES[program.dtype], library_copy(program) == "2:4"
         weight = torch.empty(program.shape, dtype=self._dtype, device=next(iter(pools.values())).device)
         self._decode(weight, 0, program.grid[0])
         self._bytes = weight.nbytes * 9 // 16 if self._sparse else weight.nbytes

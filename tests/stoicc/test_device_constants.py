@@ -20,6 +20,7 @@ from stoicc.ir.registry import REGISTRY, find_format
 from stoicc.passes.cost_cpu import CpuConstants, CpuCostModel
 from stoicc.passes.cost_defaults import BUILT_IN
 from stoicc.passes.cost_gpu import GpuCostModel
+from stoicc.passes.cost_model import provided
 from tests.passes.cost_constants import constants
 
 DEVICE = from_json(to_json(constants(gemm=2e-11)))
@@ -246,3 +247,18 @@ def test_the_whole_device_is_measured_in_less_than_a_minute(store):
     assert found.source == "measured"
     assert {key[0] for key in found.tiles} == {"dense", "nv24", "int8", "int4", "int4_nv24"}
     assert min(found.bandwidth[1].values()) > 1e8
+
+
+def test_the_gpu_that_is_there(monkeypatch):
+    """Its constants place the crossover of a schedule; a GPU that nobody knows leaves it to the built-in ones."""
+    assert provided("triton") is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, known in (("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GeForce RTX 2060", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        found = provided("triton")
+        if known is None:
+            assert found is None
+        else:
+            assert found is not None
+            assert isinstance(found[0], GpuCostModel)
+            assert found[0].gpu.name == known

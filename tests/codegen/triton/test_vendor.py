@@ -11,7 +11,7 @@ from stoicc.codegen.triton import backend
 from stoicc.codegen.triton.backend import TritonBackend
 from stoicc.codegen.triton.vendor import Vendor
 from stoicc.ir.errors import CodegenError
-from stoicc.ir.library import library_matrix, why_no_library
+from stoicc.ir.library import library_copy, library_matrix, why_no_library
 from stoicc.ir.schedule import Regime, Schedule
 from tests.kernel_classes import KernelClass, make_case
 
@@ -46,9 +46,16 @@ def test_dense_and_sparse_tiles_together_have_none() -> None:
         torch.randn(64, 64).half(), tile=(32, 32), tile_map=[["dense", "nv24"]] * 2, approximate=True
     )
     assert why_no_library(tiled.program) == "some tiles are dense and some 2:4"
-    with pytest.raises(
-        CodegenError, match="dense or of 2:4 tiles alone, found that some tiles are dense and some 2:4; use"
-    ):
+    assert library_copy(tiled.program) == "dense"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "found"), [(torch.float32, 1.0, "f32 weights"), (torch.float16, 0.0, "that every tile is empty")]
+)
+def test_what_no_library_keeps(dtype: torch.dtype, fill: float, found: str) -> None:
+    tiled = stoicc.inspect(torch.full((64, 64), fill, dtype=dtype), tile=(32, 32))
+    assert library_copy(tiled.program) is None
+    with pytest.raises(CodegenError, match=f"expected f16 or bf16 weights to keep, found {found}; use dense-once"):
         Vendor(stoicc.compile(tiled, target="reference").ir, tiled.pools, "error")
 
 
@@ -63,7 +70,7 @@ class Sparse:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("formats", ["dense", "nv24"])
+@pytest.mark.parametrize("formats", ["dense", "nv24", "mosaic"])
 @pytest.mark.parametrize("beside", ["plain", "bias", "all"])
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32])
 def test_products(formats: str, beside: str, x_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +98,8 @@ def test_what_runs_and_why_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = module.schedule.executor("tiles", 256)
     assert said(module.schedule) == ""
     assert said(tiles.executor("vendor")) == "; batches from 257 in the vendor's library: every tile is 2:4"
+    predicted = replace(tiles, applied=("regimes{tiles=auto,device=gpu}",)).executor("dense-once")
+    assert said(predicted).endswith("the vendor's GEMM, from where on it is predicted to be faster")
     both = replace(tiles, regimes=(Regime("tiles", 256), Regime("dense-once", 1000), Regime("vendor")))
     assert said(both).startswith("; batches from 257 to 1000 in dense-once: panels are decoded for the vendor's GEMM; ")
     assert said(tiles.launch_with(wgmma=1)) == "; wgmma for batches of 64 and more, which no GPU has confirmed"

@@ -133,9 +133,10 @@ class Plan:
 
 def check_all(plan: Plan, report: Report) -> None:
     """Tensor cores, then every format x weight dtype x x dtype x batch x executor, in the first 60% of the time."""
-    from bench.gpu_prefill import check_vendor, check_warpgroups
+    from bench.gpu_prefill import check_prologue, check_vendor, check_warpgroups
 
-    checks = {"tensor cores": check_tensor_cores, "warpgroups": check_warpgroups, "the library": check_vendor}
+    checks = {"tensor cores": check_tensor_cores, "x in the launch": check_prologue}
+    checks |= {"warpgroups": check_warpgroups, "the library": check_vendor}
     for dtype in (torch.float16, torch.bfloat16):
         for what, check in checks.items():
             if plan.late(0.6):

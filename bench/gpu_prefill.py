@@ -1,10 +1,11 @@
-"""Checks of what large batches run: products of warpgroups, and a vendor's library as an executor.
+"""Checks of what stands around the tiles: x scaled and permuted, products of warpgroups, a vendor's library.
 
-No GPU has run either yet, so their results stand in a report before their times.
+No GPU has run any of them yet, so their results stand in a report before their times.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,42 @@ from torch.nn import functional as F
 
 from bench.gpu_check import REPEATS, Check, Plan, compare, run_once
 from bench.gpu_runners import TENSOR_CORE_TILE, has_warpgroups
+from stoicc.ir.digest import digest
+from stoicc.ir.dtypes import DTYPE_NAMES
+from stoicc.ir.types import Pool
 
 MIXES = {
     "dense": ("dense",),
     "nv24": ("nv24",),
     "mosaic": ("dense", "nv24", "int4<group_size=64>", "int4_nv24<group_size=64>", "int8<group_size=64>", "empty"),
 }
+
+
+def check_prologue(plan: Plan, dtype: torch.dtype) -> Iterator[Check]:
+    """x permuted, and but for f16 scaled, in the launch that multiplies and in launches before it."""
+    import stoicc
+
+    generator = torch.Generator().manual_seed(4)
+    rows, columns = plan.check_shape
+    names = tile_map(("nv24", "int4<group_size=64>"), plan.check_shape)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    tiled = stoicc.inspect(weight, tile=TENSOR_CORE_TILE, tile_map=names, approximate=True)
+    pools = {"column_permutation": torch.randperm(columns, generator=generator).to(torch.int32)}
+    if dtype != torch.float16:
+        pools["input_scale"] = torch.rand(columns, generator=generator) + 0.5
+    found: dict[str, Any] = {
+        name: Pool(name, DTYPE_NAMES[pool.dtype], (columns,), digest(pool)) for name, pool in pools.items()
+    }
+    program = replace(tiled.program, beside=replace(tiled.program.beside, **found))
+    tiled = replace(tiled, program=program, pools={**tiled.pools, **pools})
+    for inside in (1, 0):
+        pipeline = f"build-csr,split-k{{parts=2}},fuse-epilogue,launch{{prologue={inside}}}"
+        kernel = stoicc.compile(tiled, target="cuda", pipeline=pipeline).to(plan.device)
+        dense = kernel.to_dense().double()
+        for batch in (1, 18, 40):
+            x = inputs(batch, columns, dtype, generator, plan.device)
+            where = "in the launch" if inside else "before it"
+            yield compare(kernel, "tiles", x, F.linear(x.double(), dense), f"x {where}")
 
 
 def check_warpgroups(plan: Plan, dtype: torch.dtype) -> Iterator[Check]:

@@ -45,16 +45,23 @@ def tiles(clock: Any, shape: tuple[int, int], name: str) -> tuple[Runners, int]:
     count = clock.copies(weight.payload_bytes) - 1
     weights, portables = ([one, *(one.copy() for _ in range(count))] for one in (weight, portable))
     wide = [by_warpgroups(one) for one in weights] if has_warpgroups(clock.device) else []
+    built: dict[tuple[int, str], Any] = {}  # packing the copies anew for each batch would take most of the time
     library = weights if library_matrix(weight.module.tiles) is not None and clock.device.type == "cuda" else []
+
+    def executor(held: RandomWeight, kind: str) -> Any:
+        key = id(held), kind
+        if key not in built:
+            built[key] = held.executor(kind)
+        return built[key]
 
     def runners(x: Tensor, batch: int) -> dict[str, list[Callable[[], object]]]:
         kinds = ["tiles"] if batch <= 128 else ["dense-once"] if batch > 512 else ["tiles", "dense-once"]
-        calls = {kind: [call(w.executor(kind), x, shape[0]) for w in weights] for kind in kinds}
+        calls = {kind: [call(executor(w, kind), x, shape[0]) for w in weights] for kind in kinds}
         if batch <= 128:
-            calls["portable"] = [call(w.executor("tiles"), x, shape[0]) for w in portables]
-        for kind, executor, held in (("wgmma", "tiles", wide), ("vendor", "vendor", library)):
+            calls["portable"] = [call(executor(w, "tiles"), x, shape[0]) for w in portables]
+        for name, kind, held in (("wgmma", "tiles", wide), ("vendor", "vendor", library)):
             if batch > 128 and held:
-                calls[kind] = [call(w.executor(executor), x, shape[0]) for w in held]
+                calls[name] = [call(executor(w, kind), x, shape[0]) for w in held]
         return calls
 
     return runners, weight.payload_bytes

@@ -4,9 +4,8 @@ A format says how one [BM, BK] tile of a weight is stored. Its parameters are th
 frozen dataclass; its storage is a list of *planes*. Everything is batched: `encode` takes
 `[tiles, BM, BK]` and returns one tensor per plane with a leading dimension of `tiles`.
 
-The smallest useful format has `planes`, `encode` and `decode`. It runs on the reference
-backend. `decode_block` makes it fast on GPUs, `tile_mac` on CPUs. Passes and backends ask for
-these capabilities and never for a format's name.
+The smallest useful format has `planes`, `encode` and `decode`, and runs on the reference backend. `decode_block`
+makes it fast on GPUs, `tile_mac` on CPUs. Passes and backends ask for these, and never for a format's name.
 """
 
 from abc import ABC, abstractmethod
@@ -108,9 +107,8 @@ class TritonDecode:
 class TilePairs:
     """How a tile is unpacked for matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
 
-    A unit is one strip and `columns` of its columns; a strip's units are neighbours. Units are unpacked
-    a few ahead of those that are multiplied, in turns with them: small ones keep all parts of a core busy.
-    The text of the function is
+    A unit is one strip and `columns` of its columns; a strip's units are neighbours, unpacked a few ahead of those that
+    are multiplied, in turns with them: small ones keep all parts of a core busy. The text of the function is
 
         INLINE void {name}(<one pointer per plane>, const int unit, bf16 *pairs)
 
@@ -121,12 +119,14 @@ class TilePairs:
     Attributes:
         columns: of a unit; a multiple of 32 that divides BK.
         group: neighbouring units of a strip that return the same; their sums are scaled once.
+        least: batch entries from which they are faster than floats and digits.
     """
 
     source: str
     columns: int
     scaled: bool = False
     group: int = 1
+    least: int = 2
 
 
 @dataclass(frozen=True)

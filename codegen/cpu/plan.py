@@ -110,8 +110,8 @@ class KernelClass:
 
     @property
     def least_pairs(self) -> int:
-        """Batch entries from which pairs are faster than floats and digits."""
-        return 2
+        """Batch entries from which pairs are faster than floats and digits, for every format."""
+        return max((part.code.pairs.least for part in self.parts if part.code.pairs), default=2)
 
     @property
     def octets(self) -> bool:

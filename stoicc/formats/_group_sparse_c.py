@@ -6,7 +6,7 @@ from string import Template
 
 from stoicc.formats import _affine_c
 from stoicc.formats._affine import unpack_nibbles
-from stoicc.ir.format import Planes, Tile, TileMac
+from stoicc.ir.format import Planes, Tile, TileMac, TilePairs
 
 _ARGUMENTS = """\
 const int16_t *masks, const int32_t *starts, const int32_t *codes, const int64_t words,
@@ -65,6 +65,29 @@ $zero_array    int first = starts[unit / GROUPS];
 }
 """)
 
+_STRIP = Template("""\
+INLINE void {name}(
+    $arguments, const int unit, bf16 *pairs)
+{
+    enum { GROUPS = BK / $size };
+    masks += unit * GROUPS;
+    int first = starts[unit];
+    for (int group = 0; group < GROUPS; group++, pairs += $size * LANES) {
+        int32_t word[$size / 8 * LANES] __attribute__((aligned(64)));
+        bf16 factor[LANES] __attribute__((aligned(64)));
+$strip_zero        const uint32_t mask = (uint16_t)masks[group];
+        {name}_spread(
+            mask, codes + first * ($size / 8), scales + first,$zero_from
+            word, factor$strip_zero_to);
+        first += __builtin_popcount(mask);
+        #pragma GCC unroll 8
+        for (int k = 0; k < $size; k += 2)
+            vp_store(pairs + k * LANES, $pair);
+        vp_scale(pairs, $size, vf_load_bf16(factor));
+    }
+}
+""")
+
 _DECODE = Template("""\
 static void {name}(
     $arguments, $T *out, const int64_t stride)
@@ -110,6 +133,11 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         "zero_given": " zero," * zeros,
         "arguments": arguments.replace("$T", dtype).replace("$byte", "uint8_t"),
         "zero": "*zeros++" if zeros else "8.0f",
+        "strip_zero": "        int8_t zero[LANES] __attribute__((aligned(16)));\n" * zeros,
+        "strip_zero_to": ", zero" * zeros,
+        "pair": "vp_nibble_less(vp_step(vi_load(word + k / 8 * LANES), k % 8 / 2), vp_zero(zero))"
+        if zeros
+        else "vp_nibble(vp_step(vi_load(word + k / 8 * LANES), k % 8 / 2))",
     }
 
     def function(template: Template, inner: str, **more: str) -> str:
@@ -122,6 +150,10 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
         pairs = replace(pairs, source=function(_UNIT, pairs.source, element="bf16"))
+    elif (
+        dtype == "bf16" and tile[1] % 32 == 0
+    ):  # too few columns under a scale for a tile product: they are scaled first
+        pairs = TilePairs(f"{_SPREAD.substitute(names)}\n{_STRIP.substitute(names)}", tile[1], least=8)
     if octets is not None:
         octets = replace(octets, source=function(_UNIT, octets.source, element="int8_t"))
     return TileMac(

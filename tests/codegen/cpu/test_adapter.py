@@ -8,6 +8,7 @@ import torch
 from stoicc.codegen.cpu.adapter import factor_module
 from stoicc.codegen.cpu.backend import CpuBackend
 from stoicc.codegen.cpu.factors import Floats, held_factor, tile_of
+from stoicc.codegen.cpu.plan import KernelClass
 from stoicc.ir.factors import factor_values, pack_codes
 from stoicc.ir.types import CodedFactor, Pool
 from stoicc.ir.verify import verify
@@ -30,6 +31,15 @@ def test_any_rank_and_batch(isa, rank, monkeypatch):
     for batch in (1, 2, 17, 100):
         x = torch.randn(batch, 150).bfloat16()
         assert relative_error(run(executor, x, "bf16", 100), case.expected(x)) < BOUNDS["bf16"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 8, 17])
+def test_the_term_beside_a_format_that_takes_matrix_units_later(batch, monkeypatch):
+    later = property(lambda kernel: 2 if kernel.label.startswith("bf16_64x64_dense_x") else 8)
+    monkeypatch.setattr(KernelClass, "least_pairs", later)
+    case = mosaic((100, 150), FORMATS, "bf16", beside=BESIDE, rank=33)
+    x = torch.randn(batch, 150).bfloat16()
+    assert relative_error(run(built(case), x, "bf16", 100), case.expected(x)) < BOUNDS["bf16"]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 33])

@@ -1,21 +1,25 @@
 """What GPUs execute, read off compiled kernels on any machine: `python -m bench.sass`.
 
-    python -m bench.sass [--quick]
+    python -m bench.sass [--quick] [--output FILE]
 
 Compiles each format for sm_80 and sm_90, in both dialects of the Triton backend, and prints for one tile: registers,
 spills, widths of loads, instructions of each kind, warp instructions for 64x64 weights, bytes of weights in flight on
 an SM, and which resource of an A100 and an H200 the tile would take longest on. Nothing here is a measurement: times
 are counts over the constants of `passes/cost_gpu.py`, and the tensor cores' are those of their dense peak, of which
 `mma.sync` reaches less on Hopper. A last table has the products of warpgroups (`wgmma`) that an H200 can be asked to
-multiply large batches by. `--quick` leaves out fp16, all batch blocks but 16, and most of that table.
+multiply large batches by. `--quick` leaves out fp16, all batch blocks but 16, and most of that table. `--output`
+writes the rows as JSON; `bench/results/sass.json` is the record.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
+import triton
 
 import stoicc.formats  # noqa: F401  (registers the formats)
 from bench.gpu_weights import random_weight
@@ -192,39 +196,50 @@ def line(row: Row) -> str:
     )
 
 
-def tables(quick: bool) -> Iterator[str]:
-    """Lines as they come: a table for each target, dtype and batch block."""
+def tables(quick: bool) -> Iterator[str | Row]:
+    """Lines and rows as they come: a table for each target, dtype and batch block."""
     dtypes, batches = (("bf16",), (16,)) if quick else (("bf16", "f16"), BATCHES)
     for target, dtype, batch in product(ON, dtypes, batches):
         yield f"\n{target} ({ON[target]}), {dtype}, batch block {batch}; counts for 64x64 weights"
         yield header()
         for dialect in DIALECTS:
             for text in FORMATS:
-                yield from map(line, rows_of(dialect, target, dtype, batch, (text,)))
+                yield from rows_of(dialect, target, dtype, batch, (text,))
         yield "all of them in one kernel"
         for dialect in DIALECTS:
-            yield from map(line, rows_of(dialect, target, dtype, batch, FORMATS))
+            yield from rows_of(dialect, target, dtype, batch, FORMATS)
     if HAS_WGMMA:
         yield from warpgroups(quick)
 
 
-def warpgroups(quick: bool) -> Iterator[str]:
+def warpgroups(quick: bool) -> Iterator[str | Row]:
     """The table of `wgmma`: blocks of the batch as a launch has them, 256 rows or 128 where sums are scaled."""
     for dtype in ("bf16",) if quick else ("bf16", "f16"):
         yield f"\nsm_90 (H200), {dtype}, batch {LARGE}, by wgmma, never on silicon; counts for 64x64 weights"
         yield header()
         for text in FORMATS[:2] if quick else FORMATS:
-            yield from map(line, rows_of("wgmma", "sm_90", dtype, LARGE, (text,)))
+            yield from rows_of("wgmma", "sm_90", dtype, LARGE, (text,))
         yield "all of them in one kernel"
-        yield from map(line, rows_of("wgmma", "sm_90", dtype, LARGE, FORMATS))
+        yield from rows_of("wgmma", "sm_90", dtype, LARGE, FORMATS)
+
+
+def record(rows: list[Row], path: Path) -> None:
+    """Rows as JSON, in the order of the tables, with the versions that compiled them."""
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    path.write_text(json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.sass", description=str(__doc__).splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="bf16 and batch block 16 alone")
+    parser.add_argument("--output", type=Path, help="where to write the rows as JSON")
     given = parser.parse_args(arguments)
-    for text in tables(given.quick):
-        print(text, flush=True)
+    rows = []
+    for found in tables(given.quick):
+        print(line(found) if isinstance(found, Row) else found, flush=True)
+        rows += [found] if isinstance(found, Row) else []
+    if given.output is not None:
+        record(rows, given.output)
     print("\nNo GPU ran: registers and instructions are read off machine code, times are predicted from them.")
 
 

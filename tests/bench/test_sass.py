@@ -1,5 +1,8 @@
 """Budgets of the tensor-core dialect's machine code: an instruction too many in a loop fails here."""
 
+import json
+from pathlib import Path
+
 import pytest
 import triton
 
@@ -73,6 +76,18 @@ def test_warpgroups_are_bound_by_tensor_cores(text: str) -> None:
     assert row.opcodes["HGMMA"] == (4 if text == "dense" else 2)
     assert not row.serialized
     assert row.spills_in_loop == 0
+
+
+def test_the_record_is_within_the_budgets() -> None:
+    """`bench/results/sass.json`, which `--quick --output` wrote: triton 3.9, all formats, both dialects."""
+    found = json.loads((Path(sass.__file__).parent / "results" / "sass.json").read_text())
+    assert found["versions"]["triton"].startswith("3.9")
+    rows = [row for row in found["rows"] if row["target"] == "sm_90" and row["dialect"] != "wgmma"]
+    assert len(rows) == 4 * len(FORMATS)
+    for row in rows:
+        name = next(text for text in FORMATS if text.split("<")[0] == row["format"].split("<")[0])
+        assert row["instructions"] <= BUDGET[name] * (1 if row["dialect"] == "gluon" else 2)
+        assert row["spills_in_loop"] == 0
 
 
 def test_the_table() -> None:

@@ -17,6 +17,7 @@ from bench import (
     budget_record,
     budget_search,
     cpu_pages,
+    gradient,
     operators,
     training_record,
     training_why,
@@ -55,6 +56,8 @@ def _rendered(name: str | None) -> str:
         return accuracy_layers.page(_read("accuracy-layers"))
     if name == "adapter":
         return adapter.page(_read("adapter"))
+    if name == "gradient":
+        return gradient.page(_read("gradient"))
     if name == "operators":
         return operators.page(_read("operators"))
     if name == "budget_search":

@@ -57,6 +57,24 @@ def measure(size: int, batches: tuple[int, ...], repeats: int) -> list[list[Any]
     return rows
 
 
+def page(found: dict[str, Any]) -> str:
+    """The record as markdown: speed beside the BLAS, by rows of g."""
+    formats = list(dict.fromkeys(row[1] for row in found["rows"]))
+    machine = found["machine"]
+    lines = [
+        f"{found['size']} x {found['size']} bf16 weights, {machine['threads']} threads of {machine['cpu']}, torch "
+        f"{machine['torch']}; scratch of a call at most {max(row[6] for row in found['rows']):.1f} MB:",
+        "",
+        f"| rows of g | BLAS, us | {' | '.join(f'{name}, x BLAS' for name in formats)} |",
+        f"| ---: | ---: |{' ---: |' * len(formats)}",
+    ]
+    for batch in dict.fromkeys(row[0] for row in found["rows"]):
+        of = {name: row for count, name, *row in found["rows"] if count == batch}
+        cells = " | ".join(f"{of[name][2]:.2f}" for name in formats)
+        lines.append(f"| {batch} | {of[formats[0]][1]:,.0f} | {cells} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller weight and fewer repeats")

@@ -2,8 +2,8 @@
 
 `simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
 scalars, and what builds on those names, `simd_kept.h` codes of which some are kept. `simd_vnni.h`, `simd_amx.h`,
-`simd_octets.h` and `simd_transposed.h` add products of their own to AVX-512, `simd_vbmi2.h` has better forms of some
-of its names. An emitted file holds only the definitions it needs.
+`simd_octets.h` and `simd_transposed.h` add products of their own to AVX-512; `simd_decode.h`, `simd_decode_avx2.h` and
+`simd_vbmi2.h` have better forms of some names. An emitted file holds only the definitions it needs.
 """
 
 import re
@@ -14,10 +14,10 @@ from importlib.resources import files
 ISAS = ("amx", "vnni", "avx512", "avx2", "portable")
 """Instruction sets, the best first: `amx` has all of `vnni`, and that all of `avx512`."""
 _HEADERS = {
-    "amx": ("avx512", "common", "kept", "vnni", "amx", "octets", "transposed", "vbmi2"),
-    "vnni": ("avx512", "common", "kept", "vnni"),
-    "avx512": ("avx512", "common", "kept"),
-    "avx2": ("avx2", "common", "kept"),
+    "amx": ("avx512", "common", "kept", "decode", "vnni", "amx", "octets", "transposed", "vbmi2"),
+    "vnni": ("avx512", "common", "kept", "decode", "vnni"),
+    "avx512": ("avx512", "common", "kept", "decode"),
+    "avx2": ("avx2", "common", "kept", "decode_avx2"),
     "portable": ("portable", "common", "kept"),
 }
 _NAME = re.compile(

@@ -124,3 +124,45 @@ INLINE void ahead(const void *p, const int bytes)
         __builtin_prefetch((const char *)p + 512 + i, 0, 3);
     }
 }
+
+/* 4-bit codes, the first of a byte in its low bits, to what a table has for them. */
+INLINE void look_up_nibbles_f32(const uint8_t *codes, const f32 *table, f32 *to, const int count)
+{
+    for (int k = 0; k < count; k += 2, codes++) {
+        to[k] = table[*codes & 15];
+        to[k + 1] = table[*codes >> 4];
+    }
+}
+
+INLINE void look_up_nibbles_bf16(const uint8_t *codes, const bf16 *table, bf16 *to, const int count)
+{
+    for (int k = 0; k < count; k += 2, codes++) {
+        to[k] = table[*codes & 15];
+        to[k + 1] = table[*codes >> 4];
+    }
+}
+
+INLINE void look_up_nibbles_f16(const uint8_t *codes, const f16 *table, f16 *to, const int count)
+{
+    look_up_nibbles_bf16(codes, table, to, count);
+}
+
+/* Two columns of sixteen rows of which only some are stored, from p to before end: [16][2], zeros between. Bit 2r + c of
+ * the mask is row r of column c. */
+static inline void pair_of_kept(const bf16 *p, const bf16 *end, uint32_t mask, bf16 *to)
+{
+    memset(to, 0, 32 * sizeof *to);
+    for (; mask; mask &= mask - 1)
+        to[__builtin_ctz(mask)] = *p++;
+}
+
+/* Sixteen columns of sixteen words to sixteen rows, `stride` bytes apart. */
+static inline void columns_to_rows(const uint32_t *words, void *to, const int64_t stride)
+{
+    for (int row = 0; row < 16; row++) {
+        uint32_t each[16];
+        for (int column = 0; column < 16; column++)
+            each[column] = words[16 * column + row];
+        memcpy((char *)to + row * stride, each, sizeof each);
+    }
+}

@@ -47,6 +47,12 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t 
     *second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }
 
+/* Both columns as they stand in memory: [16][2], zeros between. */
+static inline void pair_of_kept(const bf16 *p, const bf16 *end, uint32_t mask, bf16 *to)
+{
+    _mm512_storeu_si512(to, _mm512_maskz_expandloadu_epi16(mask, p));
+}
+
 /* The kept codes of one block, a byte each, row by row; `none` where none is kept. */
 INLINE vint vi_kept(uint64_t mask, const uint8_t **codes, const uint8_t *end, vint none, const int bits)
 {

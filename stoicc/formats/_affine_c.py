@@ -178,10 +178,8 @@ _INT4_DECODE = Template("""\
             $T value[16];
             for (int code = 0; code < 16; code++)
                 value[code] = float_to_$T((code - zero) * scale);
-            for (int k = 0; k < $size; k += 2, codes++) {
-                to[k] = value[*codes & 15];
-                to[k + 1] = value[*codes >> 4];
-            }""")
+            look_up_nibbles_$T(codes, value, to, $size);
+            codes += $size / 2;""")
 
 _INT4_NV24_DECODE = Template("""\
             $T value[16];

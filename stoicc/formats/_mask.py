@@ -107,3 +107,17 @@ def ranks(masks, starts, BM: tl.constexpr, BK: tl.constexpr, PAIRED: tl.constexp
     else:
         then = base + ones(word & ((one << other) - 1))
     return first, second, place, then
+
+
+@triton.jit
+def woven(even, odd, BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr):
+    """Even and odd columns `[BM, BK / 2]` as one tile.
+
+    Bits are joined, not floats: with the reshape right before a dot, Triton 3.6 would give the halves the layout of
+    Hopper's shared operands, which they are too narrow for, and abort ("Illegal shared layout").
+    """
+    if DTYPE == tl.float32:
+        both = tl.join(even.to(tl.int32, bitcast=True), odd.to(tl.int32, bitcast=True))
+    else:
+        both = tl.join(even.to(tl.int16, bitcast=True), odd.to(tl.int16, bitcast=True))
+    return tl.reshape(both, (BM, BK)).to(DTYPE, bitcast=True)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stoicc.formats import _mask
-from stoicc.formats._mask import ranks
+from stoicc.formats._mask import ranks, woven
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
 from stoicc.ir.lattice import Lattice
@@ -28,7 +28,7 @@ def decode_bitmap(
     first, second, place, then = ranks(masks, tl.load(starts + tl.arange(0, BM // 16)[:, None]), BM, BK, PAIRED)
     even = tl.load(values + place, mask=first != 0, other=0.0)
     odd = tl.load(values + then, mask=second != 0, other=0.0)
-    return tl.reshape(tl.join(even, odd), (BM, BK))
+    return woven(even, odd, BM, BK, DTYPE)
 
 
 _MAC = """\
@@ -83,6 +83,42 @@ static void {name}($arguments, $T *out, const int64_t stride)
 }
 """
 
+_ROWS_BF16 = """\
+static void {name}($arguments, bf16 *out, const int64_t stride)
+{
+    const bf16 *end = values + $count;
+    for (int strip = 0; strip < BM / 16; strip++, out += 16 * stride)
+        for (int k = 0; k < BK; k += 32) {
+            uint32_t pairs[16][16] __attribute__((aligned(64)));
+            for (int i = 0; i < 16; i++) {
+                const uint32_t mask = (uint32_t)*masks++;
+                pair_of_kept(values, end, mask, (bf16 *)pairs[i]);
+                values += __builtin_popcount(mask);
+            }
+            columns_to_rows(*pairs, out + k, stride * sizeof *out);
+        }
+}
+"""
+
+_ROWS_F32 = """\
+static void {name}($arguments, float *out, const int64_t stride)
+{
+    const float *end = values + $count;
+    for (int strip = 0; strip < BM / 16; strip++, out += 16 * stride)
+        for (int k = 0; k < BK; k += 16) {
+            float columns[16][16] __attribute__((aligned(64)));
+            for (int i = 0; i < 16; i += 2) {
+                vfloat first, second;
+                vf_expand_f32(values, end, masks, &first, &second);
+                vf_store_f32(columns[i], first);
+                vf_store_f32(columns[i + 1], second);
+                values += __builtin_popcount((uint32_t)*masks++);
+            }
+            columns_to_rows((const uint32_t *)*columns, out + k, stride * sizeof *out);
+        }
+}
+"""
+
 
 def kept_mac(arguments: str, count: str, dtype: str) -> str:
     """C that multiplies tiles of masks and kept values, `count` of them in a tile."""
@@ -95,8 +131,11 @@ def kept_pairs(arguments: str, start: str, tile: Tile) -> TilePairs | None:
     return TilePairs(source, tile[1]) if tile[1] % 32 == 0 else None
 
 
-def kept_decode(arguments: str, dtype: str) -> str:
-    """C that writes a whole tile."""
+def kept_decode(arguments: str, count: str, dtype: str, tile: Tile) -> str:
+    """C that writes a whole tile of `count` kept values: columns of a strip in their lanes, then turned to rows."""
+    rows = {"bf16": (_ROWS_BF16, 32), "f32": (_ROWS_F32, 16)}
+    if dtype in rows and tile[1] % rows[dtype][1] == 0:
+        return rows[dtype][0].replace("$arguments", arguments).replace("$count", count)
     place = "(bit >> 1) * stride + k + (bit & 1)" if dtype == "bf16" else "(bit & 15) * stride + k + (bit >> 4)"
     return _DECODE.replace("$arguments", arguments).replace("$T", dtype).replace("$place", place)
 
@@ -160,7 +199,7 @@ class Bitmap(TileFormat):
         arguments = f"const int32_t *masks, const int32_t *starts, const {dtype} *values, const int64_t count"
         return TileMac(
             kept_mac(arguments, "count", dtype),
-            decode=kept_decode(arguments, dtype),
+            decode=kept_decode(arguments, "count", dtype, tile),
             pairs=kept_pairs(arguments, "starts[unit]", tile) if dtype == "bf16" else None,
         )
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stoicc.formats import _mask, _nm
-from stoicc.formats._mask import ranks
+from stoicc.formats._mask import ranks, woven
 from stoicc.formats.bitmap import kept_decode, kept_mac, kept_pairs
 from stoicc.ir.dtypes import bits
 from stoicc.ir.errors import FormatError
@@ -40,7 +40,7 @@ def decode_nm(
     first, second, place, then = ranks(masks, starts, BM, BK, PAIRED)
     even = tl.load(values + place, mask=first != 0, other=0.0)
     odd = tl.load(values + then, mask=second != 0, other=0.0)
-    return tl.reshape(tl.join(even, odd), (BM, BK))
+    return woven(even, odd, BM, BK, DTYPE)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Nm(TileFormat):
         arguments = f"const int32_t *masks, const {dtype} *values"
         return TileMac(
             kept_mac(arguments, f"STRIPS * {strip}", dtype),
-            decode=kept_decode(arguments, dtype),
+            decode=kept_decode(arguments, f"(BM / 16) * {strip}", dtype, tile),
             pairs=kept_pairs(arguments, f"unit * {strip}", tile) if dtype == "bf16" else None,
             unpack=lambda packed, tile: packed,
         )

@@ -74,19 +74,23 @@ _WORDS = {2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
-def spread(kept: Tensor, places: Tensor, n: int, m: int, twice: bool = False) -> Tensor:
+def spread(kept: Tensor, places: Tensor, n: int, m: int, twice: bool = False, below: Tensor | None = None) -> Tensor:
     """Rows `[M, K]` with the kept weights `[M, K n / m]` at their places and zeros between.
 
     Args:
         twice: only the weights that the second prune keeps too.
+        below: more rows `[r, K]`, which follow as they are.
     """
     rows, groups = kept.shape[0], kept.shape[1] // n
     library = _library(kept)
     if library is None:
         values = kept.where(places >= TWICE, 0) if twice else kept
-        return kept.new_zeros(rows, groups * m).scatter_(1, _columns(places, n, m), values)
+        out = kept.new_zeros(rows, groups * m).scatter_(1, _columns(places, n, m), values)
+        return out if below is None else torch.cat((out, below.to(out.dtype)))
     kept, places = kept.contiguous(), places.contiguous()
-    out = kept.new_empty(rows, groups * m)
+    out = kept.new_empty(rows + (0 if below is None else below.shape[0]), groups * m)
+    if below is not None:
+        out[rows:] = below
     run = getattr(library, f"spread_{_WORDS[kept.itemsize]}")
     need = TWICE if twice else 0
     run(kept.data_ptr(), places.data_ptr(), out.data_ptr(), rows, groups, n, m, need, _threads(out))

@@ -1,8 +1,9 @@
-"""The sparse product of SLoPe with its two backward products, through a scratch that lives for one call.
+"""SLoPe's product and its backward products, the adapter within them, through a scratch that lives for one call.
 
 On the CPUs tried, a product of 2:4 tiles at training batches costs more than writing the kept weights to a scratch and
 giving it to the BLAS (`docs/training.md` has times), and values change with every step, so nothing packed could be
-kept. The scratch holds a panel of rows, never a large weight.
+kept. The scratch holds a panel of rows, never a large weight; the adapter's R are more rows of the first one, so that x
+is read once for both (SLoPe, arXiv 2405.16325, equation 11), and L is added where the products stand.
 """
 
 from typing import Any, cast
@@ -15,38 +16,67 @@ from torch.nn import functional
 from stoicc.nn.kept import collect, spread
 
 PANEL_BYTES = 8 << 20
-"""Scratch of one panel."""
+"""Scratch of one panel, without the adapter's rows."""
+Adapter = tuple[Tensor, Tensor]
+"""L `[M, r]` and R `[r, K]`."""
 
 
-def slope_linear(x: Tensor, kept: Tensor, places: Tensor, n: int, m: int) -> Tensor:
-    """x W^T for x `[..., K]` and the n:m weight W `[M, K]` of `kept` at `places`; gradients as SLoPe has them.
+def slope_linear(x: Tensor, kept: Tensor, places: Tensor, n: int, m: int, adapter: Adapter | None = None) -> Tensor:
+    """x (W + L R)^T for x `[..., K]` and the n:m weight W `[M, K]` of `kept` at `places`; gradients as SLoPe has them.
 
-    The gradient of x is that of W pruned again along its columns; that of `kept` is exact (Mozaffari et al. 2025,
-    arXiv 2405.16325, equations 4 to 6). Under autocast both are brought to its dtype, as F.linear's arguments are.
+    The gradient of x is that of W pruned again along its columns, and of the adapter as it is; the others are exact
+    (Mozaffari et al. 2025, arXiv 2405.16325, equations 4 to 6 and 11). Under autocast all are brought to its dtype, as
+    F.linear's arguments are.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else kept.dtype
+    left, right = adapter or (None, None)
     with torch.autocast(kind, enabled=False):
-        return cast(Tensor, _SlopeProduct.apply(x.to(dtype), kept, places, n, m))
+        flat = x.to(dtype).reshape(-1, x.shape[-1])
+        y = cast(Tensor, _SlopeProduct.apply(flat, kept, places, n, m, left, right))
+    return y.view(*x.shape[:-1], kept.shape[0])
 
 
 class _SlopeProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor, places: Tensor, n: int, m: int) -> Tensor:
-        ctx.save_for_backward(x, kept, places)
+    def forward(
+        ctx: Any, x: Tensor, kept: Tensor, places: Tensor, n: int, m: int, left: Tensor | None, right: Tensor | None
+    ) -> Tensor:
         ctx.structure = n, m
-        parts = [functional.linear(x, spread(kept[rows].to(x.dtype), places[rows], n, m)) for rows in _panels(x, kept)]
+        more, inner, parts = right, None, []
+        for rows in _panels(x, kept):
+            panel = spread(kept[rows].to(x.dtype), places[rows], n, m, below=more)
+            product = functional.linear(x, panel)
+            if more is not None:  # x R^T beside x W^T
+                product, inner = product[:, : -more.shape[0]], product[:, -more.shape[0] :].contiguous()
+                more = None
+            parts.append(product if inner is None else torch.addmm(product, inner, _like(x, left)[rows].T))
+        ctx.save_for_backward(x, kept, places, left, right, inner)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, kept, places = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, places, left, right, inner = ctx.saved_tensors
+        of_x = of_kept = of_left = of_right = None
         with torch.autocast(x.device.type, enabled=False):
-            flat = grad.reshape(-1, grad.shape[-1])
-            of_x = _input_gradient(flat, x, kept, places, *ctx.structure) if ctx.needs_input_grad[0] else None
-            of_kept = _kept_gradient(flat, x, kept, places, *ctx.structure) if ctx.needs_input_grad[1] else None
-        return of_x, of_kept, None, None, None
+            of_inner = None if left is None else grad @ _like(x, left)
+            if ctx.needs_input_grad[0]:
+                of_x = _input_gradient(grad, x, kept, places, *ctx.structure)
+                if of_inner is not None:
+                    of_x = of_x.addmm_(of_inner, _like(x, right))
+            if ctx.needs_input_grad[1]:
+                of_kept = _kept_gradient(grad, x, kept, places, *ctx.structure)
+            if of_inner is not None and ctx.needs_input_grad[5]:
+                of_left = (grad.T @ inner).to(left.dtype)
+            if of_inner is not None and ctx.needs_input_grad[6]:
+                of_right = (of_inner.T @ x).to(right.dtype)
+        return of_x, of_kept, None, None, None, of_left, of_right
+
+
+def _like(x: Tensor, factor: Tensor | None) -> Tensor:
+    assert factor is not None
+    return factor.to(x.dtype)
 
 
 def _input_gradient(grad: Tensor, x: Tensor, kept: Tensor, places: Tensor, n: int, m: int) -> Tensor:
@@ -58,14 +88,14 @@ def _input_gradient(grad: Tensor, x: Tensor, kept: Tensor, places: Tensor, n: in
         part = part if len(panels) == 1 else part.to(torch.promote_types(part.dtype, torch.float32))
         total = part if total is None else total.add_(part)
     assert total is not None
-    return total.to(x.dtype).view(x.shape)
+    return total.to(x.dtype)
 
 
 def _kept_gradient(grad: Tensor, x: Tensor, kept: Tensor, places: Tensor, n: int, m: int) -> Tensor:
     """dY^T X at the places of the kept weights."""
-    inputs, out = x.reshape(-1, x.shape[-1]), torch.empty_like(kept)
+    out = torch.empty_like(kept)
     for rows in _panels(x, kept):
-        out[rows] = collect(grad[:, rows].T @ inputs, places[rows], n, m)
+        out[rows] = collect(grad[:, rows].T @ x, places[rows], n, m)
     return out
 
 

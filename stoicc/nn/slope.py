@@ -1,11 +1,10 @@
 """`SlopeLinear`: a linear layer that trains on its kept weights alone, and compiles to a kernel."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stoicc.compiler import compile
 from stoicc.ir.errors import InputError
@@ -109,9 +108,9 @@ class SlopeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; dtypes as those of F.linear, under autocast too."""
-        y = slope_linear(x, self.kept, self.places, self.n, self.m)
-        if self.adapting and self.left is not None and self.right is not None:
-            y = y + functional.linear(functional.linear(x, self.right), self.left)
+        on = self.adapting and self.left is not None and self.right is not None
+        adapter = (cast(Tensor, self.left), cast(Tensor, self.right)) if on else None
+        y = slope_linear(x, self.kept, self.places, self.n, self.m, adapter)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()

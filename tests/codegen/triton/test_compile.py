@@ -38,6 +38,12 @@ def test_class_compiles_without_spills_in_loops(kernel: KernelClass, target: str
             assert machine.spills_in_loops == 0, f"{machine.kernel}: {machine}"
 
 
+def test_kept_weights_are_operands_of_warpgroups() -> None:
+    """Triton 3.6 aborts where a reshape of floats is right before the dot (`stoicc.formats._mask.woven`)."""
+    (machine,) = compiled(KernelClass("kept", (64, 64), "bf16", "same", "plain", False, 64), "sm_90")
+    assert any(loop.opcodes.get("HGMMA", 0) for loop in machine.loops)
+
+
 LIMITS = {
     "dense": 480,
     "nv24": 720,

@@ -68,6 +68,35 @@ def test_the_adapter_adds_its_product_and_learns_only_when_it_is_on():
     assert layer.right.grad is not None
 
 
+@pytest.mark.parametrize("panel", [8 << 20, 8 * 48 * 7])
+def test_the_adapter_within_the_product_is_the_adapter_beside_it(panel, monkeypatch):
+    """Of one panel and of several: y and every gradient as two products more would have them."""
+    monkeypatch.setattr(product, "PANEL_BYTES", panel)
+    layer = adapted(slope(rank=3)).double()
+    x, grad = torch.randn(2, 4, 48, dtype=torch.float64, requires_grad=True), torch.randn(2, 4, 40).double()
+    held = (x, *layer.parameters())
+    y = layer(x)
+    found = torch.autograd.grad(y, held, grad)
+    beside = product.slope_linear(x, layer.kept, layer.places, 2, 4)
+    beside = beside + F.linear(F.linear(x, layer.right), layer.left) + layer.bias
+    torch.testing.assert_close(y, beside)
+    torch.testing.assert_close(found, torch.autograd.grad(beside, held, grad))
+
+
+def test_r_x_waits_for_the_backward_pass_without_the_product_beside_it():
+    layer, x = adapted(slope(40, 48, rank=3)), torch.randn(64, 48)
+    sizes = []
+
+    def pack(tensor):
+        sizes.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    assert 64 * 3 * 4 in sizes
+    assert 64 * (40 + 3) * 4 not in sizes
+
+
 def test_autocast_computes_and_returns_bf16_and_keeps_fp32_gradients():
     layer, x = adapted(slope(rank=2)), torch.randn(9, 48, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

@@ -8,14 +8,6 @@ static inline __mmask32 mask_32(const int32_t *p)
     return mask;
 }
 
-/* The low or the high half of such a mask. */
-static inline __mmask16 mask_16(const int32_t *p, const int high)
-{
-    __mmask16 mask;
-    __asm__("kmovw %1, %0" : "=k"(mask) : "m"(*((const char *)p + 2 * high)), "m"(*p));
-    return mask;
-}
-
 /* Both columns of sixteen rows as pairs, where bit 2r + c of the mask says whether row r of column c is stored. */
 static inline vint vp_expand(const bf16 *p, const int32_t *mask)
 {
@@ -23,12 +15,19 @@ static inline vint vp_expand(const bf16 *p, const int32_t *mask)
 }
 
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
- * say which rows the first column keeps, bits 16-31 the second, whose values follow. Lanes that are not kept read no
- * memory. */
+ * say which rows the first column keeps, bits 16-31 the second, whose values follow. Nothing is read from
+ * `end` on. */
 static inline void vf_expand_f32(const float *p, const float *end, const int32_t *mask, vfloat *first, vfloat *second)
 {
-    *first = _mm512_maskz_expandloadu_ps(mask_16(mask, 0), p);
-    *second = _mm512_maskz_expandloadu_ps(mask_16(mask, 1), p + __builtin_popcount((uint32_t)*mask & 0xffff));
+    const uint32_t kept = (uint32_t)*mask;
+    const float *then = p + __builtin_popcount(kept & 0xffff);
+    if (then + 16 <= end) { /* an expand of what is loaded takes half the steps of one from memory */
+        *first = _mm512_maskz_expand_ps((__mmask16)kept, _mm512_loadu_ps(p));
+        *second = _mm512_maskz_expand_ps((__mmask16)(kept >> 16), _mm512_loadu_ps(then));
+    } else {
+        *first = _mm512_maskz_expandloadu_ps((__mmask16)kept, p);
+        *second = _mm512_maskz_expandloadu_ps((__mmask16)(kept >> 16), then);
+    }
 }
 
 /* The same with halves. */

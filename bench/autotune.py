@@ -1,6 +1,6 @@
 """What tuning is worth: default, predicted, tuned and exhaustive best side by side, on skewed mosaics.
 
-    python -m bench.autotune [--quick]      (about 8 minutes on two cores)
+    python -m bench.autotune [--quick] [--resume] [--limit SECONDS]      (about 8 minutes on two cores)
 
 For every mosaic `stoicc.autotune` is given three batch sizes and a budget; "predicted" is what the cost model
 picks without measuring, "tuned" what won the race of that batch size, "kernel" the one schedule for all of them.
@@ -10,13 +10,13 @@ memory (copies of the weight in turn, the cache displaced between rounds); all f
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.table import Table
 
 import stoicc
 from bench.cost_model import Mosaic, tiled_weight
-from bench.machine import describe_machine
+from bench.resuming import Resumable
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.passes import default_pipeline
 from stoicc.retile import fixed_tile, retile
@@ -192,32 +192,48 @@ def summary(rows: list[dict[str, object]]) -> dict[str, dict[str, float]]:
     return found
 
 
+def page(record: dict[str, Any]) -> str:
+    """The counts of a record as markdown, with the machine."""
+    machine = record["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['threads']} threads, commit {machine['commit']}; {len(record['rows'])} mosaics at "
+        f"batch {', '.join(map(str, BATCHES))}.",
+        "",
+        f"| schedule | within {GOAL:.0%} of the best | median off | largest off |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for role, found in record["summary"].items():
+        within = f"{found['within_goal']} of {found['of']}"
+        lines.append(f"| {role} | {within} | {found['median_off']:.1%} | {found['largest_off']:.1%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small mosaics; under 60 s")
     parser.add_argument("--json", type=Path, help="default: bench/results/autotune.json, or nowhere with --quick")
+    parser.add_argument("--resume", action="store_true", help="measure the mosaics that the file does not have")
+    parser.add_argument("--limit", type=float, help="begin no mosaic after so many seconds")
     arguments = parser.parse_args()
     path = arguments.json or (None if arguments.quick else Path("bench/results/autotune.json"))
     effort = QUICK if arguments.quick else FULL
     stoicc.cost_model("cpu")  # a new device is measured first
     cold = Stopwatch(CPU, Ballast(CPU, cache_bytes(CPU) * 5 // 4, COPIES))
-    rows = []
+    record = Resumable(path, arguments.resume, arguments.limit, summary)
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
-        for mosaic in progress.track(mosaics(effort), description="tuning and searching"):
-            rows.append(measure(mosaic, effort, cold, TuningStore(Path(folder))))
-    console.print(table_of(rows))
-    found = summary(rows)
+        subjects = record.missing(mosaics(effort))
+        for mosaic in progress.track(subjects, total=effort.mosaics, description="tuning and searching"):
+            assert isinstance(mosaic, Mosaic)
+            record.add(measure(mosaic, effort, cold, TuningStore(Path(folder))))
+    console.print(table_of(record.rows))
+    found = summary(record.rows)
     for role, figures in found.items():
         console.print(
             f"{role:10s} within {GOAL:.0%} of the best in {figures['within_goal']:.0f} of {figures['of']:.0f}, "
             f"median {figures['median_off']:.1%}, largest {figures['largest_off']:.1%}"
         )
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"machine": describe_machine(), "quick": arguments.quick, "summary": found, "rows": rows}
-        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

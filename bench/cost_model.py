@@ -1,6 +1,6 @@
 """How good the schedule is that the CPU cost model picks without measuring.
 
-    python -m bench.cost_model [--quick]
+    python -m bench.cost_model [--quick] [--resume] [--limit SECONDS]     (about 15 minutes on two cores, in pieces)
 
 For random mosaics (shapes, dtypes, mixes of formats, tiles, skews) every schedule of a space is measured: tile shape
 where the weight can be cut anew, split-K, order, bins, executor. "off" is by how much the schedule of the least
@@ -10,13 +10,13 @@ lucky, the fastest few and the picked one are measured once more, together, and 
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import stoicc
-from bench.machine import describe_machine
+from bench.resuming import Resumable
 from bench.timing import interleaved_medians
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.passes.cost_cpu import CpuCostModel
@@ -220,37 +220,51 @@ def summary(rows: list[dict[str, object]]) -> dict[str, float]:
     }
 
 
+def page(record: dict[str, Any]) -> str:
+    """The counts of a record as markdown, with the machine."""
+    found, machine = record["summary"], record["machine"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, commit {machine['commit']}: of {found['mosaics']} mosaics at "
+        f"batch {', '.join(map(str, BATCHES))}, {found['picks_within_goal']} of {found['picks']} picks are within "
+        f"{GOAL:.0%} of the best, in {found['mosaics_within_goal_at_every_batch']} mosaics at every batch and in "
+        f"{found['mosaics_within_goal_over_all_batches']} over the sum of all batches; the median pick is "
+        f"{found['median_off']:.1%} off, the worst {found['largest_off']:.0%}. The worst schedule takes "
+        f"{found['median_worst_over_best']:.1f} times as long as the best (median), and ranks correlate by "
+        f"{found['median_rank_correlation']:.2f}."
+    )
+
+
 def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="6 mosaics; under 60 s once the device is calibrated")
     parser.add_argument("--first", type=int, default=0, help="number of the first mosaic")
     parser.add_argument("--count", type=int, default=None, help="how many mosaics (default: 40, quick: 6)")
-    parser.add_argument("--json", type=Path, default=Path("bench/results/cost_model.json"))
+    parser.add_argument("--json", type=Path, help="default: bench/results/cost_model.json, or nowhere with --quick")
+    parser.add_argument("--resume", action="store_true", help="measure the mosaics that the file does not have")
+    parser.add_argument("--limit", type=float, help="begin no mosaic after so many seconds")
     arguments = parser.parse_args()
     console = Console(width=140)
     model = stoicc.cost_model("cpu")
     assert isinstance(model, CpuCostModel)
     count = arguments.count or (6 if arguments.quick else 40)
     rounds = (3, 21) if arguments.quick else (5, 41)
-    rows: list[dict[str, object]] = []
+    path = arguments.json or (None if arguments.quick else Path("bench/results/cost_model.json"))
+    record = Resumable(path, arguments.resume, arguments.limit, summary)
+    mosaics = [random_mosaic(seed) for seed in range(arguments.first, arguments.first + count)]
     with Progress(console=console, transient=True) as progress:
-        for seed in progress.track(range(arguments.first, arguments.first + count), description="mosaics"):
-            mosaic = random_mosaic(seed)
+        for mosaic in progress.track(record.missing(mosaics), total=count, description="mosaics"):
+            assert isinstance(mosaic, Mosaic)
             kernels = space(mosaic)
             for kernel in kernels.values():  # libraries are compiled and planes packed outside of any time
                 kernel(torch.zeros(1, kernel.in_features, dtype=TORCH_DTYPES[kernel.program.dtype]))
-            rows.append(
+            record.add(
                 {"mosaic": str(mosaic), "batches": {str(b): compare(kernels, model, b, rounds) for b in BATCHES}}
             )
-    console.print(table_of(rows))
-    found = summary(rows)
+    console.print(table_of(record.rows))
+    found = summary(record.rows)
     for name, value in found.items():
         console.print(f"{name.replace('_', ' ')}: {value:.3g}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(
-        json.dumps({"machine": describe_machine(), "summary": found, "mosaics": rows}, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

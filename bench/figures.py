@@ -14,9 +14,12 @@ from bench import (
     accuracy_loss,
     accuracy_pages,
     adapter,
+    autotune,
     budget_record,
     budget_search,
+    cost_model,
     cpu_pages,
+    crossover,
     gradient,
     operators,
     training_record,
@@ -36,6 +39,7 @@ DOCUMENTS = (
     ROOT / "docs" / "budget.md",
     ROOT / "docs" / "training.md",
 )
+SEARCHES = {"autotune": autotune.page, "cost_model": cost_model.page, "crossover": crossover.page}
 _BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
 
@@ -54,6 +58,8 @@ def _rendered(name: str | None) -> str:
         return accuracy_draws.page(_read("accuracy-draws"))
     if name == "layers":
         return accuracy_layers.page(_read("accuracy-layers"))
+    if name in SEARCHES:
+        return SEARCHES[name](_read(name))
     if name == "adapter":
         return adapter.page(_read("adapter"))
     if name == "gradient":

@@ -41,6 +41,10 @@ class PackedPlanes(ABC):
         """One of them."""
         return self.whole()[name]
 
+    def held(self, segment: int) -> Planes | None:
+        """The packed planes of a segment as they are; None where it does not hold or show that segment."""
+        return None
+
     @abstractmethod
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes | None:
         """Entries [first, last) of canonical planes of a segment; None where it does not hold that segment."""

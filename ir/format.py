@@ -187,8 +187,7 @@ class TileMac:
 
             static void {name}(<one pointer per *canonical* plane>, T *out, const int64_t stride)
 
-            T is the weight's C type; out[r * stride + k] must equal `TileFormat.decode` bit for
-            bit. Without it panels are decoded by `TileFormat.decode` in torch.
+            T is the weight's C type; out[r * stride + k] must equal `TileFormat.decode` bit for bit, used without it.
         digits: optional C text for integer units (`simd_vnni.h`), at batch 1, 2 and 4:
 
             INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
@@ -197,9 +196,9 @@ class TileMac:
             `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
-        unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are the
-            canonical planes bit for bit. With it a kernel that has packed its planes lets the canonical
-            ones go; without it, it keeps both. RAGGED planes of such a format stay as they are.
+        unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
+            bit for bit. With it a kernel that has packed its planes lets the canonical ones go. RAGGED planes stay.
+        decode_packed: optional C text like `decode`, from *packed* planes, none RAGGED; else they are unpacked first.
     """
 
     source: str
@@ -209,6 +208,7 @@ class TileMac:
     pairs: TilePairs | None = None
     octets: TileOctets | None = None
     unpack: Callable[[Planes, Tile], Planes] | None = None
+    decode_packed: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ class PlaneSource(Mapping[str, Tensor]):
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes:
         """Entries [first, last) of planes of a segment, by plane name; for reading only."""
 
+    def packed(self, segment: int) -> Planes | None:
+        """The planes of a segment in the order in which an executor holds them; None where none does."""
+        return None
+
     @abstractmethod
     def whole(self) -> dict[str, Tensor]:
         """All pools by name, for reading only."""

@@ -32,12 +32,13 @@ LAUNCH: dict[str, tuple[int, ...]] = {
     "num_stages": tuple(range(1, 9)),
     "num_warps": (1, 2, 4, 8, 16),
     "prologue": (0, 1),
+    "threads": tuple(1 << bit for bit in range(11)),
     "wgmma": (0, 1),
 }
 """Launch parameters and what they may be: rows of the batch, stages of the load pipeline and warps per program; `gluon`
 is 0 where NVIDIA GPUs shall run the portable dialect too; `prologue` is 1 where x shall be scaled and permuted in the
-launch that multiplies on tensor cores, and 0 where in launches before it; `wgmma` is 1 where Hopper GPUs shall multiply
-large batches by warpgroups, which no GPU has confirmed yet."""
+launch that multiplies on tensor cores, and 0 where in launches before it; `threads` is the most that tiles run on, on
+a CPU; `wgmma` is 1 where Hopper GPUs shall multiply large batches by warpgroups, which no GPU has confirmed yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,10 +114,12 @@ class CpuCostModel(CostModel):
 
     def _tiles(self, module: Module, schedule: Schedule, batch: int, x_dtype: str, threads: int) -> Prediction:
         program, constants = module.tiles, self.constants
+        threads = min(threads, dict(schedule.launch).get("threads", threads))
         counts = item_tiles(schedule)
         segments = [program.segments[csr.segment] for csr in schedule.csrs]
         tile_seconds = np.array([self._tile_seconds(program, segment, batch) for segment in segments])
         tile_bytes = np.array([segment_cost(program, segment) for segment in segments])
+        tile_seconds += [self._rereading(program, batch) * bool(segment.pools) for segment in segments]
         own = program.tile[0] * for_batch(constants.items[_known(program.dtype, constants.items)], batch)
         compute, item_bytes = counts @ tile_seconds + own, counts @ tile_bytes
         payload = float(item_bytes.sum())
@@ -206,6 +208,17 @@ class CpuCostModel(CostModel):
         name, _, _ = segment.format.partition("<")
         names = (f"{segment.format}|{program.dtype}", f"{name}|{program.dtype}")
         return next((self.constants.exposed[known] for known in names if known in self.constants.exposed), 1.0)
+
+    def _rereading(self, program: TileProgram, batch: int) -> float:
+        """Seconds that a tile waits for its columns of x, where x is more than the innermost caches hold.
+
+        Each tile row reads all of x again. With bf16 weights several rows share what is in the cache.
+        """
+        x_bytes = 4 * batch * program.shape[1]
+        curve = self.constants.bandwidth[min(self.constants.bandwidth)]
+        if program.dtype == "bf16" or x_bytes < min(curve):
+            return 0.0
+        return 4 * batch * program.tile[1] / by_size(curve, x_bytes)
 
     def _bandwidth(self, payload: float, threads: int) -> float:
         """Bytes a second that all threads read together; infinite for a set within the innermost cache."""

@@ -1,4 +1,4 @@
-"""launch: launch parameters of a GPU kernel, for schedules that are searched or written by hand."""
+"""launch: launch parameters of a kernel, for schedules that are searched or written by hand."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -15,7 +15,8 @@ class Launch(Pass):
     block_n: rows of the batch per program. num_warps: warps per program. num_stages: stages of
     the load pipeline. gluon: 0 keeps NVIDIA GPUs to the portable dialect. prologue: 1 scales and permutes x
     in the launch on tensor cores, 0 in launches before it. wgmma: 1 multiplies batches of 64 and more by warpgroups on
-    Hopper GPUs, which no GPU has confirmed yet. A CPU knows none of them.
+    Hopper GPUs, which no GPU has confirmed yet. threads: the most that tiles run on, where torch has more; the only
+    one that a CPU knows, and no GPU does.
     """
 
     name: ClassVar[str] = "launch"
@@ -25,6 +26,7 @@ class Launch(Pass):
     gluon: int | None = None
     prologue: int | None = None
     wgmma: int | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name in (entry.name for entry in fields(self)):

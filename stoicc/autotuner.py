@@ -19,6 +19,7 @@ from stoicc.kernel import Kernel
 from stoicc.ops.graph import CompressedWeight
 from stoicc.passes import default_pipeline
 from stoicc.passes.cost_model import CostModel
+from stoicc.passes.reorder_rows import ReorderRows
 from stoicc.pools import TiledWeight
 from stoicc.retile import fixed_tile, retile
 from stoicc.targets import backend_for, backend_named
@@ -116,7 +117,7 @@ def autotune(
         started += _acquaint(model, subject, tiles, DTYPE_NAMES[dtype], watch, started + RANK_BY * budget_s)
         search = Search(
             subject.kernel,
-            space.structures(default_pipeline(backend), tiles, torch.get_num_threads()),
+            space.structures(default_pipeline(backend), tiles, torch.get_num_threads(), subject.reorderable),
             space.executors,
             subject.default,
             batch_sizes,
@@ -142,7 +143,7 @@ def autotune(
         batch_sizes,
         plan.structure.tile,
         pipeline,
-        plan.structure.threads,
+        max(plan.structure.threads, torch.get_num_threads()),
         trials,
         len(search.predicted),
         watch.now() - started,
@@ -177,7 +178,8 @@ class Subject:
             self._placing = {"target": weight.target if target == "auto" else target, "on_missing": weight.on_missing}
         self._cutting: dict[str, Any] = {"formats": formats, "bias": bias, "activation": activation, "name": name}
         self.default = compile(weight, **self._cutting, **self._placing)
-        self._kernels: dict[Tile, Kernel] = {self.default.program.tile: self.default}
+        self._backend = backend_for(self.default.target, self.default.device.type).name
+        self._kernels: dict[tuple[Tile, bool], Kernel] = {(self.default.program.tile, False): self.default}
         self.notes: list[str] = []
 
     def tiles(self, space: Space) -> tuple[Tile, ...]:
@@ -190,22 +192,31 @@ class Subject:
             return (own,)
         return (own, *others)
 
-    def kernel(self, tile: Tile) -> Kernel:
-        """The weight at a tile shape, with the default schedule.
+    @property
+    def reorderable(self) -> bool:
+        """Whether rows can still be reordered: tiles of an inspected weight are made."""
+        return not isinstance(self._weight, (Kernel, TiledWeight)) and self._fixed() is None
+
+    def kernel(self, tile: Tile, reordered: bool = False) -> Kernel:
+        """The weight at a tile shape, its rows reordered where that pays, with the default schedule.
 
         Raises:
             StoiccError: it cannot be cut so, or a format has no code for it there.
         """
-        if tile not in self._kernels:
+        if (tile, reordered) not in self._kernels:
             if isinstance(self._weight, (Kernel, TiledWeight)):
-                self._kernels[tile] = compile(retile(self._weight, tile), **self._placing)
+                made = compile(retile(self._weight, tile), **self._placing)
             else:
-                self._kernels[tile] = compile(self._weight, tile=tile, **self._cutting, **self._placing)
-        return self._kernels[tile]
+                passes = default_pipeline(self._backend)
+                passes = replace(passes, passes=(ReorderRows(), *passes.passes)) if reordered else passes
+                made = compile(self._weight, tile=tile, pipeline=passes, **self._cutting, **self._placing)
+            self._kernels[tile, reordered] = made
+        return self._kernels[tile, reordered]
 
     def compile(self, tile: Tile, pipeline: str) -> Kernel:
         """The weight at a tile shape, scheduled by a pipeline; the pools are shared."""
-        return compile(self.kernel(tile), pipeline=pipeline, **self._placing)
+        reordered = pipeline.startswith(ReorderRows.name)
+        return compile(self.kernel(tile, reordered), pipeline=pipeline, **self._placing)
 
     def _fixed(self) -> str | None:
         """Why the tile shape cannot change, or None."""

@@ -188,6 +188,10 @@ class BufferSource(PlaneSource):
         packed = self._buffers.packed
         return packed.nbytes if packed else 0
 
+    def packed(self, segment: int) -> Planes | None:
+        packed = self._buffers.packed
+        return packed.held(segment) if packed else None
+
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes:
         packed = self._buffers.packed
         found = packed.entries(segment, ranges) if packed else None

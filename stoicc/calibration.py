@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from stoicc.compiler import compile as compile_weight
-from stoicc.formats import formats as registered
 from stoicc.inspector import inspect
 from stoicc.ir.dtypes import TORCH_DTYPES
 from stoicc.ir.errors import StoiccError
@@ -32,6 +31,9 @@ GEMM_BATCHES = (1, 4, 16, 64, 256, 1024)
 DTYPES = ("bf16", "f32")
 TILES = ((64, 64), (32, 32), (128, 128))
 """What is measured at once; other dtypes and tile shapes when they are first met."""
+
+FORMATS = ("dense", "nv24", "bitmap", "int8", "int4", "int4_nv24")
+"""Formats that are measured at once; each takes seconds at every dtype and tile shape, so others when first met."""
 
 SHAPE = (256, 2048)
 """Of the weights that are measured in cache."""
@@ -58,7 +60,7 @@ def steps(threads: int) -> int:
 
 
 def calibrate(step: Step) -> CpuConstants:
-    """Measure the constants of this device at torch's number of threads. Its formats are those registered."""
+    """Measure the constants of this device at torch's number of threads, of FORMATS."""
     threads = torch.get_num_threads()
     step("call")
     call = _calls(threads)
@@ -124,9 +126,8 @@ def measure_format(fmt: TileFormat, dtype: str, tile: tuple[int, int], known: Cp
 
 
 def _stored() -> tuple[TileFormat, ...]:
-    """Registered formats that store something and have C code."""
-    found = [find_format(name) for name in registered()]
-    return tuple(fmt for fmt in found if fmt.planes((64, 64), "bf16") and fmt.tile_mac((64, 64), "bf16") is not None)
+    """The formats that are measured at once."""
+    return tuple(find_format(name) for name in FORMATS)
 
 
 def weight_of(
@@ -226,6 +227,7 @@ def exposed_reading(
 def decode_seconds(fmt: TileFormat, dtype: str, tile: tuple[int, int], call: float, product: float) -> dict[Key, float]:
     """Seconds per weight that dense-once decodes, on one thread; `product` is what its BLAS takes at batch 1."""
     kernel = kernel_of(weight_of(fmt, dtype, tile, DECODED), "dense-once")
+    kernel.executor("tiles")  # which packs planes, as calls of a small batch do
     with torch_threads(1):
         total = least_seconds(kernel, 1)
     return {(str(fmt), dtype, *tile): max(total - call - product, total / 10) / (DECODED[0] * DECODED[1])}
@@ -247,6 +249,8 @@ def _gemm(dtype: str, threads: int, decode: float, bandwidth: Curve) -> tuple[Cu
     shapes = ((2048, 4096), (256, 1024))
     kernels = [kernel_of(weight_of(dense, dtype, (64, 64), shape), "dense-once") for shape in shapes]
     kernels.append(kernel_of(weight_of(dense, dtype, (64, 64), (64, 64))))
+    for kernel in kernels:
+        kernel.executor("tiles")
     other = torch.zeros(size // 8, dtype=torch.int64)
     per_weight = decode + torch.finfo(TORCH_DTYPES[dtype]).bits / 8 / by_size(bandwidth, size)
     (large, small), rates, calls = (shape[0] * shape[1] for shape in shapes), {}, {}

@@ -49,10 +49,13 @@ def c_panels(c: Contract) -> Problems:
     for kind in wrong_rows(c, got != weight.float(), kinds):
         yield f"{kind} tiles times the identity differ from decode"
     if can_decode(kernel.ir):  # a product cannot tell -0.0 from 0.0
-        panel = torch.full_like(weight, torch.nan)
-        CompiledDecoder(kernel.ir, kernel.pools)(0, len(kinds), panel.view(-1))
-        for kind in wrong_rows(c, bits(panel) != bits(weight), kinds):
-            yield f"{kind} tiles are written with other bits"
+        for held in ("canonical", "packed"):
+            if held == "packed":
+                kernel.executor("tiles")
+            panel = torch.full_like(weight, torch.nan)
+            CompiledDecoder(kernel.ir, kernel.source_of_pools)(0, len(kinds), panel)
+            for kind in wrong_rows(c, bits(panel) != bits(weight), kinds):
+                yield f"{kind} tiles are written with other bits from {held} planes"
 
 
 def c_unpack(c: Contract) -> Problems:

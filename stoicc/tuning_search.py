@@ -22,6 +22,7 @@ from stoicc.ir.types import Module
 from stoicc.kernel import Kernel
 from stoicc.passes import Pipeline
 from stoicc.passes.cost_model import CostModel
+from stoicc.passes.reorder_rows import ReorderRows
 from stoicc.timing import Call, Stopwatch
 from stoicc.tuning_arms import TIE, Arm, Rotation, disagreement, fastest
 from stoicc.tuning_result import Trial
@@ -46,7 +47,7 @@ class Search:
     """One run of the autotuner.
 
     Args:
-        kernel_of: the weight compiled at a tile shape, with the default schedule.
+        kernel_of: the weight compiled at a tile shape, its rows reordered or not, with the default schedule.
         structures: what may be chosen, the default first.
         executors: which may serve a batch; what the default uses is always allowed.
         default: a kernel with the default schedule.
@@ -58,7 +59,7 @@ class Search:
 
     def __init__(
         self,
-        kernel_of: Callable[[Tile], Kernel],
+        kernel_of: Callable[[Tile, bool], Kernel],
         structures: Sequence[Structure],
         executors: Sequence[str],
         default: Kernel,
@@ -121,26 +122,32 @@ class Search:
     def _rank(self) -> None:
         """Predict every arm at every batch size, until the share of the budget ends."""
         self.report("ranking by the cost model")
-        broken: dict[Tile, str] = {}
+        broken: dict[tuple[Tile, bool], str] = {}
         for index, structure in enumerate(self.structures):
             if index and self._elapsed() > RANK_BY * self.budget_s:
                 left = len(self.structures) - index
                 self.notes.append(f"{left} schedules, those furthest from the default, were not ranked: out of time")
                 break
-            if structure.tile not in broken:
+            cut = structure.tile, structure.reordered
+            if cut not in broken:
                 try:
                     self._predict(structure)
                 except StoiccError as error:
                     if index == 0:
                         raise
-                    broken[structure.tile] = str(error)
-        self.notes += [f"tile {tile[0]}x{tile[1]} was left out: {why}" for tile, why in broken.items()]
+                    broken[cut] = str(error)
+        self.notes += [
+            f"tile {tile[0]}x{tile[1]}{' of reordered rows' * reordered} was left out: {why}"
+            for (tile, reordered), why in broken.items()
+        ]
 
     def _predict(self, structure: Structure) -> None:
-        program = self.kernel_of(structure.tile).program
-        schedule = Pipeline.parse(structure.passes).run(Module(program)).schedule
+        program = self.kernel_of(structure.tile, structure.reordered).program
+        if structure.reordered and program.beside.row_permutation is None:
+            return  # no order of the rows pays
+        schedule = Pipeline.parse(structure.passes).split()[1].run(Module(program)).schedule
         assert schedule is not None  # a pipeline makes one
-        alike = hash((structure.tile, structure.threads, replace(schedule, applied=())))
+        alike = hash((structure.tile, structure.reordered, structure.threads, replace(schedule, applied=())))
         if alike in self.seen and structure.passes != self.structures[0].passes:
             return  # another text for a schedule that is nearer to the default
         self.seen.add(alike)
@@ -157,7 +164,7 @@ class Search:
         """Panels are decoded alike whatever the schedule: dense-once has one arm for each tile shape."""
         if arm == self.default_arm(batch):
             return True
-        varies = arm.executor == "tiles" or arm.structure.passes == self.structures[0].passes
+        varies = arm.executor == "tiles" or arm.structure == self._panels(arm.structure)
         return varies and arm.executor in self.executors
 
     def _ranked(self, batch: int) -> list[Arm]:
@@ -213,7 +220,8 @@ class Search:
     def _call(self, arm: Arm, batch: int) -> Call:
         if arm not in self.kernels:
             tiles = max(self.batch_sizes) if arm.executor == "tiles" else 0
-            kernel = compile_as(self.kernel_of(arm.structure.tile), arm.structure.pipeline(tiles))
+            cut = self.kernel_of(arm.structure.tile, arm.structure.reordered)
+            kernel = compile_as(cut, arm.structure.pipeline(tiles))
             self.kernels[arm] = Rotation(kernel, self.copies)
         return Call(partial(self.kernels[arm].run, self.x[batch]), arm.structure.threads)
 
@@ -283,8 +291,13 @@ class Search:
 
     def _arms(self, structure: Structure) -> list[Arm]:
         """The arms that serve a structure: its tiles, and dense-once of its tile shape and threads."""
-        panels = replace(structure, passes=self.structures[0].passes)
-        return [Arm(structure, "tiles"), Arm(panels, "dense-once")]
+        return [Arm(structure, "tiles"), Arm(self._panels(structure), "dense-once")]
+
+    def _panels(self, structure: Structure) -> Structure:
+        """The structure that stands for dense-once at this tile shape: it runs on all threads."""
+        plain = self.structures[0]
+        reorder = f"{ReorderRows()}," * structure.reordered
+        return replace(structure, passes=reorder + plain.passes, threads=max(structure.threads, plain.threads))
 
     def _plans(self, structure: Structure) -> list[Plan]:
         """Every crossover between the batch sizes for which both sides were timed."""

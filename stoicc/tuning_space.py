@@ -3,13 +3,16 @@
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+
+import torch
 
 from stoicc.ir.errors import InputError, StoiccError
 from stoicc.ir.options import is_whole
-from stoicc.ir.schedule import EVERYWHERE
+from stoicc.ir.schedule import EVERYWHERE, LAUNCH
 from stoicc.passes import Pass, Pipeline, parse_pass
 from stoicc.passes.launch import Launch
+from stoicc.passes.reorder_rows import ReorderRows
 from stoicc.tiling import check_tile
 
 Tile = tuple[int, int]
@@ -24,7 +27,7 @@ class Structure:
     Attributes:
         tile: (BM, BK).
         passes: pipeline text without `regimes`.
-        threads: of the CPU.
+        threads: of the CPU that tiles run on; fewer than the present number are in `passes`.
         changes: in how many choices it differs from the default.
     """
 
@@ -32,6 +35,11 @@ class Structure:
     passes: str
     threads: int
     changes: int = field(default=0, compare=False)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether rows of the weight are reordered before its tiles are made."""
+        return self.passes.startswith(ReorderRows.name)
 
     def pipeline(self, tiles: int | str) -> str:
         """The whole pipeline's text, where `tiles` runs up to so many rows of x (see the pass regimes)."""
@@ -50,7 +58,9 @@ class Space:
         parts: split-K, as in the pass split-k.
         bins: units of thread scheduling on a CPU, as in the pass balance.
         executors: which executors may serve a batch.
-        threads: numbers of CPU threads besides the present one.
+        threads: numbers of CPU threads besides the present one; tiles run on fewer by the pass launch.
+        reorder: whether rows of the weight may be reordered, as in the pass reorder-rows, for a weight that is not
+            inspected yet; where the pass finds no order that pays, there is nothing to choose.
         block_n, num_warps, num_stages: launch parameters of a GPU, as in the pass launch; None leaves
             one to the backend.
     """
@@ -61,6 +71,7 @@ class Space:
     bins: tuple[int, ...] = (32, 256)
     executors: tuple[str, ...] = EVERYWHERE
     threads: tuple[int, ...] = ()
+    reorder: tuple[bool, ...] = (False, True)
     block_n: tuple[int | None, ...] = (None,)
     num_warps: tuple[int | None, ...] = (None,)
     num_stages: tuple[int | None, ...] = (None,)
@@ -80,6 +91,9 @@ class Space:
         for threads in self.threads:
             if not is_whole(threads) or threads < 1:
                 raise InputError(f"space, threads: expected whole numbers from 1, found {threads!r}; correct it")
+        for choice in self.reorder:
+            if not isinstance(choice, bool):
+                raise InputError(f"space, reorder: expected some of False, True, found {choice!r}; name one")
         try:
             self._axes()
         except StoiccError as error:
@@ -95,24 +109,31 @@ class Space:
                 num_warps=(None, 4, 8),
                 num_stages=(None, 2, 4),
             )
-        return Space()
+        present = torch.get_num_threads()
+        return Space(threads=tuple(count for count in LAUNCH["threads"] if count < present))
 
     @property
     def digest(self) -> str:
         """16 hex digits that equal spaces share."""
         return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
 
-    def structures(self, default: Pipeline, tiles: Sequence[Tile], threads: int) -> list[Structure]:
+    def structures(
+        self, default: Pipeline, tiles: Sequence[Tile], threads: int, reorderable: bool = False
+    ) -> list[Structure]:
         """All schedules without their executors, the default first, then those nearest to it.
 
         Args:
             default: the target's pipeline; passes that no axis names stay as they are.
             tiles: the weight's own tile shape first, then those that it can be cut in.
             threads: the present number.
+            reorderable: whether the rows of the weight can still be reordered.
         """
         axes = self._axes()
         steps = [step for step in default.passes if step.name != "regimes"]
-        choices: list[list[Pass | None]] = [_distinct(step, axes.get(step.name, ())) for step in steps]
+        choices: list[list[Pass | None]] = [
+            _distinct(None, [ReorderRows()] if reorderable and True in self.reorder else [])
+        ]
+        choices += [_distinct(step, axes.get(step.name, ())) for step in steps]
         choices.append(_distinct(None, axes["launch"]))
         counts = list(dict.fromkeys([threads, *self.threads]))
         size = len(tiles) * len(counts)
@@ -121,7 +142,12 @@ class Space:
         if size > MOST:
             raise InputError(f"space: expected at most {MOST:,d} schedules, found {size:,d}; leave choices out")
         found = [
-            Structure(tile, _text(passes), count, _changes(passes, choices) + (tile != tiles[0]) + (count != threads))
+            Structure(
+                tile,
+                _text(_on_threads(passes, count if count < threads else None)),
+                count,
+                _changes(passes, choices) + (tile != tiles[0]) + (count != threads),
+            )
             for tile, count, passes in itertools.product(tiles, counts, itertools.product(*choices))
         ]
         return sorted(found, key=lambda structure: structure.changes)
@@ -140,6 +166,14 @@ class Space:
 def _distinct(default: Pass | None, others: Sequence[Pass | None]) -> list[Pass | None]:
     """The default first, then the others that differ from it."""
     return list(dict.fromkeys([default, *others]))
+
+
+def _on_threads(passes: Sequence[Pass | None], count: int | None) -> Sequence[Pass | None]:
+    """The passes, the last of which is that of launch parameters or none, for tiles on so many threads."""
+    last = passes[-1]
+    if count is None:
+        return passes
+    return (*passes[:-1], replace(last, threads=count) if isinstance(last, Launch) else Launch(threads=count))
 
 
 def _text(passes: Sequence[Pass | None]) -> str:

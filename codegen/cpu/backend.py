@@ -29,6 +29,7 @@ _BYTES_PER_THREAD = 1 << 16
 """Payload bytes times batch below which another thread costs more than it brings."""
 WORKSPACE_BYTES = 64 << 20
 """Scratch of one call, beyond which a batch runs in pieces; a piece of the least size may need more."""
+_ANY = 1 << 30
 _REMEMBERED = 64
 """Batch sizes whose workspace is remembered."""
 
@@ -42,6 +43,8 @@ class TilesExecutor(Executor):
     def __init__(self, module: Module, pools: Pools, on_missing: str, out_dtype: torch.dtype | None = None) -> None:
         self._module, self._on_missing, self._out_dtype = module, on_missing, out_dtype
         self._isa = instruction_set()
+        schedule = module.schedule
+        self._most_threads = dict(schedule.launch if schedule else ()).get("threads", _ANY)
         own = self._classify(TORCH_DTYPES[module.tiles.dtype])
         self._binding = Binding(own, module, pools)
         self._classes: dict[torch.dtype, KernelClass] = {}
@@ -79,7 +82,9 @@ class TilesExecutor(Executor):
     def _threads(self, batch: int) -> int:
         """Threads that a batch is worth."""
         binding = self._binding
-        return min(torch.get_num_threads(), binding.bins, 1 + binding.bytes * batch // _BYTES_PER_THREAD)
+        return min(
+            torch.get_num_threads(), self._most_threads, binding.bins, 1 + binding.bytes * batch // _BYTES_PER_THREAD
+        )
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         asked = batch, x_dtype, torch.get_num_threads()

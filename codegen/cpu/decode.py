@@ -1,7 +1,7 @@
 """C that writes panels of tile rows as a row-major matrix, for the decode-once executor."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
-from stoicc.codegen.cpu.plan import C_TYPES, c_name, member
+from stoicc.codegen.cpu.plan import C_TYPES, PackedPlane, c_name, member, packed_planes
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
-from stoicc.ir.planes import plane_slots, pool_name, stored_entries, stored_range, tile_coordinates
+from stoicc.ir.planes import PlaneSource, plane_slots, pool_name, stored_entries, stored_range, tile_coordinates
 from stoicc.ir.schedule import TileCsr
 from stoicc.ir.types import Module, TileProgram
 
@@ -39,14 +39,15 @@ struct weight {
     int64_t tile_columns;
 $fields};
 
-/* Tile rows begin .. end to panel [(end - begin) * BM][tile_columns * BK]; what no tile holds is zero. */
-void stoicc_decode(const struct weight *w, int64_t begin, int64_t end, $type *panel, int threads)
+/* Tile rows begin .. end to panel [(end - begin) * BM][stride]; what no tile holds is zero. */
+void stoicc_decode(
+    const struct weight *w, int64_t begin, int64_t end, $type *panel, int64_t stride, int threads)
 {
-    const int64_t stride = w->tile_columns * BK;
     #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t row = begin; row < end; row++) {
         $type *out = panel + (row - begin) * BM * stride;
-        memset(out, 0, BM * stride * sizeof *out);
+        if (!w->full[row])
+            memset(out, 0, BM * stride * sizeof *out);
 $loops    }
 }
 """)
@@ -64,10 +65,12 @@ class _StoredPlanes:
     Attributes:
         members: place in the struct, plane, and the entry of each tile `[tiles]`, or the offsets
             `[tiles + 1]` of a RAGGED plane.
+        packed: whether they are read in the order in which the tiles executor holds them, where they are.
     """
 
     csr: TileCsr
     members: tuple[tuple[int, Plane, NDArray[np.int64]], ...]
+    packed: bool
 
     def point(self, struct: NDArray[np.int64], pools: Pools, begin: int, end: int) -> Planes:
         """Let a struct point at the entries that tile rows begin .. end read; they are returned to be kept.
@@ -75,6 +78,12 @@ class _StoredPlanes:
         The C code counts from the first entry of a plane. Where only a run of entries is there, it is
         given the address at which that first entry would be.
         """
+        if self.packed:
+            held = held_packed(self.csr.segment, pools)
+            assert held is not None  # a decoder serves while it `fits`
+            for place, plane, _ in self.members:
+                struct[place] = held[plane.name].data_ptr()
+            return held
         ranges = self._ranges(begin, end)
         stored = stored_entries(self.csr.segment, pools, ranges) if ranges else {}
         kept = {name: entries.contiguous() for name, entries in stored.items()}
@@ -83,6 +92,8 @@ class _StoredPlanes:
         return kept
 
     def nbytes(self, begin: int, end: int) -> int:
+        if self.packed:
+            return 0
         ranges = self._ranges(begin, end)
         return sum(
             (ranges[plane.name][1] - ranges[plane.name][0]) * plane.entry_bytes
@@ -104,15 +115,26 @@ def _stored(plane: Plane, slots: NDArray[np.int64], first: int, last: int) -> tu
     return stored_range(plane, slots, first, last)
 
 
+def held_packed(segment: int, pools: Pools) -> Planes | None:
+    """Packed planes of a segment, of a source that has them so."""
+    return pools.packed(segment) if isinstance(pools, PlaneSource) else None
+
+
 class CompiledDecoder:
-    """The C function that decodes panels of one weight, and the arrays that it reads."""
+    """The C function that decodes panels of one weight, and the arrays that it reads.
+
+    It reads planes as they are held when it is made, packed where the format's code can; `fits` tells whether they
+    still are.
+    """
 
     def __init__(self, module: Module, pools: Pools) -> None:
         program, schedule = module.tiles, module.schedule
         assert schedule is not None
+        self._pools = pools
+        self._readable = _readable_packed(module)
+        self._packed = self._held()
         self._arrays: list[np.ndarray[Any, Any]] = []
         self._fields, self._values = "", [program.grid[1]]
-        self._pools = pools
         self._planes: list[_StoredPlanes] = []
         functions, loops = [], []
         for index, csr in enumerate(schedule.csrs):
@@ -123,37 +145,61 @@ class CompiledDecoder:
             name = f"decode_{c_name(fmt.name)}_{index}"
             code = fmt.tile_mac(program.tile, program.dtype)
             assert code is not None
-            functions.append(code.decode.replace("{name}", name))
-            loops.append(_LOOP.substitute(name=name, arguments=self._bind(name, program, csr, planes)))
+            packed = csr.segment in self._packed
+            functions.append((code.decode_packed if packed else code.decode).replace("{name}", name))
+            entries = packed_planes(fmt, code, program.tile, program.dtype) if packed else planes
+            loops.append(_LOOP.substitute(name=name, arguments=self._bind(name, program, csr, planes, entries)))
+        stored = [
+            csr for csr in schedule.csrs if program.segments[csr.segment].resolve().planes(program.tile, program.dtype)
+        ]
+        tiles = sum((np.diff(csr.row_ptr) for csr in stored), np.zeros(program.grid[0], dtype=np.int64))
+        self._add("const int32_t *", "full", (tiles == program.grid[1]).astype(np.int32))
         self.source = self._text(program, "\n".join(functions), "".join(loops))
         label = f"{program.dtype}_{program.tile[0]}x{program.tile[1]}_decode_{instruction_set()}"
         self._function = load(self.source, label, instruction_set()).stoicc_decode
-        self._function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int)
+        size = ctypes.c_int64
+        self._function.argtypes = (ctypes.c_void_p, size, size, ctypes.c_void_p, size, ctypes.c_int)
         self._function.restype = None
 
     def __call__(self, begin: int, end: int, panel: Tensor) -> None:
-        """Write tile rows begin .. end to the start of `panel`, in the weight's dtype."""
+        """Write tile rows begin .. end to the first columns of `panel` `[rows, stride]`, in the weight's dtype."""
         struct = np.array(self._values, dtype=np.int64)
         read = [planes.point(struct, self._pools, begin, end) for planes in self._planes]
-        self._function(struct.ctypes.data, begin, end, panel.data_ptr(), torch.get_num_threads())
+        threads = torch.get_num_threads()
+        self._function(struct.ctypes.data, begin, end, panel.data_ptr(), panel.stride(0), threads)
         del read  # what the struct points to is alive until here
+
+    def fits(self) -> bool:
+        """Whether planes are still packed where they were, and only there."""
+        return self._held() == self._packed
+
+    def _held(self) -> frozenset[int]:
+        """Segments whose planes are packed now, and are read so."""
+        return frozenset(segment for segment in self._readable if held_packed(segment, self._pools) is not None)
 
     def unpacked_bytes(self, begin: int, end: int) -> int:
         """Bytes of canonical planes that tile rows begin .. end read."""
         return sum(planes.nbytes(begin, end) for planes in self._planes)
 
-    def _bind(self, name: str, program: TileProgram, csr: TileCsr, planes: tuple[Plane, ...]) -> str:
-        """Add a format's members to the struct; its arguments as C text."""
+    def _bind(
+        self,
+        name: str,
+        program: TileProgram,
+        csr: TileCsr,
+        planes: tuple[Plane, ...],
+        entries: Sequence[Plane | PackedPlane],
+    ) -> str:
+        """Add a format's members to the struct; its arguments as C text. Planes are read as `entries` says."""
         self._add("const int32_t *", f"{name}_tile_row", np.asarray(csr.row_ptr, dtype=np.int32))
         self._add("const int32_t *", f"{name}_tile_column", np.asarray(csr.col_idx, dtype=np.int32))
         arguments, members = [], []
         coordinates = tile_coordinates(program, csr.segment)
-        for plane in planes:
+        for plane, stored in zip(planes, entries, strict=True):
             values, entry, slots = member(name, plane.name), "t", plane_slots(plane, *coordinates)
             if plane.kind is PlaneKind.RAGGED:
                 slots = self._pools[pool_name(csr.segment, f"{plane.name}_ptr")].numpy()
             members.append((len(self._values), plane, slots))
-            self._declare(f"const {C_TYPES[plane.dtype]} *", values, 0)
+            self._declare(f"const {C_TYPES[stored.dtype]} *", values, 0)
             if plane.kind is PlaneKind.RAGGED:
                 ptr = member(name, plane.name, "ptr")
                 self._add("const int64_t *", ptr, slots)
@@ -163,9 +209,10 @@ class CompiledDecoder:
                 own = member(name, plane.name, "entry")
                 entry = f"w->{own}[t]"
                 self._add("const int32_t *", own, slots.astype(np.int32))
-            offset = f" + (int64_t){entry} * {plane.entry_elements}" if plane.kind is not PlaneKind.MATRIX else ""
+            elements = stored.entry_elements if isinstance(stored, Plane) else stored.elements
+            offset = f" + (int64_t){entry} * {elements}" if plane.kind is not PlaneKind.MATRIX else ""
             arguments.append(f"w->{values}{offset}")
-        self._planes.append(_StoredPlanes(csr, tuple(members)))
+        self._planes.append(_StoredPlanes(csr, tuple(members), csr.segment in self._packed))
         return ", ".join(arguments)
 
     def _add(self, declaration: str, name: str, array: "np.ndarray[Any, Any]") -> None:
@@ -189,6 +236,15 @@ class CompiledDecoder:
             fields=self._fields,
             loops=loops,
         )
+
+
+def _readable_packed(module: Module) -> tuple[int, ...]:
+    """Segments whose code reads packed planes."""
+    program = module.tiles
+    assert module.schedule is not None
+    segments = [csr.segment for csr in module.schedule.csrs]
+    code = {index: program.segments[index].resolve().tile_mac(program.tile, program.dtype) for index in segments}
+    return tuple(index for index, mac in code.items() if mac is not None and mac.decode_packed)
 
 
 def can_decode(module: Module) -> bool:

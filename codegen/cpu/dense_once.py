@@ -6,7 +6,6 @@ there is. Each call decodes every tile once; nothing dense is kept.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stoicc.codegen.cpu.decode import CompiledDecoder, can_decode
 from stoicc.codegen.executor import Executor, Pools
@@ -20,18 +19,21 @@ from stoicc.ir.types import Beside, Module
 PANEL_BYTES = 8 << 20
 """Scratch for one panel; a tile row that is larger makes a panel by itself."""
 
+LINE = 64
+"""Bytes of a cache line."""
+
 UNPACK_COPIES = 5
 """Copies of a panel's planes that unpacking takes at most, itself included."""
 
 
 class DenseOnceExecutor(Executor):
-    """Panels through torch's linear; scales, factors, bias and activation in fp32 after it.
+    """Panels through torch's product; scales, factors and activation in fp32 after it.
 
     Of a `PlaneSource` it reads the planes of one panel at a time.
     """
 
     def __init__(self, module: Module, pools: Pools) -> None:
-        self._program, self._pools = module.tiles, pools
+        self._module, self._program, self._pools = module, module.tiles, pools
         self._compiled = CompiledDecoder(module, pools) if can_decode(module) else None
         self._decoder = PanelDecoder(module.tiles, pools)
         self.source = "" if self._compiled is None else self._compiled.source
@@ -46,12 +48,30 @@ class DenseOnceExecutor(Executor):
         wide = self._product_dtype(x.dtype)
         inputs = scaled_input(self._program, self._pools, x.float()).to(wide) if self._scales_x else x.to(wide)
         (rows, columns), height = self._program.shape, self._program.tile[0]
+        if self._compiled is not None and not self._compiled.fits():
+            self._compiled = CompiledDecoder(self._module, self._pools)
         for begin in range(0, self._program.grid[0], self._panel_rows):
             end = min(begin + self._panel_rows, self._program.grid[0])
             first, last = begin * height, min(end * height, rows)
             panel = self._panel(begin, end, workspace).to(wide)
-            product = functional.linear(inputs, panel[: last - first, :columns])
-            self._epilogue(product, inner, left, first, last, out)
+            weight = panel[: last - first, :columns].T
+            if self._in_place(out.dtype, wide):
+                self._finished(inputs, weight, out[:, first:last], first, last)
+            else:
+                self._epilogue(inputs @ weight, inner, left, first, last, out)
+
+    def _in_place(self, out_dtype: torch.dtype, wide: torch.dtype) -> bool:
+        """Whether the BLAS can write y itself: a bias of y's dtype is all that stands beside the tiles."""
+        beside = self._program.beside
+        if beside != Beside(bias=beside.bias) or out_dtype != wide:
+            return False
+        return beside.bias is None or TORCH_DTYPES[beside.bias.dtype] == wide
+
+    def _finished(self, inputs: Tensor, weight: Tensor, out: Tensor, first: int, last: int) -> None:
+        if self._program.beside.bias is None:
+            torch.mm(inputs, weight, out=out)
+        else:
+            torch.addmm(self._pools["bias"][first:last], inputs, weight, out=out)
 
     def _product_dtype(self, x_dtype: torch.dtype) -> torch.dtype:
         """What the BLAS multiplies in: fp32 for f16 with anything beside it.
@@ -77,21 +97,31 @@ class DenseOnceExecutor(Executor):
         return beside.input_scale is not None or beside.column_permutation is not None
 
     @property
+    def _stride(self) -> int:
+        """Weights from a row of a panel to the next: an odd number of cache lines.
+
+        Rows that are a power of two apart meet in the same few sets of a cache, where they push each other out.
+        """
+        size = itemsize(self._program.dtype)
+        lines = -(-self._program.grid[1] * self._program.tile[1] * size // LINE)
+        return (lines | 1) * LINE // size
+
+    @property
     def _tile_row_bytes(self) -> int:
-        height, width = self._program.tile
-        return height * self._program.grid[1] * width * itemsize(self._program.dtype)
+        return self._program.tile[0] * self._stride * itemsize(self._program.dtype)
 
     @property
     def _panel_rows(self) -> int:
         return min(self._program.grid[0], max(1, PANEL_BYTES // self._tile_row_bytes))
 
     def _panel(self, begin: int, end: int, workspace: Tensor) -> Tensor:
-        """Tile rows begin .. end as `[rows, padded K]` in the weight's dtype."""
+        """Tile rows begin .. end as `[rows, K and more]` in the weight's dtype."""
         if self._compiled is None:
             return self._decoder.panel(begin, end)
         flat = workspace[: (end - begin) * self._tile_row_bytes].view(TORCH_DTYPES[self._program.dtype])
-        self._compiled(begin, end, flat)
-        return flat.view((end - begin) * self._program.tile[0], -1)
+        panel = flat.view(-1, self._stride)
+        self._compiled(begin, end, panel)
+        return panel
 
     def _low_rank(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """R x `[N, r]` in fp32 and L `[M, r]`, or None twice."""
@@ -108,9 +138,6 @@ class DenseOnceExecutor(Executor):
         target: slice | Tensor = slice(first, last)
         if beside.row_permutation is not None:
             target = self._pools["row_permutation"][first:last].long()
-        if beside == Beside():
-            out[:, target] = product
-            return
         y = product.float()
         if beside.output_scale is not None:
             y = y * self._pools["output_scale"][target].float()

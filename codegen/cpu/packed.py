@@ -60,6 +60,10 @@ class UnpackedOnDemand(PackedPlanes):
                     ).detach()
         return found
 
+    def held(self, segment: int) -> Planes | None:
+        part = self._segments.get(segment)
+        return None if part is None else part.planes
+
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes | None:
         part = self._segments.get(segment)
         if part is None:

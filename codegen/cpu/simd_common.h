@@ -166,3 +166,33 @@ static inline void columns_to_rows(const uint32_t *words, void *to, const int64_
         memcpy((char *)to + row * stride, each, sizeof each);
     }
 }
+
+/* Sixteen rows in lane order, to `rows` of them in a matrix. */
+static inline void strip_rows_f32(const float *lanes, float *out, const int64_t stride, const int rows, const int columns)
+{
+    int k = 0;
+    for (; rows == 16 && k + 16 <= columns; k += 16)
+        columns_to_rows((const uint32_t *)(const void *)(lanes + k * 16), out + k, stride * 4);
+    for (int row = 0; row < rows; row++)
+        for (int i = k; i < columns; i++)
+            out[row * stride + i] = lanes[i * 16 + row];
+}
+
+/* The same of bf16, two columns of a row side by side. */
+static inline void strip_rows_bf16(const bf16 *lanes, bf16 *out, const int64_t stride, const int rows, const int columns)
+{
+    int k = 0;
+    for (; rows == 16 && k + 32 <= columns; k += 32)
+        columns_to_rows((const uint32_t *)(const void *)(lanes + k * 16), out + k, stride * 2);
+    for (int row = 0; row < rows; row++)
+        for (int i = k; i < columns; i++)
+            out[row * stride + i] = lanes[(i / 2 * 16 + row) * 2 + i % 2];
+}
+
+/* The same of halves. */
+static inline void strip_rows_f16(const f16 *lanes, f16 *out, const int64_t stride, const int rows, const int columns)
+{
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < columns; i++)
+            out[row * stride + i] = lanes[i * 16 + row];
+}

@@ -57,13 +57,18 @@ def positions(packed: Tensor, tile: Tile, groups: int) -> Tensor:
     words = _unshuffled(from_lanes(packed, tile[0]), 4)
     if tile[1] // groups % 8 == 0:
         return _present(words, groups, tile[1] // 8)
-    return pack_nibbles(_present(unpack_nibbles(words.view(torch.uint8)), groups, tile[1] // 4))
+    return pack_nibbles(_present(unpack_nibbles(_as_bytes(words)), groups, tile[1] // 4))
 
 
 def _present(words: Tensor, groups: int, elements: int) -> Tensor:
     """Of words `[entries, BM, n]` as bytes, those that the groups fill: u8 `[entries, BM, elements]`."""
-    grouped = words.view(torch.uint8).unflatten(2, (groups, -1))
+    grouped = _as_bytes(words).unflatten(2, (groups, -1))
     return grouped[..., : elements // groups].flatten(2).contiguous()
+
+
+def _as_bytes(words: Tensor) -> Tensor:
+    """Contiguous words `[entries, BM, n]` as bytes; one word a row may have any stride, of which no view is made."""
+    return words.flatten().view(torch.uint8).view(*words.shape[:2], -1)
 
 
 def _fields(width: int, word: int) -> int:

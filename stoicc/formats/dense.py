@@ -62,6 +62,16 @@ static void {name}(const $T *values, $T *out, const int64_t stride)
 """
 
 
+_DECODE_PACKED = """\
+static void {name}(const $T *values, $T *out, const int64_t stride)
+{
+    enum { COLUMNS = (BK + 3) / 4 * 4 };
+    for (int row = 0; row < BM; row += 16, values += COLUMNS * 16)
+        strip_rows_$T(values, out + row * stride, stride, BM - row < 16 ? BM - row : 16, BK);
+}
+"""
+
+
 @dataclass(frozen=True)
 class Dense(TileFormat):
     """Values `[BM, BK]` in the weight's dtype; holds any tile."""
@@ -106,6 +116,7 @@ class Dense(TileFormat):
             _DECODE.replace("$T", dtype),
             pairs=TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and tile[1] % 32 == 0 else None,
             unpack=lambda packed, tile: {"values": from_paired_lanes(packed["values"], *tile)},
+            decode_packed=_DECODE_PACKED.replace("$T", dtype),
         )
 
 

@@ -298,3 +298,22 @@ def test_dense_once_alone_where_tiles_never_pay(measured):
     measured(CpuCostModel(constants(gemm=1e-15, tile=1e-4)))
     module = Pipeline.parse("drop-empty,build-csr,regimes").run(Module(make_program((640, 640), formats=["dense"])))
     assert scheduled(module).regimes == (Regime("dense-once"),)
+
+
+def test_x_that_no_cache_holds_is_read_again_by_every_tile():
+    """256 entries of 4096 columns are 4 MB; a tile's 64 columns of them take 64 KB from memory, on top of its work."""
+    held, large = (tiles_of(make_program((64, columns), formats=["dense"], dtype="f32")) for columns in (64, 4096))
+    model = CpuCostModel(replace(constants(), bandwidth={1: {1 << 20: 1e10, 1 << 30: 1e10}}))
+    small, wide = (model.predict(module, 256, "f32", 1).parts["compute"] for module in (held, large))
+    items = 64 * for_batch(model.constants.items["f32"], 256)
+    assert wide - items == pytest.approx(64 * (small - items + 4 * 256 * 64 / 1e10))
+    shared = tiles_of(make_program((64, 4096), formats=["dense"]))
+    again = model.predict(shared, 256, "bf16", 1).parts["compute"]
+    assert again - 64 * for_batch(model.constants.items["bf16"], 256) == pytest.approx(64 * (small - items))
+
+
+def test_tiles_run_on_no_more_threads_than_the_schedule_says():
+    module = tiles_of(make_program((640, 640), formats=["dense"]))
+    capped = Module(module.tiles, scheduled(module).launch_with(threads=1))
+    assert seconds(capped, 64, 4) == pytest.approx(seconds(module, 64, 1))
+    assert seconds(module, 64, 4) < seconds(module, 64, 1)

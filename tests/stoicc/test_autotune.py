@@ -367,6 +367,7 @@ def test_wrong_options_are_one_clear_sentence(weight, store, options, message):
         ({"orders": ("size",)}, r"space: expected choices that passes take, found one that pass order"),
         ({"num_warps": (3,)}, r"found one that pass launch, option num_warps"),
         ({"executors": ("gpu",)}, r"space, executors: expected some of tiles, dense-once, found 'gpu'"),
+        ({"reorder": (2,)}, r"space, reorder: expected some of False, True, found 2; name one"),
         ({"threads": (0,)}, r"space, threads: expected whole numbers from 1, found 0"),
         ({"tiles": ((64, 60),)}, r"tile: expected two of"),
     ],

@@ -17,6 +17,10 @@ Measured on a Xeon with AMX (4096 x 4096, all formats): there its BLAS overtakes
 in bf16, which AMX speeds up, and at about four times that in the others.
 """
 
+LEAST_GPU = VENDOR_BATCH // 2
+"""Batch up to which a GPU multiplies tile by tile, whatever a model says: there a product takes the time of its bytes,
+of which tiles have the fewest, and of a matrix of few tiles a model knows little."""
+
 GPU = "H200"
 """The GPU whose constants are taken where the one that is there has none, or none is there."""
 
@@ -52,8 +56,7 @@ class Regimes(Pass):
         if self.device == "cpu":
             return crossover(module)
         model, _ = provided("triton") or (GpuCostModel(GPUS[GPU]), 1)
-        least = VENDOR_BATCH // 2 if self.above == "vendor" else 0
-        return max(least, model.crossover(module, above=self.above))
+        return max(LEAST_GPU, model.crossover(module, above=self.above))
 
 
 def crossover(module: Module) -> int:

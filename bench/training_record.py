@@ -144,8 +144,7 @@ def layer(record: Record) -> str:
         f"{found.training / found.dense_training:.3f}x of dense ({found.training:,} of {found.dense_training:,} "
         f"bytes), {found.adapting / found.dense_training:.3f}x while an adapter of rank {found.rank} trains; its "
         f"kernel {found.serving / found.dense_serving:.4f}x of the dense weight, "
-        f"{found.serving_adapter / found.dense_serving:.4f}x with that adapter, whose factors a CPU kernel holds "
-        "twice, as they are stored and packed."
+        f"{found.serving_adapter / found.dense_serving:.4f}x with that adapter."
     )
 
 

@@ -5,7 +5,7 @@
 Needs a GPU, torch, triton and numpy; no network and no installation. First what no emulator can tell of the
 Gluon dialect (subnormal operands on the tensor cores, and races: the same bits each time), products of warpgroups
 (`wgmma`) and the vendor's library as an executor, then every format x dtype x batch against float64 in both
-dialects, then decode and prefill times against `F.linear`,
+dialects (each check in a process of its own), then decode and prefill times against `F.linear`,
 `torch.sparse.to_sparse_semi_structured` and torch's int4 kernel with cold caches. A table is printed and
 `bench/results/gpu-<device>.json` written. Cases that do not fit the time budget are dropped and
 named. `--dry-run` goes through all of it on tiny shapes in Triton's interpreter
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.gpu_processes import outcomes, side_by_side
 from bench.gpu_runners import VENDORS, is_vendor, runners_of
 from bench.gpu_timing import METHOD
 
@@ -114,18 +116,19 @@ class Plan:
     prefill: tuple[int, ...]
     start: float
     budget: float
+    jobs: int = 1
 
     @staticmethod
-    def make(dry: bool, budget: float) -> "Plan":
+    def make(dry: bool, budget: float, jobs: int = 1) -> "Plan":
         start = time.monotonic()
         if dry:
             return Plan(torch.device("cpu"), (40, 72), (1, 18), ((128, 64),), (1,), (20,), start, budget)
         batches = (1, 7, 16, 33, 128, 300)
-        return Plan(torch.device("cuda"), (300, 456), batches, SHAPES, DECODE, PREFILL, start, budget)
+        return Plan(torch.device("cuda"), (300, 456), batches, SHAPES, DECODE, PREFILL, start, budget, jobs)
 
-    def late(self, share: float = 1.0) -> bool:
-        """Whether this share of the budget is spent."""
-        return time.monotonic() > self.start + share * self.budget
+    def late(self) -> bool:
+        """Whether the budget is spent."""
+        return time.monotonic() > self.start + self.budget
 
 
 # ---- correctness ----------------------------------------------------------------------------
@@ -137,24 +140,22 @@ def check_all(plan: Plan, report: Report) -> None:
 
     checks = {"tensor cores": check_tensor_cores, "x in the launch": check_prologue}
     checks |= {"warpgroups": check_warpgroups, "the library": check_vendor}
-    for dtype in (torch.float16, torch.bfloat16):
-        for what, check in checks.items():
-            if plan.late(0.6):
-                report.dropped.append(f"check of {what} {dtype}")
-                continue
-            try:
-                report.checks += check(plan, dtype)
-            except Exception as error:  # the others are still to be checked
-                report.failures.append(f"check of {what} {dtype}: {type(error).__name__}: {error}")
+    dtypes = (torch.float16, torch.bfloat16)
+    cases = {f"check of {what} {d}": partial(all_of, check, plan, d) for d in dtypes for what, check in checks.items()}
     for weight in (torch.bfloat16, torch.float16, torch.float32):
-        for text in FORMATS:
-            if plan.late(0.6):
-                report.dropped.append(f"check {text} {weight}")
-                continue
-            try:
-                report.checks += check_format(plan, text, weight)
-            except Exception as error:  # one broken case must not hide the others
-                report.failures.append(f"check {text} {weight}: {type(error).__name__}: {error}")
+        cases |= {f"check {text} {weight}": partial(all_of, check_format, plan, text, weight) for text in FORMATS}
+    for name, outcome in outcomes(cases, plan.jobs, plan.start + 0.6 * plan.budget):
+        if outcome is None:
+            report.dropped.append(name)
+        elif isinstance(outcome, Exception):  # one broken case must not hide the others
+            report.failures.append(f"{name}: {type(outcome).__name__}: {outcome}")
+        else:
+            report.checks += outcome
+
+
+def all_of(check: Callable[..., Iterator[Check]], *arguments: Any) -> list[Check]:
+    """What a check yields, as another process can send it."""
+    return list(check(*arguments))
 
 
 def check_tensor_cores(plan: Plan, dtype: torch.dtype) -> Iterator[Check]:
@@ -357,6 +358,7 @@ def write(report: Report, path: Path | None) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=440.0, help="seconds after which no new case starts")
+    parser.add_argument("--jobs", type=int, default=side_by_side(), help="checks at a time; default: by cores")
     parser.add_argument("--output", type=Path, help="where to write the JSON")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in Triton's interpreter; no measurement")
     given = parser.parse_args(arguments)
@@ -368,7 +370,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="stoicc-gpu-check-") as cache:
         os.environ.setdefault("STOICC_CACHE_DIR", cache)
-        return run(Plan.make(given.dry_run, given.budget), given.dry_run, given.output)
+        return run(
+            Plan.make(given.dry_run, given.budget, 1 if given.dry_run else given.jobs), given.dry_run, given.output
+        )
 
 
 def run(plan: Plan, dry: bool, output: Path | None) -> int:

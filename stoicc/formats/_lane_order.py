@@ -68,7 +68,8 @@ def _present(words: Tensor, groups: int, elements: int) -> Tensor:
 
 def _as_bytes(words: Tensor) -> Tensor:
     """Contiguous words `[entries, BM, n]` as bytes; one word a row may have any stride, of which no view is made."""
-    return words.flatten().view(torch.uint8).view(*words.shape[:2], -1)
+    entries, rows, count = words.shape
+    return words.flatten().view(torch.uint8).view(entries, rows, count * words.element_size())
 
 
 def _fields(width: int, word: int) -> int:

@@ -233,7 +233,7 @@ BROKEN: list[tuple[str, Change, str]] = [
     (
         "launch",
         schedule(launch=(("bogus", 3),)),
-        "launch: expected one of block_n, gluon, num_stages, num_warps, wgmma, found 'bogus'",
+        "launch: expected one of block_n, gluon, num_stages, num_warps, prologue, threads, wgmma, found 'bogus'",
     ),
     ("schedule-values", transposed(bin_ptr=(0, "5")), "transposed, bins: expected whole numbers"),
     ("column-order", transposed(column_order=(0, 1, 2, 3, 3)), "order: expected each of 5 tile columns once, found 5"),

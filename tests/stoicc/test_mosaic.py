@@ -89,9 +89,9 @@ def test_a_permuted_weight_is_swept_in_its_own_order(layer):
 def test_formats_whose_weights_depend_on_each_other_are_refused(layer):
     weight, statistics = layer
     with pytest.raises(
-        stoicc.InputError, match=r"ops\.mosaic: expected formats .* one by one, found bitmap .* leave it"
+        stoicc.InputError, match=r"ops\.mosaic: expected formats .* one by one, found nvfp4 .* leave it"
     ):
-        stoicc.ops.mosaic(weight, statistics, [["bitmap"] * 3] * 2)
+        stoicc.ops.mosaic(weight, statistics, [["nvfp4"] * 3] * 2)
     with pytest.raises(stoicc.InputError, match="found int4<group_size=128> on tiles"):
         stoicc.ops.mosaic(weight, statistics, [["int4<group_size=128>"] * 3] * 2)
 

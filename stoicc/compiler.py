@@ -101,7 +101,8 @@ def compile(  # the name is the contract of design and README
             tiled, choice = tiled_within(Task.of(weight, statistics, policy, tile, usable, backend), wanted)
         else:
             making: dict[str, Any] = {"name": name, "bias": bias, "activation": activation, "passes": on_weight}
-            if _pipeline_target(target, device) == "triton" and tile is None and tile_map is None:
+            chooses_tile = tile is None and tile_map is None and not approximate
+            if chooses_tile and _pipeline_target(target, device) == "triton":
                 tiled = inspect_tall(usable, weight, formats, **making)
             else:
                 tiled = inspect_for(usable, weight, formats, tile, tile_map, approximate=approximate, **making)

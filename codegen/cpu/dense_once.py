@@ -20,8 +20,7 @@ PANEL_BYTES = 8 << 20
 """Scratch for one panel of 16-bit weights; a tile row that is larger makes a panel by itself."""
 
 FP32_PANELS = 4
-"""Times that for fp32: its BLAS brings all of x to an order of its own for each panel. With panels of 8 MB a product of
-4096 x 8192 weights and 512 to 1024 rows of x takes 7 to 14% longer than with these (one thread)."""
+"""Times that for fp32: its BLAS brings all of x to an order of its own for each panel, so few panels pay."""
 
 LINE = 64
 """Bytes of a cache line."""

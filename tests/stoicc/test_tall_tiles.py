@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import stoicc
+from stoicc.codegen.triton.backend import TritonBackend
 from stoicc.inspector import everything, inspect_tall
 from stoicc.ir.errors import InputError
 from stoicc.ops.graph import CompressedWeight
@@ -45,3 +46,9 @@ def test_tiles_of_operators_stay() -> None:
 def test_a_library_and_a_pipeline_are_two_ways_to_say_it() -> None:
     with pytest.raises(InputError, match="expected no pipeline or schedule with library=True, found one"):
         stoicc.compile(torch.randn(64, 64), target="cpu", library=True, pipeline="build-csr")
+
+
+def test_loss_is_still_refused_without_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TritonBackend, "available", lambda self: None)
+    with pytest.raises(InputError, match="expected a tile_map with approximate=True, found none"):
+        stoicc.compile(torch.randn(256, 128).bfloat16(), ["nv24"], target="cuda", approximate=True)

@@ -60,7 +60,10 @@ class EmulatedDriver:
                     given.append(addresses[value.data_ptr()])
                 elif passed:
                     given.append(int(value))
-            self.launched.append(metadata.name)
+            # Triton keeps this launcher as long as the kernel: a later test may launch it with a driver of its own.
+            active = driver.active
+            assert isinstance(active, EmulatedDriver)
+            active.launched.append(metadata.name)
             kernel.run(x, given, memory, metadata.shared)
 
         return launch

@@ -140,10 +140,11 @@ def spread_pairs(pairs, dropped, positions, BM: tl.constexpr, BK: tl.constexpr):
         dropped: uint32 `[BM, BK / 4]`; its lower half is used.
         positions: pointer to the nibbles.
     """
-    # one word a thread, so that two threads share a row: as the operands of a product are held
+    # one word a thread, so that two threads share a row: as the operands of a product are held. The hint of 4 bytes
+    # says so; one of no neighbours along K would have Triton 3.6 give each thread a row, and store tiles by 16 bits
     at = tl.arange(0, BM)[:, None] * (BK // 32) + tl.arange(0, BK // 32)[None, :]
     words = positions.to(tl.pointer_type(tl.uint32), bitcast=True)
-    places = tl.load(words + tl.max_contiguous(at, [1, 1]))
+    places = tl.load(tl.multiple_of(words + at, [4, 4]))
     # nibbles a + 4 b of (0, 1) (0, 2) (0, 3) (1, 2) (1, 3) (2, 3) become 4, 1, 5, 2, 6, 7
     places = (places + ((places >> 3) & 0x11111111)) & 0x77777777
     places = tl.reshape(tl.join(places, places >> 16), (BM, BK // 16))

@@ -36,14 +36,14 @@ RING_BYTES = 76 << 10
 a little for the epilogue each)."""
 
 
-PROLOGUE_BLOCKS = (16, 64)
-"""Batch blocks up to which x is always, and is where the matrix is small, scaled and permuted in the kernel.
+PROLOGUE_BATCHES = (16, 64)
+"""Rows of the batch up to which x is always, and is where the matrix is small, scaled and permuted in the kernel.
 
 Every tile row does it anew there. In blocks of 16 rows that is 50 to 190 warp instructions for 64x64 weights, most of
 which issue while an H200 waits for the weights; wider blocks take so many that launches before, of 3 us, take less
 where the matrix is large."""
 PROLOGUE_WORK = 8e9
-"""Rows of a batch block times weights up to which a matrix is small: 32 rows and 250 million weights, say."""
+"""Rows of the batch times weights up to which a matrix is small: 32 rows and 250 million weights, say."""
 
 LEAST_CAPABILITY = 80
 """`mma.sp` and `cp.async` begin with sm_80."""
@@ -134,12 +134,15 @@ class GluonConfig:
         warps = 4 if rows == 64 or (block_n <= 32 and given.get("num_warps", 4) <= 4) else 8
         while 2 * _slot_bytes(loops, warps, block_n, columns) > shared_bytes(capability) and block_n > BATCH_BLOCKS[0]:
             block_n //= 2
+        holds = _holds_inputs(loops, block_n, (rows, columns), warps)
+        asked = given.get("prologue", holds and max(batch, block_n) <= prologue_rows(module))
+        inside = bool(asked and prologue_arguments(module.tiles.beside))
+        while inside and not _holds_inputs(loops, block_n, (rows, columns), warps):
+            block_n //= 2
         slot = _slot_bytes(loops, warps, block_n, columns)
         fits = [n for n in (8, 4, 2) if n * slot <= shared_bytes(capability)]
         stages = next((n for n in fits if n * slot <= RING_BYTES), fits[-1] if fits else 2)
         wanted = given.get("num_stages")
-        asked = given.get("prologue", block_n <= prologue_rows(module))
-        inside = bool(asked and prologue_arguments(module.tiles.beside))
         return GluonConfig(block_n, warps, wanted if wanted in fits else stages, prologue=inside)
 
     @property
@@ -153,10 +156,17 @@ class GluonConfig:
 
 
 def prologue_rows(module: Module) -> int:
-    """The largest block of the batch for which x is scaled and permuted in the kernel, where it is at all."""
+    """The largest batch for which x is scaled and permuted in the kernel, where it is and registers hold it."""
     rows, columns = module.tiles.shape
-    always, most = PROLOGUE_BLOCKS
+    always, most = PROLOGUE_BATCHES
     return max(n for n in BATCH_BLOCKS if n <= always or (n <= most and n * rows * columns <= PROLOGUE_WORK))
+
+
+def prologue_batch(module: Module, capability: int) -> int:
+    """The largest batch for which `choose` has x scaled and permuted in the kernel; 0 where there is none."""
+    loops, launch = loops_of(module), dict(scheduled(module).launch)
+    inside = (n for n in BATCH_BLOCKS if GluonConfig.choose(n, module, loops, capability, launch).prologue)
+    return max(inside, default=0)
 
 
 def without_wgmma(capability: int, batch: int, launch: Mapping[str, int]) -> str | None:
@@ -200,6 +210,15 @@ def _most_rows(fragment: Fragment, columns: int, wgmma: bool = False) -> int:
     wide, wider = columns > 64, columns > 128
     halvings = (wide or fragment.zero_points) + (wider and fragment.zero_points) if fragment.groups else 0
     return BATCH_BLOCKS[-1] >> halvings
+
+
+def _holds_inputs(loops: tuple[GluonLoop, ...], block_n: int, tile: tuple[int, int], warps: int) -> bool:
+    """Whether a thread has registers for what a prologue keeps in every loop: the addresses of its rows of x and the
+    columns that are on their way, besides the sums, twice where they are scaled. Found by compiling, as tests hold."""
+    (rows, columns), scaled = tile, any(loop.fragment.groups for loop in loops)
+    inputs = block_n // warps * (2 + columns // 2 // 32)
+    sums = block_n * rows // (warps * 32) * (2 if scaled else 1)
+    return inputs + sums <= (96 if scaled and columns > 128 else 112)
 
 
 def slot_words(loops: tuple[GluonLoop, ...], warps: int) -> int:

@@ -89,7 +89,7 @@ class TritonBackend(Backend):
             return f"portable Triton: {why}{_other_executors(module)}"
         dtype, capability = module.tiles.dtype, capability_of(device)
         first = f"Gluon on the tensor cores of sm_{capability} for {dtype} inputs, portable Triton for others"
-        return first + _inputs(module) + _warpgroups(module, capability) + _other_executors(module)
+        return first + _inputs(module, capability) + _warpgroups(module, capability) + _other_executors(module)
 
     def emit(self, module: Module, x_dtype: torch.dtype) -> str:
         """One text for every input dtype: the launcher says what the dot's operands are."""
@@ -97,20 +97,19 @@ class TritonBackend(Backend):
         return emit_tiles(module).source
 
 
-def _inputs(module: Module) -> str:
+def _inputs(module: Module, capability: int) -> str:
     """Where x is scaled and permuted, if it is."""
     there = prologue_arguments(module.tiles.beside)
     if not there:
         return ""
-    from stoicc.codegen.gluon.launch import prologue_rows
+    from stoicc.codegen.gluon.launch import prologue_batch
 
     what = " and ".join(done for done, name in ON_X.items() if name in there)
     asked = dict(scheduled(module).launch).get("prologue")
     if asked is not None:
         return f"; x is {what} {'in the launch' if asked else 'before it'}, as the schedule says"
-    return (
-        f"; x is {what} in the launch up to a batch of {prologue_rows(module)}, before it above: predicted to take less"
-    )
+    most = prologue_batch(module, capability)
+    return f"; x is {what} in the launch up to a batch of {most}, before it above: predicted to take less"
 
 
 def _warpgroups(module: Module, capability: int) -> str:

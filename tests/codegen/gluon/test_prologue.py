@@ -1,6 +1,7 @@
 """x scaled and permuted in the launch that multiplies, emulated: against float64 and against x prepared before."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from stoicc.codegen.gluon.compile import Compiled, compile_for
 from stoicc.codegen.gluon.emit import emit
-from stoicc.codegen.gluon.launch import GluonConfig, loops_of, prologue_rows
+from stoicc.codegen.gluon.launch import TILE_COLUMNS, TILE_ROWS, GluonConfig, loops_of, prologue_batch, prologue_rows
 from tests.codegen.gluon.test_emulated import TOLERANCE, error_of
 from tests.codegen.gluon.test_executor import launch
 from tests.codegen.gluon.test_mutations import substitute
@@ -36,7 +37,7 @@ def compiled_class(
     return case, compile_for(module, kernel.x_dtype, kernel.block_n, arch)
 
 
-def product(compiled: Compiled, case: Case, x: Tensor, mutate: Mutation | None = None) -> Tensor:
+def run(compiled: Compiled, case: Case, x: Tensor, mutate: Mutation | None = None) -> Tensor:
     return emulate(compiled, x, case.pools, mutate)
 
 
@@ -64,9 +65,29 @@ def test_class_equals_the_reference(kernel: KernelClass, shape: tuple[int, int],
     assert compiled.config.prologue
     assert compiled.kernels[0].machine().spills_in_loops == 0
     x = torch.randn(kernel.block_n + 3, shape[1]).to(kernel.x_dtype)
-    y = product(compiled, case, x)
+    y = run(compiled, case, x)
     assert error_of(y, case, x) < ROUNDED * TOLERANCE[kernel.weight]
-    assert torch.equal(y, product(compiled_class(kernel, shape, arch, inside=False)[1], case, x))
+    assert torch.equal(y, run(compiled_class(kernel, shape, arch, inside=False)[1], case, x))
+
+
+TILES = tuple(product(TILE_ROWS, TILE_COLUMNS))
+CROWDED = [("mosaic", (64, 64), 128), ("int8", (64, 128), 64), ("dense", (64, 256), 64), ("wide_zeros", (128, 256), 32)]
+"""Classes that spilled before inputs were counted."""
+
+
+@pytest.mark.parametrize(
+    ("formats", "tile", "block_n"),
+    [
+        pytest.param(*case, marks=[] if case in CROWDED else SLOW, id=f"{case[0]}-{case[1][0]}x{case[1][1]}-n{case[2]}")
+        for case in sorted({*CROWDED, *product(("dense", "nv24", "int8", "wide_zeros", "mosaic"), TILES, (64, 128))})
+    ],
+)
+def test_registers_hold_what_is_on_its_way(formats: str, tile: tuple[int, int], block_n: int) -> None:
+    """In loops; blocks of the batch are as narrow as that takes."""
+    kernel = KernelClass(formats, tile, "bf16", "same", "all", False, block_n)
+    _, compiled = compiled_class(kernel, (tile[0], 4 * tile[1]), "sm_90")
+    assert compiled.config.prologue
+    assert compiled.kernels[0].machine().spills_in_loops == 0
 
 
 KERNEL = KernelClass("nv24", (64, 64), "bf16", "same", "all", False, 16)
@@ -90,7 +111,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 def test_the_kernel_as_it_is_passes(both: tuple[Case, Compiled]) -> None:
     x = torch.randn(19, SHAPE[1]).bfloat16()
-    assert error_of(product(both[1], both[0], x), both[0], x) < ROUNDED * TOLERANCE["bf16"]
+    assert error_of(run(both[1], both[0], x), both[0], x) < ROUNDED * TOLERANCE["bf16"]
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -98,7 +119,7 @@ def test_a_wrong_instruction_is_caught(name: str, both: tuple[Case, Compiled]) -
     case, compiled = both
     x = torch.randn(19, SHAPE[1]).bfloat16()
     try:
-        assert not error_of(product(compiled, case, x, MUTATIONS[name]), case, x) < ROUNDED * TOLERANCE["bf16"]
+        assert not error_of(run(compiled, case, x, MUTATIONS[name]), case, x) < ROUNDED * TOLERANCE["bf16"]
     except EmulationError:
         pass
 
@@ -108,7 +129,7 @@ def test_a_block_stored_to_the_slot_that_is_read_is_caught(monkeypatch: pytest.M
     case, compiled = compiled_class(KERNEL, SHAPE, "sm_80")
     x = torch.randn(19, SHAPE[1]).bfloat16()
     try:
-        assert not error_of(product(compiled, case, x), case, x) < TOLERANCE["bf16"]
+        assert not error_of(run(compiled, case, x), case, x) < TOLERANCE["bf16"]
     except EmulationError:
         pass
 
@@ -128,6 +149,13 @@ def test_a_small_batch_takes_one_launch() -> None:
     assert [prologue_rows(one) for one in (module, *large)] == [64, 32, 64]
     assert chosen(4096, prologue=1)
     assert not chosen(1, prologue=0)
+    crowded = make_case(replace(KERNEL, formats="dense", tile=(64, 256)), (256, 256)).module
+    assert [GluonConfig.choose(n, crowded, loops_of(crowded), 90).prologue for n in (32, 33)] == [True, False]
+    assert GluonConfig.choose(64, crowded, loops_of(crowded), 90, {"prologue": 1}).block_n == 32
+    assert prologue_batch(crowded, 90) == 32
+    narrow = make_case(replace(KERNEL, formats="wide_zeros", tile=(64, 256)), (256, 256)).module
+    found = [GluonConfig.choose(n, narrow, loops_of(narrow), 90) for n in (64, 65)]
+    assert [(one.block_n, one.prologue) for one in found] == [(32, True), (32, False)], "however narrow a block is"
     assert not chosen(4096, prologue=1, wgmma=1), "a block of wgmma's operands is copied as it is"
     plain = make_case(replace(KERNEL, beside="bias"), (256, 256)).module
     assert not GluonConfig.choose(1, plain, loops_of(plain), 90, {"prologue": 1}).prologue

@@ -1,14 +1,18 @@
-"""The loop nest of a large batch on matrix units: a GEMM whose second operand is unpacked as it goes.
+"""The loop nest of a large batch: a GEMM whose second operand is unpacked as it goes.
 
 Tile by tile, sums would be loaded and stored for every 64 columns and x would be read from memory
 for every tile row. Here a thread takes several tile rows and up to 512 batch entries at a time, walks K
-in steps of about 256 columns, unpacks the tiles of one row and step to bf16 (codes times scale, rounded as
-`to_dense` rounds), and multiplies them with sums in registers. What is unpacked stays in the first
-level of the cache, x and sums in the second; tiles that are not there cost nothing.
+in steps of a few hundred columns, unpacks the tiles of one row and step, and multiplies them with sums in registers.
+What is unpacked stays in the first level of the cache, x and sums in the second; tiles that are not there cost nothing.
+
+Matrix units take bf16 (codes times scale, rounded as `to_dense` rounds), vector units fp32.
 """
 
+import textwrap
+from collections.abc import Iterator
 from string import Template
 
+from stoicc.codegen.cpu.forms import planes_of
 from stoicc.codegen.cpu.plan import BLOCKED_ENTRIES, C_TYPES, FormatPart, KernelClass
 
 CONSTANTS = Template("""\
@@ -16,9 +20,10 @@ CONSTANTS = Template("""\
     MANY = $many, /* entries, */
     TALL = $tall, /* tile rows, */
     DEEP = $deep, /* and tile columns that are worked on together */
+    BLOCKED_BYTES = $bytes, /* scratch of a thread */
 """)
 
-_UNPACK_TILE = Template("""\
+_UNPACK_PAIRS = Template("""\
 /* Tile t as bf16 weights: strip by strip, `DEEP * BK` columns apart. */
 static void unpack_${name}_tile(const struct weight *w, int t, bf16 *pairs)
 {
@@ -30,7 +35,17 @@ static void unpack_${name}_tile(const struct weight *w, int t, bf16 *pairs)
 }
 """)
 
-_RUN = Template("""\
+_UNPACK_FLOATS = Template("""\
+/* Tile t as fp32 weights: strip by strip, `DEEP * COLUMNS` columns apart. */
+static void unpack_${name}_tile(const struct weight *w, int t, float *weights)
+{
+$pointers
+    for (int strip = 0; strip < STRIPS; strip++)
+        ${name}_floats($arguments, strip, weights + strip * DEEP * COLUMNS * LANES);
+}
+""")
+
+_MULTIPLY_PAIRS = """\
 /* A panel of unpacked tiles, at most DEEP of them, times x: `strips` strips by `blocks` blocks of 16 entries. */
 INLINE void multiply_panel(
     const bf16 *pairs, const int *present, int tiles, const bf16 *x, int64_t x_tile, float *acc, const int strips,
@@ -74,8 +89,10 @@ INLINE void multiply_panel(
 }
 
 static void multiply_panels(
-    const bf16 *pairs, const int *present, int tiles, const bf16 *x, int width, float *acc)
+    const struct weight *w, const struct call *call, int64_t first, int width, const int *present, int tiles,
+    const bf16 *pairs, float *acc)
 {
+    const bf16 *x = call->pairs + first * w->tile_columns * BK;
     const int64_t x_tile = (int64_t)width * BK;
     for (int strip = 0; strip < STRIPS; strip += 2, pairs += 2 * DEEP * BK * LANES) {
         float *sums = acc + strip * 256;
@@ -91,14 +108,73 @@ static void multiply_panels(
         }
     }
 }
+"""
 
+_MULTIPLY_FLOATS = Template("""\
+/* A panel of unpacked tiles, at most DEEP of them, times x: `strips` strips by nb entries. x of the entries that come
+ * next is asked for. */
+INLINE void multiply_panel(
+    const float *weights, const int *present, int tiles, const float *x, int64_t x_tile, float *acc, int64_t next,
+    const int strips, const int nb)
+{
+    vfloat sum[$beside * WIDE];
+    #pragma GCC unroll 16
+    for (int i = 0; i < strips * nb; i++)
+        sum[i] = vf_load_f32(acc + i * LANES);
+    for (int t = 0; t < tiles; t++) {
+        const float *from = x + present[t] * x_tile;
+        for (int k = 0; k < COLUMNS; k += 4, from += 4 * nb, weights += 4 * LANES) {
+            __builtin_prefetch(from + next);
+            __builtin_prefetch(from + next + 16);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                vfloat column[$beside];
+                #pragma GCC unroll 2
+                for (int strip = 0; strip < strips; strip++)
+                    column[strip] = vf_load_f32(weights + (strip * DEEP * COLUMNS + i) * LANES);
+                #pragma GCC unroll 8
+                for (int n = 0; n < nb; n++) {
+                    vfloat one = vf_set1(from[4 * n + i]);
+                    #pragma GCC unroll 2
+                    for (int strip = 0; strip < strips; strip++)
+                        sum[strip * nb + n] = vf_fma(column[strip], one, sum[strip * nb + n]);
+                }
+            }
+        }
+    }
+    #pragma GCC unroll 16
+    for (int i = 0; i < strips * nb; i++)
+        vf_store_f32(acc + i * LANES, sum[i]);
+}
+
+static void multiply_panels(
+    const struct weight *w, const struct call *call, int64_t first, int width, const int *present, int tiles,
+    const float *weights, float *acc)
+{
+    for (int strip = 0; strip < STRIPS; strip += $beside, weights += $beside * DEEP * COLUMNS * LANES)
+        for (int n = 0; n < width; n += WIDE) { /* x is in chunks, and a block of entries in one of them */
+            const int64_t chunk = (first + n) / CHUNK * CHUNK, left = call->batch - chunk;
+            const int64_t x_tile = (left < CHUNK ? padded(left) : CHUNK) * COLUMNS;
+            const float *x = call->floats + chunk * w->tile_columns * COLUMNS + (first + n - chunk) * COLUMNS;
+            const int nb = width - n < WIDE ? width - n : WIDE;
+            float *sums = acc + n * SUMS + strip * nb * LANES;
+            $cases
+        }
+}
+""")
+
+_CASE = Template("""\
+if ($condition)
+                multiply_panel(weights, present, tiles, x, x_tile, sums, $nb * COLUMNS, $strips, $nb);
+            """)
+
+_RUN = Template("""\
 /* Work items begin .. end, for all batch entries. */
 static void run_blocked(
-    const struct weight *w, const struct call *call, int begin, int end, float *sums, bf16 *pairs, $out *y)
+    const struct weight *w, const struct call *call, int begin, int end, float *sums, $element *panel, $out *y)
 {
     for (int64_t first = 0; first < call->batch; first += MANY) {
-        int count = call->batch - first < MANY ? (int)(call->batch - first) : MANY, width = (int)whole_blocks(count);
-        const bf16 *x = call->pairs + first * w->tile_columns * BK;
+        int count = call->batch - first < MANY ? (int)(call->batch - first) : MANY, width = (int)$width;
         float *acc[TALL];
         int next[TALL][$formats];
         for (int i = begin; i < end; i++) {
@@ -110,7 +186,7 @@ $starts        }
             for (int i = begin; i < end; i++) {
                 const struct item *item = w->items + i;
                 int present[DEEP], tiles = 0, *at = next[i - begin];
-$unpacks                multiply_panels(pairs, present, tiles, x, width, acc[i - begin]);
+$unpacks                multiply_panels(w, call, first, width, present, tiles, panel, acc[i - begin]);
             }
         for (int i = begin; i < end; i++)
             ${condition}finish(w, call, w->items[i].row, first, count, acc[i - begin], y);
@@ -120,21 +196,21 @@ $unpacks                multiply_panels(pairs, present, tiles, x, width, acc[i -
 
 _UNPACKS = Template("""\
                 for (int t = at[$index]; t < item->${name}_end && w->${name}_tile_column[t] < column + DEEP; t++) {
-                    unpack_${name}_tile(w, t, pairs + tiles * BK * LANES);
+                    unpack_${name}_tile(w, t, panel + tiles * $columns * LANES);
                     present[tiles++] = w->${name}_tile_column[t];
                     at[$index] = t + 1;
                 }
 """)
 
-LOOP = """\
+LOOP = Template("""\
         if (batch >= LEAST_BLOCKED) {
             float *sums = (float *)(area + omp_get_thread_num() * BLOCKED_BYTES);
-            bf16 *pairs = (bf16 *)(sums + TALL * MANY * SUMS);
+            $element *panel = ($element *)(sums + TALL * MANY * SUMS);
             #pragma omp for schedule(dynamic, 1)
             for (int i = 0; i < items; i += tall)
-                run_blocked(w, &call, i, i + tall < items ? i + tall : items, sums, pairs, y);
+                run_blocked(w, &call, i, i + tall < items ? i + tall : items, sums, panel, y);
         } else
-"""
+""")
 
 PREPARE = (
     "int items = w->bin_ptr[w->bins], tall = items / (2 * threads);",
@@ -144,43 +220,80 @@ PREPARE = (
 
 def constants(kernel: KernelClass) -> str:
     """Enumerators of the blocked loop nest."""
-    return (
-        CONSTANTS.substitute(least=kernel.least_blocked, many=BLOCKED_ENTRIES, tall=kernel.tall, deep=kernel.deep)
-        + f"    BLOCKED_BYTES = {kernel.blocked_bytes}, /* scratch of a thread */\n"
+    return CONSTANTS.substitute(
+        least=kernel.least_blocked,
+        many=BLOCKED_ENTRIES,
+        tall=kernel.tall,
+        deep=kernel.deep,
+        bytes=kernel.blocked_bytes,
     )
 
 
-def functions(kernel: KernelClass) -> str:
-    """C of the blocked loop nest."""
-    tiles = "\n".join(
-        _UNPACK_TILE.substitute(name=p.name, columns=_columns(p), unpack=_unpack(p)) for p in kernel.parts
-    )
+def loop(kernel: KernelClass) -> str:
+    """What a call of a large batch does instead of walking the bins."""
+    return LOOP.substitute(element=_element(kernel))
+
+
+def functions(kernel: KernelClass, width: str, entries: str) -> str:
+    """C of the blocked loop nest.
+
+    Args:
+        width: batch entries of a block's sums with those that fill it up, as a C expression of `count`.
+        entries: the same of the whole batch.
+    """
+    columns = "BK" if kernel.blocked == "pairs" else "COLUMNS"
     partial, condition = "sums + (i - begin) * MANY * SUMS", ""
     if kernel.split:
-        own = "call->partials + (item->partial * whole_blocks(call->batch) + first) * SUMS"
-        partial = f"item->partial < 0 ? {partial} : {own}"
+        partial = f"item->partial < 0 ? {partial} : call->partials + (item->partial * {entries} + first) * SUMS"
         condition = "if (w->items[i].partial < 0)\n                "
     starts = "".join(
         f"            next[i - begin][{index}] = item->{part.name}_begin;\n" for index, part in enumerate(kernel.parts)
     )
-    unpacks = "".join(_UNPACKS.substitute(name=part.name, index=index) for index, part in enumerate(kernel.parts))
+    unpacks = "".join(
+        _UNPACKS.substitute(name=part.name, index=index, columns=columns) for index, part in enumerate(kernel.parts)
+    )
     run = _RUN.substitute(
+        element=_element(kernel),
         out=C_TYPES[kernel.out_dtype],
         formats=len(kernel.parts),
+        width=width,
         acc=partial,
         starts=starts,
         unpacks=unpacks,
         condition=condition,
     )
-    return f"{tiles}\n{run}"
+    return "\n".join([*(_unpack(part, kernel) for part in kernel.parts), _multiply(kernel), run])
 
 
-def _columns(part: FormatPart) -> int:
-    assert part.code.pairs is not None
-    return part.code.pairs.columns
+def _element(kernel: KernelClass) -> str:
+    return "bf16" if kernel.blocked == "pairs" else "float"
 
 
-def _unpack(part: FormatPart) -> str:
+def _multiply(kernel: KernelClass) -> str:
+    if kernel.blocked == "pairs":
+        return _MULTIPLY_PAIRS
+    return _MULTIPLY_FLOATS.substitute(beside=kernel.beside, cases="else ".join(_cases(kernel)).rstrip())
+
+
+def _cases(kernel: KernelClass) -> Iterator[str]:
+    """Calls with constants, for the strips and the entries that are left."""
+    last = kernel.strips % kernel.beside
+    for strips in (last, kernel.beside) if last else (kernel.beside,):
+        fewer = f"STRIPS - strip == {strips} && " if strips < kernel.beside else ""
+        for nb in (8, 4, 2, 1):
+            if nb <= kernel.wide:
+                yield _CASE.substitute(condition=f"{fewer}nb == {nb}", strips=strips, nb=nb)
+
+
+def _unpack(part: FormatPart, kernel: KernelClass) -> str:
+    if kernel.blocked == "floats":
+        pointers, arguments = planes_of(part)
+        return _UNPACK_FLOATS.substitute(
+            name=part.name,
+            pointers=textwrap.indent(textwrap.dedent("\n".join(pointers)), "    "),
+            arguments=", ".join(arguments),
+        )
     assert part.code.pairs is not None
     unpack = f"unpack_{part.name}_pairs(w, t, unit, to)"
-    return f"vp_scale(to, SIZE, {unpack});" if part.code.pairs.scaled else f"{unpack};"
+    unpack = f"vp_scale(to, SIZE, {unpack});" if part.code.pairs.scaled else f"{unpack};"
+    return _UNPACK_PAIRS.substitute(name=part.name, columns=part.code.pairs.columns, unpack=unpack)

@@ -207,9 +207,10 @@ $end$join    }
 """)
 
 PACK_FLOATS = """\
-        #pragma omp for schedule(static)
-        for (int c = 0; c < (int)w->tile_columns; c++)
-            pack_floats(w, x, batch, c, call.floats);
+        #pragma omp for collapse(2) schedule(static)
+        for (int64_t first = 0; first < batch; first += CHUNK)
+            for (int c = 0; c < (int)w->tile_columns; c++)
+                pack_chunk(w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, c, call.floats);
 """
 
 PACK_PAIRS = Template("""\

@@ -28,7 +28,7 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         _activation(kernel),
         _finish(kernel),
         _run_item(kernel),
-        blocked.functions(kernel) if kernel.pairs else "",
+        blocked.functions(kernel, _width(kernel), _width(kernel, "call->batch")) if kernel.blocked else "",
         _join_parts(kernel),
         _run(kernel),
     ]
@@ -141,7 +141,9 @@ def _header(kernel: KernelClass, stoicc_version: str) -> str:
 
 
 def _preamble(kernel: KernelClass) -> str:
-    maths = ("#include <math.h>",) * (kernel.has("activation") is not None) + ("#include <omp.h>",) * kernel.pairs
+    maths = ("#include <math.h>",) * (kernel.has("activation") is not None) + ("#include <omp.h>",) * bool(
+        kernel.blocked
+    )
     lines = (*simd.includes(kernel.isa), *maths, "#include <stdint.h>", "#include <string.h>")
     inline = "/* nb and column are constants at every call: the compiler makes one version for each. */\n"
     return "\n".join(lines) + f"\n\n{inline}#define INLINE static inline __attribute__((always_inline))\n"
@@ -169,8 +171,8 @@ def _form_constants(kernel: KernelClass) -> str:
     if kernel.octets:
         text += driver.OCTET_CONSTANTS.substitute(least=kernel.least_octets, most=kernel.most_octets)
     if kernel.pairs:
-        text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs) + blocked.constants(kernel)
-    return text
+        text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs)
+    return text + (blocked.constants(kernel) if kernel.blocked else "")
 
 
 def _call(kernel: KernelClass) -> str:
@@ -192,6 +194,8 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
         texts.append(part.code.pairs.source.replace("{name}", f"{part.name}_pairs"))
     if kernel.octets and part.code.octets:
         texts.append(part.code.octets.source.replace("{name}", f"{part.name}_octets"))
+    if kernel.blocked == "floats" and part.code.floats:
+        texts.append(part.code.floats.source.replace("{name}", f"{part.name}_floats"))
     return "\n".join(texts)
 
 
@@ -224,10 +228,10 @@ def _wide(kernel: KernelClass) -> str:
     return "call->pairs ? 16 : WIDE" if kernel.pairs else "WIDE"
 
 
-def _width(kernel: KernelClass, entries: str = "count") -> str:
+def _width(kernel: KernelClass, entries: str = "count", call: str = "call->") -> str:
     """Batch entries with those that fill the last block, as a C expression."""
     floats = f"padded({entries})"
-    return f"(call->pairs ? whole_blocks({entries}) : {floats})" if kernel.pairs else floats
+    return f"({call}pairs ? whole_blocks({entries}) : {floats})" if kernel.pairs else floats
 
 
 def _run_item(kernel: KernelClass) -> str:
@@ -283,7 +287,7 @@ def _run(kernel: KernelClass) -> str:
         out=C_TYPES[kernel.out_dtype],
         areas="".join(f"    {line}\n" for line in _areas(kernel)),
         pack=_packs(kernel),
-        begin=_tiles(driver.TILES_BEGIN, kernel) + blocked.LOOP * kernel.pairs,
+        begin=_tiles(driver.TILES_BEGIN, kernel) + (blocked.loop(kernel) if kernel.blocked else ""),
         end=_tiles(driver.TILES_END, kernel),
         join=driver.RUN_JOIN * kernel.split,
     )
@@ -335,8 +339,8 @@ def _areas(kernel: KernelClass) -> list[str]:
         lines += [line for line in floats if line]
     if kernel.split:
         lines.append("call.partials = (float *)area;")
-    if kernel.pairs:
-        lines += ["area += w->partials * whole_blocks(batch) * SUMS * sizeof(float);"] * kernel.split
+    if kernel.blocked:
+        lines += [f"area += w->partials * {_width(kernel, 'batch', 'call.')} * SUMS * sizeof(float);"] * kernel.split
         lines += blocked.PREPARE
     return lines
 

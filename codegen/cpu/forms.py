@@ -26,12 +26,14 @@ _LEAST_FETCH, _MOST_FETCH = 64, 1024
 def pack(kernel: KernelClass) -> str:
     """C that packs x in every form that the kernel uses."""
     permuted = kernel.has("column_permutation") is not None
-    source = "from[w->input_column[column + k]]" if permuted else "from[k]"
-    scale = " * w->input_scale[column + k]" if kernel.has("input_scale") is not None else ""
+    source = "from[w->input_column[column + $k]]" if permuted else "from[$k]"
+    scale = " * w->input_scale[column + $k]" if kernel.has("input_scale") is not None else ""
+    value = f"{kernel.x_dtype}_to_float({source}){scale}"
     names = {
         "x": C_TYPES[kernel.x_dtype],
-        "source": source,
-        "value": f"{kernel.x_dtype}_to_float({source}){scale}",
+        "source": source.replace("$k", "k"),
+        "value": value.replace("$k", "k"),
+        "four": ",\n                ".join(value.replace("$k", f"k + {i}") for i in range(4)),
         "offset": "" if permuted else " + column",
     }
     texts = [_PACK_FLOATS]
@@ -42,7 +44,7 @@ def pack(kernel: KernelClass) -> str:
 
 def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     """C that adds a range of a format's tiles to the sums of their tile row, for every form it takes x in."""
-    pointers, arguments = _planes(part)
+    pointers, arguments = planes_of(part)
     names = {
         "name": part.name,
         "format": str(part.format),
@@ -67,7 +69,7 @@ def _tails(names: dict[str, str], kind: str, wide: int) -> str:
     return "        " + "        else ".join(cases)
 
 
-def _planes(part: FormatPart) -> tuple[list[str], list[str]]:
+def planes_of(part: FormatPart) -> tuple[list[str], list[str]]:
     """Lines that point at the planes of tile t and ask for later ones, and the arguments for a format's function."""
     pointers, arguments = [], []
     fetches = [f"            fetch(w->{part.name}_tile_column + t + {_INDEX_AHEAD}, 4);"]
@@ -109,17 +111,15 @@ static void pack_chunk(const struct weight *w, const $x *x, int64_t first, int c
         float *to = panel + block * COLUMNS + 4 * n;
         const $x *from = x + (first + entry) * w->columns$offset;
         int known = entry < count ? present : 0;
-        for (int k = 0; k < known; k++)
-            to[k / 4 * 4 * nb + k % 4] = $value;
-        for (int k = known; k < COLUMNS; k++)
-            to[k / 4 * 4 * nb + k % 4] = 0;
+        fetch(from + BK, BK * (int)sizeof *from); /* the next tile column's */
+        for (int k = 0; k < known / 4 * 4; k += 4) {
+            const float four[4] = {
+                $four};
+            memcpy(to + k * nb, four, sizeof four);
+        }
+        for (int k = known / 4 * 4; k < COLUMNS; k++)
+            to[k / 4 * 4 * nb + k % 4] = k < known ? $value : 0;
     }
-}
-
-static void pack_floats(const struct weight *w, const $x *x, int64_t batch, int tile_column, float *packed)
-{
-    for (int64_t first = 0; first < batch; first += CHUNK)
-        pack_chunk(w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, tile_column, packed);
 }
 """)
 

@@ -131,9 +131,25 @@ class KernelClass:
         return min(able) if self.pairs else 1 << 30
 
     @property
+    def blocked(self) -> str:
+        """The form of x in which several tile rows are multiplied at a time at a large batch: pairs, floats or none.
+
+        Codes are faster as octets, at any batch, than anything in fp32.
+        """
+        if self.pairs:
+            return "pairs"
+        able = bool(self.parts) and all(part.code.floats for part in self.parts)
+        return "floats" if able and not self.octets else ""
+
+    @property
     def least_blocked(self) -> int:
         """Batch entries from which several tile rows are multiplied at a time (`blocked.py`)."""
-        return 96
+        return 96 if self.pairs else max(part.code.floats.least for part in self.parts if part.code.floats)
+
+    @property
+    def beside(self) -> int:
+        """Strips that are multiplied together in fp32: what the registers hold for WIDE entries."""
+        return 2 if self.wide == 8 else 1
 
     @property
     def tall(self) -> int:
@@ -142,14 +158,15 @@ class KernelClass:
 
     @property
     def deep(self) -> int:
-        """Tile columns that are unpacked at a time: about 256 columns, of which two strips fit the L1 cache."""
-        return max(1, 256 // self.tile[1])
+        """Tile columns that are unpacked at a time, of which two strips fit the L1 cache with a block of x."""
+        return max(1, (256 if self.pairs else 192) // self.tile[1])
 
     @property
     def blocked_bytes(self) -> int:
         """Scratch of a thread in the blocked loop nest: sums, and what is unpacked."""
         rows = self.strips * LANES
-        return self.tall * BLOCKED_ENTRIES * rows * 4 + self.deep * self.tile[1] * rows * 2
+        unpacked = self.tile[1] * 2 if self.pairs else self.columns * 4
+        return rows * (self.tall * BLOCKED_ENTRIES * 4 + self.deep * unpacked)
 
     @property
     def thirds(self) -> bool:
@@ -162,7 +179,7 @@ class KernelClass:
 
     def scratch_bytes(self, batch: int, tile_columns: int, partials: int, threads: int) -> int:
         """Bytes of workspace of one call, after the low-rank term: the areas that `stoicc_run` cuts it in."""
-        blocked = self.blocked_bytes * threads if self.pairs and batch >= self.least_blocked else 0
+        blocked = self.blocked_bytes * threads if self.blocked and batch >= self.least_blocked else 0
         if self.pairs and batch >= self.least_pairs:
             entries = whole_blocks(batch)
             packed = entries * tile_columns * self.tile[1] * 2

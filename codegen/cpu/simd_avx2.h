@@ -129,6 +129,27 @@ static inline vfloat vf_pick4(vfloat four, vint index)
     return (vfloat){_mm256_permutevar_ps(four.lo, index.lo), _mm256_permutevar_ps(four.hi, index.hi)};
 }
 
+/* The lanes of `v` whose index, `bits` of it, is `value`; 0 in the others. */
+static inline __m256 lanes_at(__m256 v, __m256i index, const int bits, const int value)
+{
+    __m256i at = _mm256_cmpeq_epi32(_mm256_and_si256(index, _mm256_set1_epi32(bits)), _mm256_set1_epi32(value));
+    return _mm256_and_ps(v, _mm256_castsi256_ps(at));
+}
+
+/* Four columns from the two that are kept of them: each lane has its own places, the first in the low two bits of
+ * `place`, the second in the next two. */
+static inline void vf_spread4(float *to, const vfloat *kept, vint place)
+{
+    #pragma GCC unroll 4
+    for (int column = 0; column < 4; column++) {
+        __m256 lo = lanes_at(kept[0].lo, place.lo, 3, column), hi = lanes_at(kept[0].hi, place.hi, 3, column);
+        lo = _mm256_or_ps(lo, lanes_at(kept[1].lo, place.lo, 12, 4 * column));
+        hi = _mm256_or_ps(hi, lanes_at(kept[1].hi, place.hi, 12, 4 * column));
+        _mm256_storeu_ps(to + 16 * column, lo);
+        _mm256_storeu_ps(to + 16 * column + 8, hi);
+    }
+}
+
 static inline vint vi_load(const int32_t *p)
 {
     return (vint){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};

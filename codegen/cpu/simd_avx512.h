@@ -120,6 +120,19 @@ static inline vfloat vf_pick4(vfloat four, vint index)
     return _mm512_permutevar_ps(four, index);
 }
 
+/* Four columns from the two that are kept of them: each lane has its own places, the first in the low two bits of
+ * `place`, the second in the next two. */
+static inline void vf_spread4(float *to, const vfloat *kept, vint place)
+{
+    __m512i first = _mm512_and_si512(place, _mm512_set1_epi32(3)), second = _mm512_and_si512(place, _mm512_set1_epi32(12));
+    #pragma GCC unroll 4
+    for (int column = 0; column < 4; column++) {
+        vfloat v = _mm512_maskz_mov_ps(_mm512_cmpeq_epi32_mask(first, _mm512_set1_epi32(column)), kept[0]);
+        v = _mm512_mask_mov_ps(v, _mm512_cmpeq_epi32_mask(second, _mm512_set1_epi32(4 * column)), kept[1]);
+        _mm512_storeu_ps(to + 16 * column, v);
+    }
+}
+
 static inline vint vi_load(const int32_t *p)
 {
     return _mm512_loadu_si512(p);

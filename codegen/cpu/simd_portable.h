@@ -149,6 +149,18 @@ static inline vfloat vf_pick4(vfloat four, vint index)
     return v;
 }
 
+/* Four columns from the two that are kept of them: each lane has its own places, the first in the low two bits of
+ * `place`, the second in the next two. */
+static inline void vf_spread4(float *to, const vfloat *kept, vint place)
+{
+    memset(to, 0, 64 * sizeof *to);
+    for (int lane = 0; lane < 16; lane++) {
+        const int at = place.part[lane / 4][lane % 4];
+        to[16 * (at & 3) + lane] = kept[0].part[lane / 4][lane % 4];
+        to[16 * (at >> 2 & 3) + lane] = kept[1].part[lane / 4][lane % 4];
+    }
+}
+
 static inline vint vi_load(const int32_t *p)
 {
     vint v;

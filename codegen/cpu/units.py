@@ -102,10 +102,11 @@ static void pack_pairs(const struct weight *w, const $x *x, int64_t batch, int t
             bf16 *to = panel + entry / 16 * 16 * BK + entry % 16 * 32;
             const $x *from = x + (first + entry) * w->columns$offset;
             int known = entry < count ? present : 0;
-            for (int k = 0; k < known; k++)
-                to[k / 32 * 512 + k % 32] = $source;
-            for (int k = known; k < BK; k++)
-                to[k / 32 * 512 + k % 32] = 0;
+            for (int block = 0; block + 32 <= known; block += 32)
+                for (int k = block; k < block + 32; k++)
+                    to[block * 16 + k - block] = $source;
+            for (int k = known / 32 * 32; k < BK; k++)
+                to[k / 32 * 512 + k % 32] = k < known ? $source : 0;
         }
     }
 }

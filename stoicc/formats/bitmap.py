@@ -15,7 +15,7 @@ from torch import Tensor
 from stoicc.formats import _mask
 from stoicc.formats._mask import ranks, woven
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
-from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
+from stoicc.ir.format import Plane, PlaneKind, Planes, Tile, TileFloats, TileFormat, TileMac, TilePairs, TritonDecode
 from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
@@ -66,6 +66,25 @@ INLINE void {name}($arguments, const int unit, bf16 *pairs)
         vp_store(pairs, vp_expand(values, masks));
         values += __builtin_popcount((uint32_t)*masks);
     }
+}
+"""
+
+_FLOATS = """\
+INLINE void {name}($arguments, const int strip, float *weights)
+{
+    const $T *end = values + count;
+    masks += strip * (BK / 2);
+    values += starts[strip];
+    #pragma GCC unroll 4
+    for (int k = 0; k < BK; k += 2, masks++, weights += 2 * LANES) {
+        vfloat first, second;
+        ahead(values, 64);
+        vf_expand_$T(values, end, masks, &first, &second);
+        vf_store_f32(weights, first);
+        vf_store_f32(weights + LANES, second);
+        values += __builtin_popcount((uint32_t)*masks);
+    }
+    memset(weights, 0, (COLUMNS - BK) * LANES * sizeof *weights);
 }
 """
 
@@ -201,6 +220,7 @@ class Bitmap(TileFormat):
             kept_mac(arguments, "count", dtype),
             decode=kept_decode(arguments, "count", dtype, tile),
             pairs=kept_pairs(arguments, "starts[unit]", tile) if dtype == "bf16" else None,
+            floats=TileFloats(_FLOATS.replace("$arguments", arguments).replace("$T", dtype)),
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import from_paired_lanes, to_lanes, to_pairs
 from stoicc.ir.dtypes import TORCH_DTYPES
-from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileFormat, TileMac, TilePairs, TritonDecode
+from stoicc.ir.format import Fragment, Plane, Planes, Tile, TileFloats, TileFormat, TileMac, TilePairs, TritonDecode
 from stoicc.ir.fragment import Operands
 from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
@@ -49,6 +49,20 @@ INLINE void {name}(const bf16 *values, const int unit, bf16 *pairs)
     for (int k = 0; k < BK; k += 2, values += 2 * LANES) {
         ahead(values, 64);
         vp_store(pairs + k * LANES, vp_load(values));
+    }
+}
+"""
+
+_FLOATS = """\
+INLINE void {name}(const $T *values, const int strip, float *weights)
+{
+    values += strip * COLUMNS * LANES;
+    for (int k = 0; k < COLUMNS; k += 2, values += 2 * LANES, weights += 2 * LANES) {
+        vfloat first, second;
+        ahead(values, 2 * LANES * sizeof *values);
+        vf_pair_$T(values, &first, &second);
+        vf_store_f32(weights, first);
+        vf_store_f32(weights + LANES, second);
     }
 }
 """
@@ -117,6 +131,7 @@ class Dense(TileFormat):
             pairs=TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and tile[1] % 32 == 0 else None,
             unpack=lambda packed, tile: {"values": from_paired_lanes(packed["values"], *tile)},
             decode_packed=_DECODE_PACKED.replace("$T", dtype),
+            floats=TileFloats(_FLOATS.replace("$T", dtype)),
         )
 
 

@@ -24,6 +24,7 @@ from stoicc.ir.format import (
     Plane,
     Planes,
     Tile,
+    TileFloats,
     TileFormat,
     TileMac,
     TilePairs,
@@ -85,6 +86,25 @@ INLINE void {name}(const bf16 *values, const int32_t *positions, const int unit,
         for (int g = 0; g < 8; g++, values += 2 * LANES) {
             ahead(values, 64);
             vp_spread(pairs + (k + 4 * g) * LANES, vp_load(values), vp_place(place, g));
+        }
+    }
+}
+"""
+
+_FLOATS = """\
+INLINE void {name}(const $T *values, const int32_t *positions, const int strip, float *weights)
+{
+    values += strip * (BK / 2) * LANES;
+    positions += strip * ((BK + 31) / 32) * LANES;
+    for (int k = 0; k < BK; k += 32, positions += LANES) {
+        vint place = vi_load(positions);
+        ahead(positions, 64);
+        #pragma GCC unroll 8
+        for (int g = 0; g < $groups; g++, values += 2 * LANES, weights += 4 * LANES) {
+            vfloat kept[2];
+            ahead(values, 2 * LANES * sizeof *values);
+            vf_pair_$T(values, &kept[0], &kept[1]);
+            vf_spread4(weights, kept, vi_shift_right(place, place_shift(g, 0)));
         }
     }
 }
@@ -180,9 +200,12 @@ class Nv24(TileFormat):
             return {"values": values, "positions": _lane_order.positions(packed["positions"], tile, 1)}
 
         whole = tile[1] % 32 == 0
-        source = _MAC.replace("$T", dtype).replace("$groups", "8" if whole else "(BK - k < 32 ? 4 : 8)")
+        groups = "8" if whole else "(BK - k < 32 ? (BK - k) / 4 : 8)"
+        source, floats = (text.replace("$T", dtype).replace("$groups", groups) for text in (_MAC, _FLOATS))
         pairs = TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and whole else None
-        return TileMac(source, pack, _DECODE.replace("$T", dtype), pairs=pairs, unpack=unpack)
+        return TileMac(
+            source, pack, _DECODE.replace("$T", dtype), pairs=pairs, unpack=unpack, floats=TileFloats(floats, least=192)
+        )
 
 
 register_format(Nv24())

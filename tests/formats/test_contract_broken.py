@@ -315,6 +315,19 @@ class NoDigits(Dense):
         return TileMac(code.source, code.pack, code.decode, digits)
 
 
+class NoFloats(Dense):
+    """Right but for a large batch on vector units, where tiles are unpacked to nothing."""
+
+    name: ClassVar[str] = "no_floats"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        assert code.floats is not None
+        signature, _, _ = code.floats.source.partition("\n{\n")
+        nothing = "    memset(weights, 0, COLUMNS * LANES * sizeof *weights);\n"
+        return replace(code, floats=replace(code.floats, source=f"{signature}\n{{\n{nothing}}}\n"))
+
+
 class NoPairs(Dense):
     """Right but on matrix units, where nothing is multiplied."""
 
@@ -470,7 +483,8 @@ def test_a_broken_promise_is_named(register, cls, sentence):
 
 
 @pytest.mark.parametrize(
-    ("cls", "isa", "dtype"), [(NoDigits, "vnni", "f32"), (NoPairs, "amx", "bf16"), (NoOctets, "amx", "f32")]
+    ("cls", "isa", "dtype"),
+    [(NoDigits, "vnni", "f32"), (NoFloats, "avx2", "f32"), (NoPairs, "amx", "bf16"), (NoOctets, "amx", "f32")],
 )
 def test_every_form_of_a_multiply_is_under_contract(register, monkeypatch, cls, isa, dtype):
     need(isa, monkeypatch)

@@ -1,0 +1,134 @@
+"""A format's C: what `TileFormat.tile_mac` returns, for the CPU backend."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stoicc.ir.fragment import Planes, Tile
+
+
+@dataclass(frozen=True)
+class TilePairs:
+    """How a tile is unpacked for matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
+
+    A unit is one strip and `columns` of its columns; a strip's units are neighbours, unpacked a few ahead of those that
+    are multiplied, in turns with them: small ones keep all parts of a core busy. The text of the function is
+
+        INLINE void {name}(<one pointer per plane>, const int unit, bf16 *pairs)
+
+    and writes `[columns / 2][16][2]` to pairs: two neighbouring columns of a row are one 32-bit lane.
+    With `scaled` it is `INLINE vfloat {name}(...)` and returns what each row's sums are multiplied by in
+    fp32, so that integer codes need not be rounded again.
+
+    Attributes:
+        columns: of a unit; a multiple of 32 that divides BK.
+        group: neighbouring units of a strip that return the same; their sums are scaled once.
+        least: batch entries from which they are faster than floats and digits.
+    """
+
+    source: str
+    columns: int
+    scaled: bool = False
+    group: int = 1
+    least: int = 2
+
+
+@dataclass(frozen=True)
+class TileOctets:
+    """How a tile of codes is unpacked for integer matrix units (`codegen/cpu/simd_octets.h`), unit by unit.
+
+    As `TilePairs`, but x is multiplied as three 8-bit digits (`TileMac.digits`) and codes are not rounded:
+    they are signed bytes. The text of the function is
+
+        INLINE vfloat {name}(<one pointer per plane>, const int unit, int8_t *octets)
+
+    It writes `[columns / 4][16][4]` to octets, four neighbouring columns of a row to a 32-bit lane, and returns
+    what each row's sums are multiplied by in fp32.
+
+    Attributes:
+        columns: of a unit; a multiple of 64 that divides BK.
+        most: batch entries up to which octets are faster than pairs, where a kernel has both: there are
+            three rows of digits to an entry, and three sums to scale.
+        group: neighbouring units of a strip that return the same; their sums are scaled once.
+    """
+
+    source: str
+    columns: int
+    most: int = 16
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class TileFloats:
+    """How a tile is unpacked to fp32, strip by strip, for a large batch on vector units (`codegen/cpu/blocked.py`).
+
+    The text of the function is
+
+        INLINE void {name}(<one pointer per plane>, const int strip, float *weights)
+
+    and writes `[COLUMNS][16]` to weights: a column of the strip after the other, zeros in columns past BK.
+
+    Attributes:
+        least: batch entries from which that is faster than `TileMac.source`, which may leave out what is not stored.
+    """
+
+    source: str
+    least: int = 48
+
+
+@dataclass(frozen=True)
+class TileMac:
+    """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
+
+    `source` is one C function (helpers may stand before it), emitted as it is but for its name:
+
+        INLINE void {name}(<one pointer per plane>, const float *x, float *acc, const int nb)
+
+    Lanes are rows: a *strip* is 16 rows of the tile. The function adds the tile times x to acc.
+
+    - A plane's pointer is at this tile's (packed) entry and has the C type of the packed
+      dtype: f32, f16, bf16, uint8_t, int8_t, int16_t, int32_t or int64_t. A RAGGED plane passes
+      its pointer and then its count, an int64_t.
+    - x holds nb batch entries of the tile's columns, fp32: column k of entry n is at
+      `x[(k / 4 * nb + n) * 4 + k % 4]`. Columns past the matrix are zero.
+    - acc is fp32 `[STRIPS][nb][16]`: row r of entry n is lane `r % 16` of strip `r / 16`.
+    - nb is 1, 2, 4 or 8 and a constant at every call, so that loops over it unroll.
+    - BM, BK, COLUMNS (BK rounded up to a multiple of 4), STRIPS and LANES (16) are constants.
+
+    The vector vocabulary (`vf_load_bf16`, `multiply_add`, ...) is in `codegen/cpu/simd_*.h`; code
+    written in it runs on every instruction set, and only what it uses is emitted. Planes are
+    put in lane order by `pack`, with the helpers of `stoicc.codegen.cpu.lanes`. Planes of more than
+    1 KB an entry are streams: call `ahead(p, bytes)` as they are read, or memory is not kept busy.
+
+    Attributes:
+        source: C text of the function.
+        pack: canonical planes (one row per *entry*: a shared GROUP entry comes once) -> planes in
+            SIMD lane order, same names and leading dimensions. A RAGGED plane comes with its
+            offsets `<plane>_ptr`, which may change.
+        decode: optional C text of a function that writes the whole tile, for large batches:
+
+            static void {name}(<one pointer per *canonical* plane>, T *out, const int64_t stride)
+
+            T is the weight's C type; out[r * stride + k] must equal `TileFormat.decode` bit for bit, used without it.
+        digits: optional C text for integer units (`simd_vnni.h`), at batch 1, 2 and 4:
+
+            INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
+
+            x is three 8-bit digits of a number of 22 bits and a sign, in units of each tile column and entry:
+            `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`.
+        pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
+        octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
+        unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
+            bit for bit. With it a kernel that has packed its planes lets the canonical ones go. RAGGED planes stay.
+        decode_packed: optional C text like `decode`, from *packed* planes, none RAGGED; else they are unpacked first.
+        floats: optional code for large batches on vector units.
+    """
+
+    source: str
+    pack: Callable[[Planes], Planes] = lambda planes: planes
+    decode: str = ""
+    digits: str = ""
+    pairs: TilePairs | None = None
+    octets: TileOctets | None = None
+    unpack: Callable[[Planes, Tile], Planes] | None = None
+    decode_packed: str = ""
+    floats: TileFloats | None = None

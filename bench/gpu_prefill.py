@@ -25,30 +25,40 @@ MIXES = {
 
 
 def check_prologue(plan: Plan, dtype: torch.dtype) -> Iterator[Check]:
-    """x permuted, and but for f16 scaled, in the launch that multiplies and in launches before it."""
+    """x permuted, and but for f16 scaled, in the launch that multiplies and in launches before it, padded or not."""
     import stoicc
 
     generator = torch.Generator().manual_seed(4)
     rows, columns = plan.check_shape
-    names = tile_map(("nv24", "int4<group_size=64>"), plan.check_shape)
-    weight = torch.randn(rows, columns, generator=generator).to(dtype)
-    tiled = stoicc.inspect(weight, tile=TENSOR_CORE_TILE, tile_map=names, approximate=True)
-    pools = {"column_permutation": torch.randperm(columns, generator=generator).to(torch.int32)}
-    if dtype != torch.float16:
-        pools["input_scale"] = torch.rand(columns, generator=generator) + 0.5
-    found: dict[str, Any] = {
-        name: Pool(name, DTYPE_NAMES[pool.dtype], (columns,), digest(pool)) for name, pool in pools.items()
-    }
-    program = replace(tiled.program, beside=replace(tiled.program.beside, **found))
-    tiled = replace(tiled, program=program, pools={**tiled.pools, **pools})
-    for inside in (1, 0):
+    for where, inside, width in (
+        ("in the launch", 1, columns),
+        ("before it", 0, columns),
+        ("padded before it", 0, columns - 3),
+    ):
         pipeline = f"build-csr,split-k{{parts=2}},fuse-epilogue,launch{{prologue={inside}}}"
+        tiled = permuted_weight((rows, width), dtype, generator)
         kernel = stoicc.compile(tiled, target="cuda", pipeline=pipeline).to(plan.device)
         dense = kernel.to_dense().double()
         for batch in (1, 18, 40):
-            x = inputs(batch, columns, dtype, generator, plan.device)
-            where = "in the launch" if inside else "before it"
+            x = inputs(batch, width, dtype, generator, plan.device)
             yield compare(kernel, "tiles", x, F.linear(x.double(), dense), f"x {where}")
+
+
+def permuted_weight(shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator) -> Any:
+    """A tiled weight whose x is permuted, and scaled unless it is f16."""
+    import stoicc
+
+    names = tile_map(("nv24", "int4<group_size=64>"), shape)
+    weight = torch.randn(*shape, generator=generator).to(dtype)
+    tiled = stoicc.inspect(weight, tile=TENSOR_CORE_TILE, tile_map=names, approximate=True)
+    pools = {"column_permutation": torch.randperm(shape[1], generator=generator).to(torch.int32)}
+    if dtype != torch.float16:
+        pools["input_scale"] = torch.rand(shape[1], generator=generator) + 0.5
+    found: dict[str, Any] = {
+        name: Pool(name, DTYPE_NAMES[pool.dtype], (shape[1],), digest(pool)) for name, pool in pools.items()
+    }
+    program = replace(tiled.program, beside=replace(tiled.program.beside, **found))
+    return replace(tiled, program=program, pools={**tiled.pools, **pools})
 
 
 def check_warpgroups(plan: Plan, dtype: torch.dtype) -> Iterator[Check]:

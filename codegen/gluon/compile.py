@@ -16,7 +16,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from stoicc.codegen.executor import Pools
 from stoicc.codegen.gluon.blobs import Buffers, make_buffers
 from stoicc.codegen.gluon.emit import EmittedGluon, emit
-from stoicc.codegen.gluon.inputs import Inputs
+from stoicc.codegen.gluon.inputs import Inputs, padded
 from stoicc.codegen.gluon.launch import GluonConfig, loops_of, unsupported
 from stoicc.codegen.triton import build
 from stoicc.codegen.triton.compile_check import POINTERS, Machine, parse_target, read_cubin
@@ -108,8 +108,10 @@ class Compiled:
         schedule = scheduled(self.module)
         buffers = make_buffers(self.module, schedule, self.emitted.loops, pools)
         named = tensors_of(self.module, buffers, pools, x) | {"y": out}
-        inputs = Inputs.of(beside_tensors(self.module, pools))
-        named["x"] = inputs.prepare(x, torch.empty_like(x)) if inputs and not self.config.prologue else x
+        inputs = Inputs.of(beside_tensors(self.module, pools), x.shape[1])
+        named["x"] = (
+            inputs.prepare(x, x.new_empty(x.shape[0], inputs.width)) if inputs and not self.config.prologue else x
+        )
         named |= inputs.tables()
         if self.emitted.split:
             slots = int(buffers.row_slots[-1])
@@ -117,7 +119,7 @@ class Compiled:
         batch, config = x.shape[0], self.config
         programs = {
             "tiles_kernel": len(schedule.items) * -(-batch // config.block_n),
-            "reduce_kernel": self.module.tiles.grid[0] * -(-batch // config.reduce_n),
+            "reduce_kernel": self.module.tiles.grid[0] * -(-batch // config.reduce_n(self.module.tiles.tile[0])),
         }
         return tuple(
             Launch(kernel, programs[kernel.name], tuple(named[name] for name in kernel.arguments))
@@ -177,7 +179,7 @@ def tensors_of(module: Module, buffers: Buffers, pools: Pools, x: Tensor) -> dic
         named["low_rank_product"] = low_rank_product(x, right_factors(beside, module.tiles.dtype), product)
         named["RANK"] = rank
     named |= {"tiles": buffers.blobs, "descriptors": buffers.descriptors, "items": buffers.items}
-    return named | {"row_slots": buffers.row_slots, "M": rows, "K": columns, "N": x.shape[0]}
+    return named | {"row_slots": buffers.row_slots, "M": rows, "K": padded(columns), "N": x.shape[0]}
 
 
 def _compile(
@@ -187,14 +189,14 @@ def _compile(
     launched: dict[str, Any] = {"BN": config.block_n, "STAGES": config.stages}
     if not is_gluon:  # DOT is not read there
         launched = {
-            "BN": config.reduce_n,
+            "BN": config.reduce_n(module.tiles.tile[0]),
             "DOT": TRITON_DOTS[torch.float32],
             "PRECISION": dot_precision(torch.float32),
         }
     names = kernel.arg_names
     constants = {n: value for n, value in launched.items() if n in names}
     signature = {n: "constexpr" if n in constants else types[n] for n in names}
-    extents = {"M": module.tiles.shape[0], "K": module.tiles.shape[1]}
+    extents = {"M": module.tiles.shape[0], "K": padded(module.tiles.shape[1])}
     whole = [n for n in names if signature[n].startswith("*") or extents.get(n, 1) % 16 == 0]
     source = (GluonASTSource if is_gluon else ASTSource)(
         kernel,

@@ -54,7 +54,7 @@ class GluonTiles(Executor):
         self._packed = PackedBlobs(module, self._loops, self._buffers, pools)
         self._pools = {name: weakref.ref(pools[name]) for name in self._packed.names}
         self._beside = beside_tensors(module, pools)
-        self._inputs = Inputs.of(self._beside)
+        self._inputs = Inputs.of(self._beside, module.tiles.shape[1])
         self._rights = right_factors(self._beside, module.tiles.dtype)
         self._dtype = TORCH_DTYPES[module.tiles.dtype]
         self._launch = dict(schedule.launch)
@@ -80,7 +80,7 @@ class GluonTiles(Executor):
             return self._other().workspace_bytes(batch, x_dtype)
         emitted, _ = self._kernels(batch)
         parts = self._slot_bytes * rows_of_a_piece(batch, self._slot_bytes) if emitted.split else 0
-        prepared = 0 if self._config(batch).prologue else self._inputs.bytes(batch, self._module.tiles.shape[1])
+        prepared = 0 if self._config(batch).prologue else self._inputs.bytes(batch)
         return low_rank_bytes(batch, self._rank) + prepared + parts
 
     def run(self, x: Tensor, out: Tensor, workspace: Tensor) -> None:
@@ -96,8 +96,9 @@ class GluonTiles(Executor):
             low_rank_product(x, self._rights, product)
         inside = self._config(batch).prologue
         if self._inputs and not inside:
-            x = self._inputs.prepare(x, workspace[held : held + x.nbytes].view(x.dtype).view(x.shape))
-            held += self._inputs.bytes(*x.shape)
+            size = batch * self._inputs.width * x.element_size()
+            x = self._inputs.prepare(x, workspace[held : held + size].view(x.dtype).view(batch, -1))
+            held += self._inputs.bytes(batch)
         emitted, _ = self._kernels(batch)
         step = rows_of_a_piece(batch, self._slot_bytes) if emitted.split else batch
         for begin in range(0, batch, step):
@@ -106,10 +107,10 @@ class GluonTiles(Executor):
             self._run_piece(x[piece], out[piece], workspace[held:], left, inside)
 
     def _run_piece(self, x: Tensor, out: Tensor, workspace: Tensor, product: Tensor | None, inside: bool) -> None:
-        """Rows of x; `inside` says that the kernel scales and permutes them."""
+        """Rows of x, padded; `inside` says that the kernel scales and permutes them."""
         config = replace(self._config(x.shape[0]), prologue=inside)
         emitted, kernels = self._kernels_of(config)
-        (rows, columns), batch = self._module.tiles.shape, x.shape[0]
+        rows, (batch, columns) = self._module.tiles.shape[0], x.shape
         held = self._buffers
         tables: dict[str, Any] = {n: self._beside[n] for n in emitted.epilogue if n in self._beside}
         if product is not None:
@@ -123,10 +124,10 @@ class GluonTiles(Executor):
         if not emitted.split:
             kernels.tiles_kernel[grid](y=out, M=rows, **tables, **given)
             return
-        parts = workspace[: self._slot_bytes * batch].view(torch.float32)
+        parts, tile_rows = workspace[: self._slot_bytes * batch].view(torch.float32), self._module.tiles.tile[0]
         kernels.tiles_kernel[grid](parts=parts, **given)
-        kernels.reduce_kernel[(self._module.tiles.grid[0] * -(-batch // config.reduce_n),)](
-            parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.reduce_n,
+        kernels.reduce_kernel[(self._module.tiles.grid[0] * -(-batch // config.reduce_n(tile_rows)),)](
+            parts=parts, y=out, row_slots=held.row_slots, **tables, M=rows, N=batch, BN=config.reduce_n(tile_rows),
             DOT=TRITON_DOTS[torch.float32], PRECISION=dot_precision(torch.float32), **config.options(),
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ import torch
 from triton.experimental.gluon import language as gl
 
 from stoicc.codegen.gluon.blobs import GluonLoop
+from stoicc.codegen.gluon.inputs import RUN
 from stoicc.codegen.gluon.register_order import CHUNK, STEP, BlobLayout
 from stoicc.codegen.triton.emit import prologue_arguments
 from stoicc.codegen.triton.loops import scheduled
@@ -61,8 +62,6 @@ def unsupported(module: Module, x_dtype: torch.dtype, capability: int) -> str | 
     rows, columns = program.tile
     if rows not in TILE_ROWS or columns not in TILE_COLUMNS:
         return f"tiles are {rows}x{columns}, four warps share tiles of 64 or 128 rows and 64, 128 or 256 columns"
-    if program.shape[1] % 8:
-        return f"K = {program.shape[1]}, rows of x must be whole runs of 16 bytes"
     if program.beside.input_scale is not None and program.dtype == "f16":
         return "x is scaled, which may leave the range of f16"
     for csr in scheduled(module).csrs:
@@ -103,7 +102,8 @@ class GluonConfig:
 
     Attributes:
         wgmma: whether products are `wgmma`.
-        prologue: whether x is scaled and permuted in the kernel, and not by launches before it.
+        prologue: whether x is scaled and permuted in the kernel, and not by launches before it, as it is where its
+            rows have to be padded.
     """
 
     block_n: int
@@ -136,7 +136,7 @@ class GluonConfig:
             block_n //= 2
         holds = _holds_inputs(loops, block_n, (rows, columns), warps)
         asked = given.get("prologue", holds and max(batch, block_n) <= prologue_rows(module))
-        inside = bool(asked and prologue_arguments(module.tiles.beside))
+        inside = bool(asked and prologue_arguments(module.tiles.beside)) and not module.tiles.shape[1] % RUN
         while inside and not _holds_inputs(loops, block_n, (rows, columns), warps):
             block_n //= 2
         slot = _slot_bytes(loops, warps, block_n, columns)
@@ -145,10 +145,9 @@ class GluonConfig:
         wanted = given.get("num_stages")
         return GluonConfig(block_n, warps, wanted if wanted in fits else stages, prologue=inside)
 
-    @property
-    def reduce_n(self) -> int:
+    def reduce_n(self, tile_rows: int) -> int:
         """Rows of the batch of a program of `reduce_kernel`, whose low-rank product spills in wide blocks."""
-        return min(self.block_n, 32) if self.wgmma else self.block_n
+        return min(self.block_n, 512 * self.num_warps // tile_rows)
 
     def options(self) -> dict[str, Any]:
         """Options of a Triton launch."""

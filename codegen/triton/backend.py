@@ -99,12 +99,16 @@ class TritonBackend(Backend):
 
 def _inputs(module: Module, capability: int) -> str:
     """Where x is scaled and permuted, if it is."""
-    there = prologue_arguments(module.tiles.beside)
-    if not there:
-        return ""
+    from stoicc.codegen.gluon.inputs import padded
     from stoicc.codegen.gluon.launch import prologue_batch
 
-    what = " and ".join(done for done, name in ON_X.items() if name in there)
+    there, columns = prologue_arguments(module.tiles.beside), module.tiles.shape[1]
+    done = [done for done, name in ON_X.items() if name in there]
+    if padded(columns) != columns:
+        return f"; x is {' and '.join([*done, f'padded to {padded(columns)} columns'])} before the launch"
+    if not there:
+        return ""
+    what = " and ".join(done)
     asked = dict(scheduled(module).launch).get("prologue")
     if asked is not None:
         return f"; x is {what} {'in the launch' if asked else 'before it'}, as the schedule says"

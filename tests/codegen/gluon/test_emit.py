@@ -54,7 +54,6 @@ def test_only_loops_for_formats_that_occur() -> None:
         ({"weight": "f32"}, (128, 128), "weights are f32, tensor cores take f16 and bf16"),
         ({"x": "f32"}, (128, 128), "x is float32, operands of a tensor core have one dtype"),
         ({"tile": (32, 32)}, (128, 128), "tiles are 32x32, four warps share tiles of 64 or 128 rows"),
-        ({}, (128, 133), "K = 133, rows of x must be whole runs of 16 bytes"),
         ({"beside": "scales", "weight": "f16"}, (128, 128), "x is scaled, which may leave the range of f16"),
         ({"formats": "zeros"}, (128, 128), "format int4<group_size=16, zero_points=true> has no fragment"),
     ],

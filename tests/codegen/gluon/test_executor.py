@@ -114,6 +114,17 @@ def test_an_x_that_is_not_aligned() -> None:
     assert error_of(y, case, x) < TOLERANCE["bf16"]
 
 
+@pytest.mark.parametrize(("beside", "columns"), [("bias", 133), ("permuted", 130), ("all", 129)])
+def test_rows_of_x_that_have_to_be_padded(beside: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the caller's workspace, which is poisoned, and once for all pieces of a batch."""
+    monkeypatch.setattr("stoicc.codegen.triton.launch.PARTS_BYTES", 1)
+    case = make_case(replace(KERNEL, beside=beside, split=beside == "all"), (70, columns))
+    x = torch.randn(131 if beside == "all" else 9, columns).bfloat16()
+    y, launched = launch(case, x, 90)
+    assert launched == (["tiles_kernel", "reduce_kernel"] * 2 if beside == "all" else ["tiles_kernel"])
+    assert error_of(y, case, x) < 1.5 * TOLERANCE["bf16"]
+
+
 def test_what_it_keeps_is_counted() -> None:
     """Blobs are as large as the payload, tables small beside it; unpacked copies count as well."""
     case = make_case(replace(KERNEL, beside="plain"), (512, 512), empty=0.0)
@@ -165,7 +176,10 @@ def dialect(module: Module, device: torch.device) -> str:
 def test_the_dialect_and_why(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_case(KERNEL, SHAPE).module
     assert dialect(module, gpu) == "Gluon on the tensor cores of sm_90 for bf16 inputs, portable Triton for others"
-    assert dialect(make_case(KERNEL, (64, 100)).module, gpu).startswith("portable Triton: K = 100, rows of x must be")
+    odd = dialect(make_case(replace(KERNEL, beside="permuted"), (64, 100)).module, gpu)
+    assert odd == f"{dialect(module, gpu)}; x is permuted and padded to 104 columns before the launch"
+    low = make_case(replace(KERNEL, tile=(32, 32)), SHAPE).module
+    assert dialect(low, gpu).startswith("portable Triton: tiles are 32x32, four warps share tiles of 64 or 128 rows")
     for fmt in ("bitmap", "nm", "int2", "int3", "fp8", "mxfp4", "nvfp4"):
         without = make_case(replace(KERNEL, formats=fmt), SHAPE).module
         assert dialect(without, gpu).startswith(f"portable Triton: format {fmt}")
@@ -185,5 +199,6 @@ def test_the_dialect_and_why(gpu: torch.device, monkeypatch: pytest.MonkeyPatch)
 
 def test_stats_say_it() -> None:
     program = make_case(KERNEL, SHAPE).module.tiles
-    assert "runs in portable Triton: K = 100" in str(kernel_stats(program, 0, 0, 0, "portable Triton: K = 100"))
+    why = "portable Triton: tiles are 32x32"
+    assert f"runs in {why}" in str(kernel_stats(program, 0, 0, 0, why))
     assert "runs in" not in str(kernel_stats(program, 0, 0, 0))

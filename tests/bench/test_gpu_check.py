@@ -52,7 +52,7 @@ def test_dry_run(tmp_path) -> None:
     assert {(c["format"].partition("<")[0], c["weight"]) for c in report["checks"]} == {
         *((name, dtype) for name in formats for dtype in ("bf16", "f16", "f32")),
         *((name, dtype) for name in ("mosaic", "mosaic, 2 times") for dtype in ("bf16", "f16")),
-        *((name, dtype) for name in ("x in the launch", "x before it") for dtype in ("bf16", "f16")),
+        *((f"x {where}", d) for where in ("in the launch", "before it", "padded before it") for d in ("bf16", "f16")),
         ("dense, subnormal", "f16"),
     }
     assert {timing["format"] for timing in report["times"]} >= {"dense (F.linear)", "nv24", "mosaic"}

@@ -80,10 +80,8 @@ static inline vint vp_step(vint word, const int j)
  * of groups j and j + 2 in the low bits of bytes: first and second of j, then of j + 2. High bits are anything. */
 static inline vint vp_twins(vint word, const int j)
 {
-    const __m512i even = _mm512_set1_epi16(0x00ff);
-    __m512i low = j ? _mm512_srli_epi32(word, 8) : word;
-    __m512i high = j ? _mm512_srli_epi32(word, 4) : _mm512_slli_epi32(word, 4);
-    return _mm512_ternarylogic_epi32(even, low, high, 0xca); /* even ? low : high */
+    const __m512i first_bits = _mm512_set1_epi64(j ? 0x3c382c281c180c08 : 0x3430242014100400); /* in two lanes */
+    return _mm512_multishift_epi64_epi8(first_bits, word);
 }
 
 /* Two kept 4-bit codes of four columns as two pairs: their bytes 2 * half and 2 * half + 1 of each lane hold them in

@@ -151,6 +151,13 @@ INLINE void {name}(
 }
 """)
 
+_LESS_ZERO_OCTETS = {
+    "low": "vi_low_nibbles(eight)",
+    "high": "vi_high_nibbles(eight)",
+    "kept": "vi_low_nibbles(vp_twins(word, i % 2))",
+}
+_TIMES_16_OCTETS = {"low": "vo_nibbles(eight, 0)", "high": "vo_nibbles(eight, 1)", "kept": "vo_twins(word, i % 2)"}
+
 _LOAD_ZEROS = """\
             vfloat zero = vf_load_i8(zeros);
             zeros += LANES;
@@ -245,16 +252,24 @@ class _Groups:
         return TilePairs(self.fill(_units.PAIRS, body, **names), 32, scaled=True, group=int(group))
 
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
-        """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
+        """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
+
+        Codes of 4 bits without a zero point are taken 16 times, as they stand in the high half of a byte.
+        """
         if self.size % 64 or (bits == 8 and self.zeros):  # a code less its zero point would need nine bits
             return None
-        start = ""
-        if bits == 4:
-            zero = f"vi_zero_bytes(zeros + unit / {self.size // 64} * LANES)" if self.zeros else "vi_set_bytes(8)"
-            start = f"    const vint zero = {zero};\n"
+        start, scale = "", f"vf_load_{self.dtype}(scales + unit / $group * LANES)"
+        if bits == 4 and self.zeros:
+            start = f"    const vint zero = vi_zero_bytes(zeros + unit / {self.size // 64} * LANES);\n"
+            names |= {what: f"vi_sub_bytes({code}, zero)" for what, code in _LESS_ZERO_OCTETS.items()}
+        elif bits == 4:
+            scale = f"vf_mul({scale}, vf_set1(1 / 16.0f))"
+            names |= _TIMES_16_OCTETS
         start += names.pop("start", "")
         names |= {"words": str(64 // per_word), "step": str(step), "start": start, "size": "64"}
-        text = self.fill(_units.OCTETS, body, group=str(self.size // 64), **names)
+        group = str(self.size // 64)
+        names["scale"] = Template(scale).substitute(group=group)
+        text = self.fill(_units.OCTETS, body, group=group, **names)
         return TileOctets(text, 64, most=16 if bits == 8 else 5, group=self.size // 64)
 
 

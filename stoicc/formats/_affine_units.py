@@ -58,7 +58,7 @@ $start    #pragma GCC unroll 2
     for (int k = 0; k < $size; k += $step) {
 $body
     }
-    return vf_load_$T(scales + unit / $group * LANES);
+    return $scale;
 }
 """)
 
@@ -72,8 +72,8 @@ INT4_OCTETS = """\
         vint eight = vi_load(codes);
         ahead(codes, LANES * sizeof *codes);
         codes += LANES;
-        vo_store(octets + k * LANES, vi_sub_bytes(vi_low_nibbles(eight), zero));
-        vo_store(octets + (k + 4) * LANES, vi_sub_bytes(vi_high_nibbles(eight), zero));"""
+        vo_store(octets + k * LANES, $low);
+        vo_store(octets + (k + 4) * LANES, $high);"""
 
 INT4_NV24_OCTETS = """\
         vint place = vi_load(positions);
@@ -82,7 +82,7 @@ INT4_NV24_OCTETS = """\
         positions += LANES;
         #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) { /* two groups of each word of codes */
-            vint kept = vi_sub_bytes(vi_low_nibbles(vp_twins(vi_load(codes + i / 2 * LANES), i % 2)), zero);
+            vint word = vi_load(codes + i / 2 * LANES), kept = $kept;
             const int g = i / 2 * 4 + i % 2;
             vo_spread(octets + (k + 4 * g) * LANES, kept, 0, vp_place(place, g));
             vo_spread(octets + (k + 4 * g + 8) * LANES, kept, 1, vp_place(place, g + 2));

@@ -270,7 +270,7 @@ class _Groups:
         group = str(self.size // 64)
         names["scale"] = Template(scale).substitute(group=group)
         text = self.fill(_units.OCTETS, body, group=group, **names)
-        return TileOctets(text, 64, most=16 if bits == 8 else 5, group=self.size // 64)
+        return TileOctets(text, 64, most=16 if bits == 8 else 8, group=self.size // 64)
 
 
 def _less_zero(code: str, zeros: bool) -> str:

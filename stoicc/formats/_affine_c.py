@@ -259,16 +259,17 @@ class _Groups:
         if self.size % 64 or (bits == 8 and self.zeros):  # a code less its zero point would need nine bits
             return None
         start, scale = "", f"vf_load_{self.dtype}(scales + unit / $group * LANES)"
-        if bits == 4 and self.zeros:
-            start = f"    const vint zero = vi_zero_bytes(zeros + unit / {self.size // 64} * LANES);\n"
-            names |= {what: f"vi_sub_bytes({code}, zero)" for what, code in _LESS_ZERO_OCTETS.items()}
-        elif bits == 4:
+        if bits == 4 and not self.zeros:
             scale = f"vf_mul({scale}, vf_set1(1 / 16.0f))"
             names |= _TIMES_16_OCTETS
+        elif bits < 8:
+            zero = "vi_zero_bytes(zeros + unit / $group * LANES)" if self.zeros else f"vi_set_bytes({1 << (bits - 1)})"
+            start = f"    const vint zero = {zero};\n"
+            names |= {what: f"vi_sub_bytes({code}, zero)" for what, code in _LESS_ZERO_OCTETS.items()}
         start += names.pop("start", "")
-        names |= {"words": str(64 // per_word), "step": str(step), "start": start, "size": "64"}
         group = str(self.size // 64)
-        names["scale"] = Template(scale).substitute(group=group)
+        start, scale = (Template(text).substitute(group=group) for text in (start, scale))
+        names |= {"words": str(64 // per_word), "step": str(step), "start": start, "scale": scale, "size": "64"}
         text = self.fill(_units.OCTETS, body, group=group, **names)
         return TileOctets(text, 64, most=16 if bits == 8 else 8, group=self.size // 64)
 

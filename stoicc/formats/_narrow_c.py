@@ -115,6 +115,31 @@ _INT3_PAIRS = Template("""\
             }
         }""")
 
+_INT2_OCTETS = """\
+        vint word = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        codes += LANES;
+        #pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            vint code = vi_and(vi_shift_right(word, 2 * i), 0x03030303);
+            vo_store(octets + (k + 4 * i) * LANES, vi_sub_bytes(code, zero));
+        }"""
+
+_INT3_OCTETS = """\
+        vint top = vi_load(high);
+        ahead(high, LANES * sizeof *high);
+        high += LANES;
+        #pragma GCC unroll 2
+        for (int half = 0; half < 2; half++, codes += LANES) {
+            vint word = vi_load(codes);
+            ahead(codes, LANES * sizeof *codes);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                vint code = vi_select(vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303);
+                vo_store(octets + (k + 16 * half + 4 * i) * LANES, vi_sub_bytes(vi_and(code, 0x07070707), zero));
+            }
+        }"""
+
 _INT2_DECODE = Template("""\
             $T value[4];
             for (int code = 0; code < 4; code++)
@@ -140,12 +165,14 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
     digits = grid.fill(_affine_c._DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
+    octets = grid.octets(_INT2_OCTETS, 16, 16, 2)
 
     def pack(planes: Planes) -> Planes:
         codes = to_lanes(_words(unpack_crumbs(planes["codes"]), groups))
         return {"codes": codes, **_affine_c._scales(planes, ZEROS_AS)}
 
-    return TileMac(source, pack, _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2), digits, pairs)
+    decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
+    return TileMac(source, pack, decode, digits, pairs, octets)
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
@@ -158,6 +185,8 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     digits = grid.fill(_affine_c._DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
+    start = "    high += unit * 2 * LANES;\n"
+    octets = grid.octets(_INT3_OCTETS, 16, 32, 3, start=start, positions=names["positions"])
 
     def pack(planes: Planes) -> Planes:
         codes = to_lanes(_words(unpack_crumbs(planes["codes"]), groups))
@@ -165,7 +194,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, "high": high, **_affine_c._scales(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT3_DECODE, dtype, groups, size, zeros, 3, positions=" const uint8_t *high,")
-    return TileMac(source, pack, decode, digits, pairs)
+    return TileMac(source, pack, decode, digits, pairs, octets)
 
 
 def _names(bits: int, zeros: bool) -> dict[str, str]:

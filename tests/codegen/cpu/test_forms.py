@@ -63,6 +63,8 @@ def octet_cases() -> list[Case]:
 MIXED: list[Case] = [
     ("vnni", (64, 64), ("bf16", "bf16"), ("dense", "int4", "nv24", "empty", "int8<zero_points=true>")),
     ("amx", (64, 64), ("bf16", "bf16"), ("int4_nv24<group_size=16>", "dense", "empty")),
+    ("amx", (64, 128), ("bf16", "bf16"), ("int2<group_size=64>", "int3<group_size=128, zero_points=true>")),
+    ("amx", (64, 64), ("f32", "f32"), ("int3<group_size=64>", "int2<group_size=64, zero_points=true>")),
     ("amx", (32, 32), ("f16", "f16"), ("int4_nv24<group_size=32, zero_points=true>", "nv24")),
     ("amx", (64, 64), ("bf16", "bf16"), ("dense",)),
     ("amx", (64, 64), ("bf16", "bf16"), ("int8",)),

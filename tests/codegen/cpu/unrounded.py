@@ -30,7 +30,7 @@ def coded(shape: tuple[int, int], formats: tuple[str, ...], dtype: str, tile: tu
         fmt = segment.resolve()
         if not segment.count or not fmt.planes(program.tile, dtype):
             continue
-        most = 15 if "int4" in fmt.name else 255
+        most = (1 << fmt.bits) - 1 if isinstance(fmt, Affine) else 255
         for name, limit in (("codes", 255), ("zeros", most)):
             if (pool := pools.get(pool_name(index, name))) is not None:
                 pools[pool_name(index, name)] = torch.randint(0, limit + 1, pool.shape, dtype=torch.uint8)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from bench.cpu_record import CODED, LINEAR, Group, Record
 
+LARGE = 64
+"""Batch from which no mix may be slower than 0.95 of `F.linear`, tile by tile or decoded for the BLAS."""
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -95,21 +98,21 @@ def _middle(record: Record) -> Iterator[Gate]:
 
 
 def _large(record: Record) -> Iterator[Gate]:
-    """2: sparsity that pays, int4 up to 32, and the crossover."""
+    """2: sparsity that pays, int4 up to 32, and large batches, decoded for the BLAS or not."""
     most = record.threads[-1]
     for dtype, target in (("f32", 1.4), ("bf16", 1.1)):
         groups = list(record.where(dtype, most, (64,)))
         yield _gate(f"2 batch 64: nv24 over F.linear, {dtype}", _speedups(groups, ("nv24",)), target)
     groups = [group for group in record.where("bf16", most) if group.batch <= 32]
     yield _gate("2 batch 1-32: int4 over F.linear, bf16", _speedups(groups, ("int4 g=128",)), 1.0)
-    for dtype, facts in record.facts.items():
+    for dtype in record.facts:
         yield _gate(
-            f"2 above the crossover: every mix over F.linear, {dtype}",
+            f"2 from batch {LARGE} on: every mix over F.linear, {dtype}",
             (
                 (group.speedup(name), _place(group, name))
                 for group in record.where(dtype, most)
                 for name in _coded(record, dtype)
-                if facts[name].executors[str(group.batch)] == "dense-once"
+                if group.batch >= LARGE
             ),
             0.95,
         )

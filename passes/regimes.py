@@ -10,11 +10,11 @@ from stoicc.passes.base import Pass, scheduled, with_schedule
 from stoicc.passes.cost_gpu import GPUS, VENDOR_BATCH, GpuCostModel
 from stoicc.passes.cost_model import provided
 
-CROSSOVER = {"bf16": 64, "f16": 256, "f32": 256}
+CROSSOVER = {"bf16": 2048, "f16": 1024, "f32": 1024}
 """Batch up to which a CPU multiplies tile by tile, by weight dtype, where nothing was measured on this device.
 
-Measured on a Xeon with AMX (4096 x 4096, all formats): there its BLAS overtakes at about this batch
-in bf16, which AMX speeds up, and at about four times that in the others.
+The largest batches of `python -m bench.crossover`, and f16 as f32: on a Xeon with AMX decoding for the BLAS pays at
+none of them.
 """
 
 LEAST_GPU = VENDOR_BATCH // 2

@@ -6,6 +6,7 @@ what remains of a time when what is known already is taken off. One pass takes l
     python -m stoicc.calibration
 """
 
+import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -257,7 +258,7 @@ def _gemm(dtype: str, threads: int, decode: float, bandwidth: Curve) -> tuple[Cu
     with torch_threads(threads):
         for batch in GEMM_BATCHES:
             big, little, call = (_out_of_cache(kernel, batch, other) for kernel in kernels)
-            slope = (big - little) / (large - small)
+            slope = max((big - little) / (large - small), big / large / 4)  # whatever disturbed the small one
             rates[batch] = max(slope - per_weight, slope / 4) / batch
             calls[batch] = max(little - call - slope * small, 0.0)
     return rates, {1: float(np.median(list(calls.values())))}
@@ -389,6 +390,7 @@ def main() -> None:
     from stoicc.device_constants import calibrate as calibrate_and_store
     from stoicc.device_constants import constants_file
 
+    argparse.ArgumentParser(description="Measures this CPU for the cost model; under a minute.").parse_args()
     calibrate_and_store()
     print(constants_file())
 

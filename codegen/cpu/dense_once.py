@@ -16,11 +16,11 @@ from stoicc.ir.factors import factor_values
 from stoicc.ir.planes import PlaneSource
 from stoicc.ir.types import Beside, Module
 
-PANEL_BYTES = 8 << 20
-"""Scratch for one panel of 16-bit weights; a tile row that is larger makes a panel by itself."""
+PANEL_ROWS = 1024
+"""Rows of a panel: a BLAS brings all of x to an order of its own for each product, so few and tall ones pay."""
 
-FP32_PANELS = 4
-"""Times that for fp32: its BLAS brings all of x to an order of its own for each panel, so few panels pay."""
+PANEL_BYTES = 32 << 20
+"""Scratch for one panel; a tile row that is larger makes a panel by itself."""
 
 LINE = 64
 """Bytes of a cache line."""
@@ -115,8 +115,8 @@ class DenseOnceExecutor(Executor):
 
     @property
     def _panel_rows(self) -> int:
-        most = PANEL_BYTES * (FP32_PANELS if self._program.dtype == "f32" else 1)
-        return min(self._program.grid[0], max(1, most // self._tile_row_bytes))
+        tall = min(PANEL_ROWS // self._program.tile[0], PANEL_BYTES // self._tile_row_bytes)
+        return min(self._program.grid[0], max(1, tall))
 
     def _panel(self, begin: int, end: int, workspace: Tensor) -> Tensor:
         """Tile rows begin .. end as `[rows, K and more]` in the weight's dtype."""

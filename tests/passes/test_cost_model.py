@@ -19,6 +19,7 @@ from stoicc.passes.base import scheduled
 from stoicc.passes.cost_cpu import CpuCostModel, at, by_size, for_batch, nearest_key
 from stoicc.passes.cost_defaults import BUILT_IN
 from stoicc.passes.cost_model import PARTS, Prediction, bin_loads, makespan
+from stoicc.passes.regimes import CROSSOVER
 from tests.ir.modules import make_program, programs
 from tests.passes.cost_constants import constants
 
@@ -288,7 +289,7 @@ def test_regimes_take_the_measured_crossover_of_this_matrix(measured):
 
 def test_regimes_keep_their_table_where_nothing_was_measured_or_nothing_can_be_predicted(measured):
     program = make_program((640, 640), formats=["dense"])
-    table = (Regime("tiles", 64), Regime("dense-once"))
+    table = (Regime("tiles", CROSSOVER["bf16"]), Regime("dense-once"))
     assert scheduled(Pipeline.parse("drop-empty,build-csr,regimes").run(Module(program))).regimes == table
     measured(CpuCostModel(constants(gemm=1e-6)))
     assert scheduled(Pipeline.parse("regimes").run(Module(program))).regimes == table  # no csrs yet

@@ -228,7 +228,7 @@ def test_fuse_epilogue_takes_what_is_there():
     assert bare.prologue == bare.epilogue == ()
 
 
-@pytest.mark.parametrize(("dtype", "batch"), [("bf16", 64), ("f16", 256), ("f32", 256)])
+@pytest.mark.parametrize(("dtype", "batch"), [("bf16", 2048), ("f16", 1024), ("f32", 1024)])
 def test_regimes_know_the_crossover_of_a_dtype(dtype, batch):
     program = make_program((20, 30), dtype=dtype)
     assert scheduled(run("regimes", Module(program))).regimes[0] == Regime("tiles", batch)

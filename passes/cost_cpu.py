@@ -15,6 +15,7 @@ call of the dense-once executor is predicted as
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -102,6 +103,8 @@ class CpuCostModel(CostModel):
     measure: Measure | None = None
     beside_bytes: int = 0
     target: str = "cpu"
+    margin: ClassVar[float] = 1.15
+    """By that much a BLAS on large weights out of the cache is foretold too fast (`python -m bench.crossover`)."""
     _refused: set[Key] = field(default_factory=set, repr=False)
 
     def predict(self, module: Module, batch: int, x_dtype: str, threads: int = 1) -> Prediction:

@@ -10,6 +10,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,11 @@ class CostModel(ABC):
 
     Attributes:
         target: "cpu" or "triton", as backends are named.
+        margin: by how much `tiles` may be predicted to be slower and still be chosen.
     """
 
     target: str
+    margin: ClassVar[float] = 1.0
 
     @abstractmethod
     def predict(self, module: Module, batch: int, x_dtype: str, threads: int = 1) -> Prediction:
@@ -79,7 +82,7 @@ class CostModel(ABC):
         """
 
     def crossover(self, module: Module, threads: int = 1, above: str = "dense-once") -> int:
-        """The largest batch (0, or a power of two) up to which `tiles` is predicted at most as slow as `above`."""
+        """The largest batch (0, or a power of two) up to which `tiles` is predicted to take `margin` times `above`."""
         schedule = replace(checked(module, 1, threads), regimes=())
         best, batch = 0, 1
         while batch <= LARGEST_BATCH:
@@ -87,7 +90,7 @@ class CostModel(ABC):
                 self.predict(Module(module.tiles, schedule.executor(kind)), batch, module.tiles.dtype, threads).seconds
                 for kind in ("tiles", above)
             )
-            if tiles > other:
+            if tiles > self.margin * other:
                 return best
             best, batch = batch, batch * 2
         return best

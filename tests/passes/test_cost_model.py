@@ -271,8 +271,8 @@ def test_the_crossover_is_where_dense_once_overtakes():
     batch = model.crossover(module)
     assert 1 < batch < 4096
     once = Pipeline.parse(DENSE_ONCE).run(module)
-    assert seconds(module, batch, model=model) <= seconds(once, batch, model=model)
-    assert seconds(module, 2 * batch, model=model) > seconds(once, 2 * batch, model=model)
+    assert seconds(module, batch, model=model) <= 1.15 * seconds(once, batch, model=model)
+    assert seconds(module, 2 * batch, model=model) > 1.15 * seconds(once, 2 * batch, model=model)
 
 
 def test_regimes_take_the_measured_crossover_of_this_matrix(measured):

@@ -14,6 +14,13 @@ static inline vint vo_nibbles(vint word, const int high)
     return _mm512_and_si512(high ? word : _mm512_slli_epi32(word, 4), _mm512_set1_epi8((char)0xf0));
 }
 
+/* Unsigned codes in the high bits of bytes, less half their range, as signed bytes: times 1 << (8 - bits). */
+static inline vint vo_less_half(vint bytes, const int bits)
+{
+    const __m512i code = _mm512_set1_epi8((char)(0xff << (8 - bits)));
+    return _mm512_ternarylogic_epi32(bytes, code, _mm512_set1_epi8((char)0x80), 0x6a); /* bytes & code ^ 0x80 */
+}
+
 /* The nibbles of `vp_twins` as signed bytes times 16. */
 static inline vint vo_twins(vint word, const int j)
 {

@@ -151,12 +151,13 @@ INLINE void {name}(
 }
 """)
 
-_LESS_ZERO_OCTETS = {
+_LOW_CODES = {
     "low": "vi_low_nibbles(eight)",
     "high": "vi_high_nibbles(eight)",
     "kept": "vi_low_nibbles(vp_twins(word, i % 2))",
 }
-_TIMES_16_OCTETS = {"low": "vo_nibbles(eight, 0)", "high": "vo_nibbles(eight, 1)", "kept": "vo_twins(word, i % 2)"}
+_HIGH_CODES = {"low": "vo_nibbles(eight, 0)", "high": "vo_nibbles(eight, 1)", "kept": "vo_twins(word, i % 2)"}
+"""Codes of 4 bits as bytes, unsigned in their low half or signed in their high half."""
 
 _LOAD_ZEROS = """\
             vfloat zero = vf_load_i8(zeros);
@@ -254,18 +255,19 @@ class _Groups:
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
 
-        Codes of 4 bits without a zero point are taken 16 times, as they stand in the high half of a byte.
+        Without zero points, codes of fewer than 8 bits stand in the high bits of a byte, so their sums are scaled down.
+        With them they stand in its low bits.
         """
         if self.size % 64 or (bits == 8 and self.zeros):  # a code less its zero point would need nine bits
             return None
         start, scale = "", f"vf_load_{self.dtype}(scales + unit / $group * LANES)"
-        if bits == 4 and not self.zeros:
-            scale = f"vf_mul({scale}, vf_set1(1 / 16.0f))"
-            names |= _TIMES_16_OCTETS
+        if bits < 8 and self.zeros:
+            start = "    const vint zero = vi_zero_bytes(zeros + unit / $group * LANES);\n"
+            codes = _LOW_CODES | ({"code": names["code"]} if "code" in names else {})
+            names |= {what: f"vi_sub_bytes({code}, zero)" for what, code in codes.items()}
         elif bits < 8:
-            zero = "vi_zero_bytes(zeros + unit / $group * LANES)" if self.zeros else f"vi_set_bytes({1 << (bits - 1)})"
-            start = f"    const vint zero = {zero};\n"
-            names |= {what: f"vi_sub_bytes({code}, zero)" for what, code in _LESS_ZERO_OCTETS.items()}
+            scale = f"vf_mul({scale}, vf_set1(1 / {1 << (8 - bits)}.0f))"
+            names |= _HIGH_CODES | ({"code": f"vo_less_half({names['code']}, {bits})"} if "code" in names else {})
         start += names.pop("start", "")
         group = str(self.size // 64)
         start, scale = (Template(text).substitute(group=group) for text in (start, scale))

@@ -120,10 +120,8 @@ _INT2_OCTETS = """\
         ahead(codes, LANES * sizeof *codes);
         codes += LANES;
         #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            vint code = vi_and(vi_shift_right(word, 2 * i), 0x03030303);
-            vo_store(octets + (k + 4 * i) * LANES, vi_sub_bytes(code, zero));
-        }"""
+        for (int i = 0; i < 4; i++)
+            vo_store(octets + (k + 4 * i) * LANES, $code);"""
 
 _INT3_OCTETS = """\
         vint top = vi_load(high);
@@ -134,10 +132,8 @@ _INT3_OCTETS = """\
             vint word = vi_load(codes);
             ahead(codes, LANES * sizeof *codes);
             #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                vint code = vi_select(vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303);
-                vo_store(octets + (k + 16 * half + 4 * i) * LANES, vi_sub_bytes(vi_and(code, 0x07070707), zero));
-            }
+            for (int i = 0; i < 4; i++)
+                vo_store(octets + (k + 16 * half + 4 * i) * LANES, $code);
         }"""
 
 _INT2_DECODE = Template("""\
@@ -165,7 +161,8 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
     digits = grid.fill(_affine_c._DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
-    octets = grid.octets(_INT2_OCTETS, 16, 16, 2)
+    code = "vi_and(vi_shift_right(word, 2 * i), 0x03030303)" if zeros else "vi_shift(word, 2 * i - 6)"
+    octets = grid.octets(_INT2_OCTETS, 16, 16, 2, code=code)
 
     def pack(planes: Planes) -> Planes:
         codes = to_lanes(_words(unpack_crumbs(planes["codes"]), groups))
@@ -185,8 +182,12 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     digits = grid.fill(_affine_c._DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
-    start = "    high += unit * 2 * LANES;\n"
-    octets = grid.octets(_INT3_OCTETS, 16, 32, 3, start=start, positions=names["positions"])
+    code = "vi_select(vi_shift(word, 2 * i - 5), vi_shift(top, 4 * half + i - 7), 0x60606060)"
+    if zeros:
+        code = "vi_select(vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303)"
+        code = f"vi_and({code}, 0x07070707)"
+    names = {"code": code, "start": "    high += unit * 2 * LANES;\n", "positions": names["positions"]}
+    octets = grid.octets(_INT3_OCTETS, 16, 32, 3, **names)
 
     def pack(planes: Planes) -> Planes:
         codes = to_lanes(_words(unpack_crumbs(planes["codes"]), groups))

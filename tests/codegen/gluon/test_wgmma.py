@@ -50,7 +50,7 @@ COVER = (
     wide("mosaic", (64, 128), "f16", "bias", True, 64, (200, 456), 4),
     wide("wide_zeros", (128, 128), "bf16", "plain", False, 64, (130, 296), 2),
     wide("int8", (128, 64), "bf16", "low_rank", False, 128, (128, 136), 4),
-    wide("int4_nv24", (64, 64), "f16", "rows", False, 128, (70, 520), 2),
+    wide("int4_nv24", (64, 64), "f16", "rows", False, 128, (70, 517), 2),
     wide("dense", (128, 128), "f16", "most", True, 128, (200, 456), 2),
     wide("dense", (64, 128), "bf16", "gelu", False, 64, (128, 128), 2),
     wide("dense", (128, 64), "f16", "plain", False, 64, (64, 72), 4),

@@ -198,7 +198,7 @@ def test_dense_once(dtype, x_dtype, monkeypatch):
         x = torch.randn(batch, 390).to(TORCH_DTYPES[x_dtype])
         y = run(executor, x, dtype, 333)
         assert relative_error(y, case.expected(x)) < BOUNDS[dtype]
-    assert executor.workspace_bytes(100, torch.float32) <= (4 if dtype == "f32" else 1) << 16  # fp32 panels are larger
+    assert executor.workspace_bytes(100, torch.float32) <= 1 << 16
     assert executor.resident_bytes == 0
 
 

@@ -104,7 +104,7 @@ class CpuCostModel(CostModel):
     beside_bytes: int = 0
     target: str = "cpu"
     margin: ClassVar[float] = 1.15
-    """By that much a BLAS on large weights out of the cache is foretold too fast (`python -m bench.crossover`)."""
+    """A BLAS on large weights out of the cache is foretold too fast: `python -m bench.crossover` shows the picks."""
     _refused: set[Key] = field(default_factory=set, repr=False)
 
     def predict(self, module: Module, batch: int, x_dtype: str, threads: int = 1) -> Prediction:

@@ -1,14 +1,14 @@
 """A format's C: what `TileFormat.tile_mac` returns, for the CPU backend."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stoicc.ir.fragment import Planes, Tile
 
 
 @dataclass(frozen=True)
 class TilePairs:
-    """How a tile is unpacked for matrix units (`codegen/cpu/simd_amx.h`), unit by unit.
+    """How a tile is unpacked for matrix units (`codegen/cpu/simd_amx.h`) or bf16 products in vectors, unit by unit.
 
     A unit is one strip and `columns` of its columns; a strip's units are neighbours, unpacked a few ahead of those that
     are multiplied, in turns with them: small ones keep all parts of a core busy. The text of the function is
@@ -20,9 +20,12 @@ class TilePairs:
     fp32, so that integer codes need not be rounded again.
 
     Attributes:
-        columns: of a unit; a multiple of 32 that divides BK.
+        columns: of a unit; a multiple of 32 that divides BK. Where the text says `{columns}` for them, units of fewer
+            will do: without matrix units 32 columns are multiplied in vectors while they are in registers.
         group: neighbouring units of a strip that return the same; their sums are scaled once.
         least: batch entries from which they are faster than floats and digits.
+        least_in_vectors: the same without matrix units; each eight entries unpack a tile once.
+        least_blocked: without matrix units, batch entries from which unpacking once for all of them is faster.
     """
 
     source: str
@@ -30,6 +33,12 @@ class TilePairs:
     scaled: bool = False
     group: int = 1
     least: int = 2
+    least_in_vectors: int = 5
+    least_blocked: int = 16
+
+    def in_units(self, columns: int, name: str = "") -> "TilePairs":
+        """The same for units of so many columns, which the text then says as a number or by name."""
+        return replace(self, source=self.source.replace("{columns}", name or str(columns)), columns=columns)
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,9 @@ class TileMac:
             bit for bit. With it a kernel that has packed its planes lets the canonical ones go. RAGGED planes stay.
         decode_packed: optional C text like `decode`, from *packed* planes, none RAGGED; else they are unpacked first.
         floats: optional code for large batches on vector units.
+        picks: optional code of 2:4 tiles for bf16 products in vectors, instead of `pairs` where there are no matrix
+            units. The function writes the two kept columns of each four as a pair, `[columns / 4][16][2]`, then as
+            many 16-bit words, whose low two bits say which of the four columns it is; other bits are ignored.
     """
 
     source: str
@@ -132,3 +144,4 @@ class TileMac:
     unpack: Callable[[Planes, Tile], Planes] | None = None
     decode_packed: str = ""
     floats: TileFloats | None = None
+    picks: TilePairs | None = None

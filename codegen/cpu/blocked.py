@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from string import Template
 
 from stoicc.codegen.cpu.forms import planes_of
-from stoicc.codegen.cpu.plan import BLOCKED_ENTRIES, C_TYPES, FormatPart, KernelClass
+from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
+from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass
 
 CONSTANTS = Template("""\
     LEAST_BLOCKED = $least, /* entries from which rows are multiplied several at a time */
@@ -110,34 +111,32 @@ static void multiply_panels(
 }
 """
 
-_MULTIPLY_FLOATS = Template("""\
+_MULTIPLY_VECTORS = Template("""\
 /* A panel of unpacked tiles, at most DEEP of them, times x: `strips` strips by nb entries. x of the entries that come
  * next is asked for. */
 INLINE void multiply_panel(
-    const float *weights, const int *present, int tiles, const float *x, int64_t x_tile, float *acc, int64_t next,
-    const int strips, const int nb)
+    const $element *weights, const int *present,$picked_argument int tiles, const $element *x, int64_t x_tile,
+    float *acc, int64_t next, const int strips, const int nb)
 {
     vfloat sum[$beside * WIDE];
     #pragma GCC unroll 16
     for (int i = 0; i < strips * nb; i++)
         sum[i] = vf_load_f32(acc + i * LANES);
     for (int t = 0; t < tiles; t++) {
-        const float *from = x + present[t] * x_tile;
-        for (int k = 0; k < COLUMNS; k += 4, from += 4 * nb, weights += 4 * LANES) {
-            __builtin_prefetch(from + next);
-            __builtin_prefetch(from + next + 16);
-            #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                vfloat column[$beside];
+        const $element *from = x + present[t] * x_tile;
+$picked        for (int k = 0; k < COLUMNS; k += 4, from += 4 * nb, weights += 4 * LANES) {
+$fetch            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i += $step) {
+                $vector column[$beside];
                 #pragma GCC unroll 2
                 for (int strip = 0; strip < strips; strip++)
-                    column[strip] = vf_load_f32(weights + (strip * DEEP * COLUMNS + i) * LANES);
+                    column[strip] = $load(weights + (strip * DEEP * COLUMNS + i) * LANES);
                 #pragma GCC unroll 8
                 for (int n = 0; n < nb; n++) {
-                    vfloat one = vf_set1(from[4 * n + i]);
+                    $vector one = $set;
                     #pragma GCC unroll 2
                     for (int strip = 0; strip < strips; strip++)
-                        sum[strip * nb + n] = vf_fma(column[strip], one, sum[strip * nb + n]);
+                        sum[strip * nb + n] = $multiply_add(column[strip], one, sum[strip * nb + n]);
                 }
             }
         }
@@ -148,14 +147,14 @@ INLINE void multiply_panel(
 }
 
 static void multiply_panels(
-    const struct weight *w, const struct call *call, int64_t first, int width, const int *present, int tiles,
-    const float *weights, float *acc)
+    const struct weight *w, const struct call *call, int64_t first, int width, const int *present,$picked_argument
+    int tiles, const $element *weights, float *acc)
 {
     for (int strip = 0; strip < STRIPS; strip += $beside, weights += $beside * DEEP * COLUMNS * LANES)
         for (int n = 0; n < width; n += WIDE) { /* x is in chunks, and a block of entries in one of them */
             const int64_t chunk = (first + n) / CHUNK * CHUNK, left = call->batch - chunk;
             const int64_t x_tile = (left < CHUNK ? padded(left) : CHUNK) * COLUMNS;
-            const float *x = call->floats + chunk * w->tile_columns * COLUMNS + (first + n - chunk) * COLUMNS;
+            const $element *x = call->$form + chunk * w->tile_columns * COLUMNS + (first + n - chunk) * COLUMNS;
             const int nb = width - n < WIDE ? width - n : WIDE;
             float *sums = acc + n * SUMS + strip * nb * LANES;
             $cases
@@ -163,9 +162,55 @@ static void multiply_panels(
 }
 """)
 
+_PICKED = Template("""\
+        if (picked[t]) { /* pairs of kept columns, then which of four columns they are */
+            for (int k = 0; k < BK; k += 32, weights += 16 * LANES)
+                #pragma GCC unroll 2
+                for (int g = 0; g < 8; g++, from += 4 * nb, weights += 2 * LANES) {
+                    vint kept[$beside], pick[$beside];
+                    __builtin_prefetch(from + next);
+                    #pragma GCC unroll 2
+                    for (int strip = 0; strip < strips; strip++) {
+                        kept[strip] = vp_load(weights + strip * DEEP * BK * LANES);
+                        pick[strip] = vp_load(weights + (strip * DEEP * BK + 16) * LANES);
+                    }
+                    #pragma GCC unroll 8
+                    for (int n = 0; n < nb; n++) {
+                        vint four = vp_four(from + 4 * n);
+                        #pragma GCC unroll 2
+                        for (int strip = 0; strip < strips; strip++)
+                            sum[strip * nb + n] =
+                                vp_multiply_add(kept[strip], vp_pick(four, pick[strip]), sum[strip * nb + n]);
+                    }
+                }
+            continue;
+        }
+""")
+
+_FLOAT_WORDS = {
+    "form": "floats",
+    "element": "float",
+    "vector": "vfloat",
+    "step": "1",
+    "load": "vf_load_f32",
+    "set": "vf_set1(from[4 * n + i])",
+    "multiply_add": "vf_fma",
+    "fetch": "            __builtin_prefetch(from + next);\n            __builtin_prefetch(from + next + 16);\n",
+}
+_PAIR_WORDS = {
+    "form": "pairs",
+    "element": "bf16",
+    "vector": "vint",
+    "step": "2",
+    "load": "vp_load",
+    "set": "vp_set(from + 4 * n + i)",
+    "multiply_add": "vp_multiply_add",
+    "fetch": "            __builtin_prefetch(from + next);\n",
+}
+
 _CASE = Template("""\
 if ($condition)
-                multiply_panel(weights, present, tiles, x, x_tile, sums, $nb * COLUMNS, $strips, $nb);
+                multiply_panel(weights, present,$picked tiles, x, x_tile, sums, $nb * COLUMNS, $strips, $nb);
             """)
 
 _RUN = Template("""\
@@ -185,8 +230,8 @@ $starts        }
         for (int column = 0; column < (int)w->tile_columns; column += DEEP)
             for (int i = begin; i < end; i++) {
                 const struct item *item = w->items + i;
-                int present[DEEP], tiles = 0, *at = next[i - begin];
-$unpacks                multiply_panels(w, call, first, width, present, tiles, panel, acc[i - begin]);
+                int present[DEEP],$picked_flags tiles = 0, *at = next[i - begin];
+$unpacks                multiply_panels(w, call, first, width, present,$picked tiles, panel, acc[i - begin]);
             }
         for (int i = begin; i < end; i++)
             ${condition}finish(w, call, w->items[i].row, first, count, acc[i - begin], y);
@@ -197,7 +242,7 @@ $unpacks                multiply_panels(w, call, first, width, present, tiles, p
 _UNPACKS = Template("""\
                 for (int t = at[$index]; t < item->${name}_end && w->${name}_tile_column[t] < column + DEEP; t++) {
                     unpack_${name}_tile(w, t, panel + tiles * $columns * LANES);
-                    present[tiles++] = w->${name}_tile_column[t];
+$flag                    present[tiles++] = w->${name}_tile_column[t];
                     at[$index] = t + 1;
                 }
 """)
@@ -250,7 +295,13 @@ def functions(kernel: KernelClass, width: str, entries: str) -> str:
         f"            next[i - begin][{index}] = item->{part.name}_begin;\n" for index, part in enumerate(kernel.parts)
     )
     unpacks = "".join(
-        _UNPACKS.substitute(name=part.name, index=index, columns=columns) for index, part in enumerate(kernel.parts)
+        _UNPACKS.substitute(
+            name=part.name,
+            index=index,
+            columns=columns,
+            flag=f"                    picked[tiles] = {int(kernel.picks(part))};\n" * _picks(kernel),
+        )
+        for index, part in enumerate(kernel.parts)
     )
     run = _RUN.substitute(
         element=_element(kernel),
@@ -261,8 +312,14 @@ def functions(kernel: KernelClass, width: str, entries: str) -> str:
         starts=starts,
         unpacks=unpacks,
         condition=condition,
+        picked=" picked," * _picks(kernel),
+        picked_flags=" picked[DEEP]," * _picks(kernel),
     )
     return "\n".join([*(_unpack(part, kernel) for part in kernel.parts), _multiply(kernel), run])
+
+
+def _picks(kernel: KernelClass) -> bool:
+    return any(kernel.picks(part) for part in kernel.parts)
 
 
 def _element(kernel: KernelClass) -> str:
@@ -270,9 +327,16 @@ def _element(kernel: KernelClass) -> str:
 
 
 def _multiply(kernel: KernelClass) -> str:
-    if kernel.blocked == "pairs":
+    if kernel.tiled_pairs:
         return _MULTIPLY_PAIRS
-    return _MULTIPLY_FLOATS.substitute(beside=kernel.beside, cases="else ".join(_cases(kernel)).rstrip())
+    words = _PAIR_WORDS if kernel.blocked == "pairs" else _FLOAT_WORDS
+    return _MULTIPLY_VECTORS.substitute(
+        words,
+        beside=kernel.beside,
+        cases="else ".join(_cases(kernel)).rstrip(),
+        picked=_PICKED.substitute(beside=kernel.beside) * _picks(kernel),
+        picked_argument=" const int *picked," * _picks(kernel),
+    )
 
 
 def _cases(kernel: KernelClass) -> Iterator[str]:
@@ -282,7 +346,9 @@ def _cases(kernel: KernelClass) -> Iterator[str]:
         fewer = f"STRIPS - strip == {strips} && " if strips < kernel.beside else ""
         for nb in (8, 4, 2, 1):
             if nb <= kernel.wide:
-                yield _CASE.substitute(condition=f"{fewer}nb == {nb}", strips=strips, nb=nb)
+                yield _CASE.substitute(
+                    condition=f"{fewer}nb == {nb}", strips=strips, nb=nb, picked=" picked," * _picks(kernel)
+                )
 
 
 def _unpack(part: FormatPart, kernel: KernelClass) -> str:
@@ -293,7 +359,8 @@ def _unpack(part: FormatPart, kernel: KernelClass) -> str:
             pointers=textwrap.indent(textwrap.dedent("\n".join(pointers)), "    "),
             arguments=", ".join(arguments),
         )
-    assert part.code.pairs is not None
+    code = kernel.pairs_of(part)
     unpack = f"unpack_{part.name}_pairs(w, t, unit, to)"
-    unpack = f"vp_scale(to, SIZE, {unpack});" if part.code.pairs.scaled else f"{unpack};"
-    return _UNPACK_PAIRS.substitute(name=part.name, columns=part.code.pairs.columns, unpack=unpack)
+    columns = "SIZE / 2" if kernel.picks(part) else "SIZE"
+    unpack = f"vp_scale(to, {columns}, {unpack});" if code.scaled else f"{unpack};"
+    return _UNPACK_PAIRS.substitute(name=part.name, columns=code.columns, unpack=unpack)

@@ -21,22 +21,20 @@ from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.errors import CodegenError
 
 _AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c")
+_BF16_FLAGS = (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi", "-mavx512vbmi2")
 _ISA_FLAGS = {
-    "amx": (
-        *(*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi", "-mavx512vbmi2"),
-        *("-mamx-tile", "-mamx-bf16", "-mamx-int8"),
-    ),
+    "amx": (*_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    "avx512bf16": _BF16_FLAGS,
     "vnni": (*_AVX512_FLAGS, "-mavx512vnni"),
     "avx512": _AVX512_FLAGS,
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "portable": ("-Wno-psabi",),
 }
 _AVX512_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"}
+_BF16_NEEDS = {*_AVX512_NEEDS, "avx512_vnni", "avx512_bf16", "avx512vbmi", "avx512_vbmi2"}
 _ISA_NEEDS = {
-    "amx": {
-        *(*_AVX512_NEEDS, "avx512_vnni", "avx512_bf16", "avx512vbmi", "avx512_vbmi2"),
-        *("amx_tile", "amx_bf16", "amx_int8"),
-    },
+    "amx": {*_BF16_NEEDS, "amx_tile", "amx_bf16", "amx_int8"},
+    "avx512bf16": _BF16_NEEDS,
     "vnni": {*_AVX512_NEEDS, "avx512_vnni"},
     "avx512": _AVX512_NEEDS,
     "avx2": {"avx2", "fma", "f16c"},

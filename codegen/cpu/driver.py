@@ -213,6 +213,16 @@ PACK_FLOATS = """\
                 pack_chunk(w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, c, call.floats);
 """
 
+PACK_PAIR_CHUNKS = Template("""\
+        if (call.pairs$unless) {
+            #pragma omp for collapse(2) schedule(static)
+            for (int64_t first = 0; first < batch; first += CHUNK)
+                for (int c = 0; c < (int)w->tile_columns; c++)
+                    pack_pair_chunk(
+                        w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, c, call.pairs);
+        }
+""")
+
 PACK_PAIRS = Template("""\
         if (call.pairs$unless) {
             #pragma omp for schedule(static)

@@ -1,10 +1,12 @@
 """From a kernel class to one readable C file: the same text for the same class."""
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 from string import Template
 
 from stoicc.codegen.cpu import blocked, driver, forms, simd
-from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, digit_bytes, member
+from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, digit_bytes
+from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind
 
 Field = tuple[str, str]
@@ -22,7 +24,7 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         _structs(kernel),
         _call(kernel),
         driver.PADDED,
-        driver.WHOLE_BLOCKS * kernel.pairs,
+        driver.WHOLE_BLOCKS * kernel.tiled_pairs,
         forms.pack(kernel),
         *(forms.add_tiles(part, kernel) for part in kernel.parts),
         _activation(kernel),
@@ -176,7 +178,7 @@ def _form_constants(kernel: KernelClass) -> str:
 
 
 def _call(kernel: KernelClass) -> str:
-    members = "    float *floats;\n"
+    members = "    float *floats;\n" * kernel.floats
     members += "    int8_t *digits;\n" * kernel.digits
     members += "    bf16 *pairs;\n" * kernel.pairs
     members += "    int8_t *octets;\n" * kernel.octets
@@ -187,16 +189,27 @@ def _call(kernel: KernelClass) -> str:
 
 
 def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
-    texts = [part.code.source.replace("{name}", f"{part.name}_tile")]
+    least = kernel.least_ahead(part)
+    texts = [_asking_from(least, part.code.source).replace("{name}", f"{part.name}_tile")] * kernel.floats
     if kernel.digits and part.code.digits:
-        texts.append(part.code.digits.replace("{name}", f"{part.name}_digits"))
+        texts.append(_asking_from(least, part.code.digits).replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
-        texts.append(part.code.pairs.source.replace("{name}", f"{part.name}_pairs"))
+        text = kernel.pairs_of(part).source
+        text = re.sub(r" *ahead\([^;]*;\n", "", text) if least else text  # `units.add_dots` asks, as it knows nb
+        texts.append(text.replace("{name}", f"{part.name}_pairs"))
     if kernel.octets and part.code.octets:
         texts.append(part.code.octets.source.replace("{name}", f"{part.name}_octets"))
     if kernel.blocked == "floats" and part.code.floats:
         texts.append(part.code.floats.source.replace("{name}", f"{part.name}_floats"))
     return "\n".join(texts)
+
+
+def _asking_from(least: int, text: str) -> str:
+    """C of a format whose functions of nb batch entries ask for what is read later from `least` entries on."""
+    if not least:
+        return text
+    ahead = f"ahead_if(nb >= {least}, "
+    return re.sub(r"const int nb\)\n\{\n.*?\n\}\n", lambda body: body[0].replace("ahead(", ahead), text, flags=re.S)
 
 
 def _activation(kernel: KernelClass) -> str:
@@ -225,13 +238,13 @@ def _finish(kernel: KernelClass) -> str:
 
 def _wide(kernel: KernelClass) -> str:
     """Batch entries of a block of sums, as a C expression."""
-    return "call->pairs ? 16 : WIDE" if kernel.pairs else "WIDE"
+    return "call->pairs ? 16 : WIDE" if kernel.tiled_pairs else "WIDE"
 
 
 def _width(kernel: KernelClass, entries: str = "count", call: str = "call->") -> str:
     """Batch entries with those that fill the last block, as a C expression."""
     floats = f"padded({entries})"
-    return f"({call}pairs ? whole_blocks({entries}) : {floats})" if kernel.pairs else floats
+    return f"({call}pairs ? whole_blocks({entries}) : {floats})" if kernel.tiled_pairs else floats
 
 
 def _run_item(kernel: KernelClass) -> str:
@@ -261,16 +274,27 @@ def _adds(kernel: KernelClass) -> str:
             ways.append(("octets", f"add_{part.name}_octets({span}, {octets}, count, $wide, width, acc);"))
         if kernel.pairs:
             pairs = "call->pairs + first * w->tile_columns * BK"
-            ways.append(("pairs", f"add_{part.name}_pairs({span}, {pairs}, count, acc);"))
+            entries = "count" if kernel.tiled_pairs else "width"
+            ways.append((_when_pairs(part, kernel), f"add_{part.name}_pairs({span}, {pairs}, {entries}, acc);"))
         if kernel.digits and code.digits:
             ways.append(("digits", f"add_{part.name}_digits({span}, call->digits, width, acc);"))
         floats = "call->floats + first * w->tile_columns * COLUMNS"
         ways.append(("", f"add_{part.name}_tiles({span}, {floats}, width, acc);"))
+        always = next(i for i, (form, _) in enumerate(ways) if not form)
+        ways = ways[: always + 1]
         for i, (form, line) in enumerate(ways):
             condition = f"if (call->{form})" if form else ""
             lines += [" ".join(["else"] * (i > 0) + [condition] * bool(form))] * (i > 0 or bool(form))
             lines.append("    " * (len(ways) > 1) + line.replace("$wide", _wide(kernel)))
     return "".join(f"        {line}\n" for line in lines)
+
+
+def _when_pairs(part: FormatPart, kernel: KernelClass) -> str:
+    """Which calls multiply a part's tiles and pairs, as a condition on `struct call`; none: all of them."""
+    if kernel.tiled_pairs:
+        return "pairs"
+    least = max(kernel.least_pairs, kernel.pairs_of(part).least_in_vectors)
+    return "" if least == 1 else "pairs" if least == kernel.least_pairs else f"pairs && call->batch >= {least}"
 
 
 def _join_parts(kernel: KernelClass) -> str:
@@ -295,7 +319,7 @@ def _run(kernel: KernelClass) -> str:
 
 def _tiles(text: Template, kernel: KernelClass) -> str:
     """What takes or gives back the matrix units, in calls that use them."""
-    forms = ["call.octets"] * kernel.octets + ["call.pairs"] * kernel.pairs
+    forms = ["call.octets"] * kernel.octets + ["call.pairs"] * kernel.tiled_pairs
     return text.substitute(used=" || ".join(forms)) if forms else ""
 
 
@@ -327,11 +351,15 @@ def _areas(kernel: KernelClass) -> list[str]:
             "}",
         ]
     if kernel.pairs:
+        entries = "whole_blocks" if kernel.tiled_pairs else "padded"
+        otherwise = ["} else {"] if kernel.tiled_pairs else ["}", f"if (batch < {kernel.only_pairs}) {{"]
+        if not kernel.floats:
+            otherwise, floats = [], []
         lines += [
             "if (batch >= LEAST_PAIRS) {",
             "    call.pairs = (bf16 *)area;",
-            "    area += whole_blocks(batch) * w->tile_columns * BK * sizeof(bf16);",
-            "} else {",
+            f"    area += {entries}(batch) * w->tile_columns * BK * sizeof(bf16);",
+            *otherwise,
             *(f"    {line}" for line in floats if line),
             "}",
         ]
@@ -348,11 +376,14 @@ def _areas(kernel: KernelClass) -> list[str]:
 def _packs(kernel: KernelClass) -> str:
     """Loops that pack x in the forms that this call takes."""
     octets = kernel.octets and all(part.code.octets for part in kernel.parts)
-    digits = kernel.digits and all(part.code.digits for part in kernel.parts)
-    unless = ["!call.pairs"] * kernel.pairs + ["!call.digits"] * digits + ["!call.octets"] * octets
-    floats = driver.PACK_FLOATS
-    if unless:
+    others = [part for part in kernel.parts if not kernel.pairs or kernel.pairs_of(part).least_in_vectors > 1]
+    digits = kernel.digits and all(part.code.digits for part in others)
+    without = "!call.pairs" if kernel.tiled_pairs else "call.floats"
+    unless = [without] * kernel.pairs + ["!call.digits"] * digits + ["!call.octets"] * octets
+    floats = driver.PACK_FLOATS * kernel.floats
+    if unless and floats:
         indented = "".join(f"    {line}\n" for line in floats.splitlines())
         floats = f"        if ({' && '.join(unless)}) {{\n{indented}        }}\n"
-    pairs = driver.PACK_PAIRS.substitute(unless=" && !call.octets" * octets) if kernel.pairs else ""
+    pack = driver.PACK_PAIRS if kernel.tiled_pairs else driver.PACK_PAIR_CHUNKS
+    pairs = pack.substitute(unless=" && !call.octets" * octets) if kernel.pairs else ""
     return driver.PACK_OCTETS * kernel.octets + pairs + driver.PACK_DIGITS * kernel.digits + floats

@@ -2,7 +2,8 @@
 
     FLOATS  fp32 [chunk][tile column][block of WIDE entries][column / 4][entry][column % 4]
     DIGITS  three 8-bit digits of a fixed-point number per tile column and entry, for integer units
-    PAIRS   bf16 [chunk][tile column][block of 16 entries][column / 32][entry][column % 32], for matrix units
+    PAIRS   bf16 [chunk][tile column][block of 16 entries][column / 32][entry][column % 32], for matrix units;
+            in the order of FLOATS for vectors
     OCTETS  the same digits [chunk][tile column][block of 16 entries][column / 64][digit and entry][column % 64],
             for integer matrix units
 
@@ -14,13 +15,14 @@ is as wide as the batch leaves it, rounded up.
 from string import Template
 
 from stoicc.codegen.cpu import units
-from stoicc.codegen.cpu.plan import C_TYPES, DIGIT_BATCHES, FormatPart, KernelClass, member
+from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, MOST_FETCH
+from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind
 
 _INDEX_AHEAD = 64
 """Tiles ahead that indices are asked for: four cache lines of them."""
-_LEAST_FETCH, _MOST_FETCH = 64, 1024
-"""Bytes of a plane's entry that are asked for tile by tile; of larger ones the format's code asks for its own."""
+_LEAST_FETCH = 64
+"""Bytes of a plane's entry that are asked for tile by tile, at least."""
 
 
 def pack(kernel: KernelClass) -> str:
@@ -33,13 +35,17 @@ def pack(kernel: KernelClass) -> str:
         "x": C_TYPES[kernel.x_dtype],
         "source": source.replace("$k", "k"),
         "value": value.replace("$k", "k"),
-        "four": ",\n                ".join(value.replace("$k", f"k + {i}") for i in range(4)),
+        "four": "\n                " + ",\n                ".join(value.replace("$k", f"k + {i}") for i in range(4)),
         "offset": "" if permuted else " + column",
     }
-    texts = [_PACK_FLOATS]
-    texts += [_WHOLE_NUMBERS] * (kernel.digits or kernel.octets) + [_PACK_DIGITS] * kernel.digits
-    texts += units.pack(kernel)
-    return "\n".join(text.substitute(names) for text in texts)
+    texts = [_PACK_CHUNK.substitute(names, function="pack_chunk", element="float", form="floats")] * kernel.floats
+    if kernel.pairs and not kernel.tiled_pairs:
+        four = ", ".join(source.replace("$k", f"k + {i}") for i in range(4))
+        bits = {**names, "four": four, "value": names["source"]}
+        texts.append(_PACK_CHUNK.substitute(bits, function="pack_pair_chunk", element="bf16", form="pairs"))
+    later = [_WHOLE_NUMBERS] * (kernel.digits or kernel.octets) + [_PACK_DIGITS] * kernel.digits
+    later += units.pack(kernel)
+    return "\n".join([*texts, *(text.substitute(names) for text in later)])
 
 
 def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
@@ -51,11 +57,15 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
         "pointers": "\n".join(pointers),
         "arguments": ", ".join(arguments),
     }
-    text = _ADD_FLOATS.substitute(names, tails=_tails(names, "tile", kernel.wide))
+    text = _ADD_FLOATS.substitute(names, tails=_tails(names, "tile", kernel.wide)) * kernel.floats
     if kernel.digits and part.code.digits:
         text += "\n" + _ADD_DIGITS.substitute(names, tails=_tails(names, "digits", 2 * max(DIGIT_BATCHES)))
-    if kernel.pairs:
+    if kernel.tiled_pairs:
         text += "\n" + units.add_tiles(part, kernel, names, "pairs")
+    elif kernel.pairs:
+        planes = _parameters(part)
+        more = {"parameters": ", ".join(map("".join, planes)), "planes": ", ".join(name for _, name in planes)}
+        text += "\n" + units.add_dots(part, kernel, names | more | {"tails": _tails(names, "dots", kernel.wide)})
     if kernel.octets and part.code.octets:
         text += "\n" + units.add_tiles(part, kernel, names, "octets")
     return text
@@ -65,8 +75,18 @@ def _tails(names: dict[str, str], kind: str, wide: int) -> str:
     if kind == "digits":
         cases = [_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES]
     else:
-        cases = [_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide]
+        cases = [_TAIL.substitute(names, kind=kind, nb=nb) for nb in (4, 2, 1) if nb < wide]
     return "        " + "        else ".join(cases)
+
+
+def _parameters(part: FormatPart) -> list[tuple[str, str]]:
+    """The planes of a tile as parameters of a C function: types and names."""
+    parameters = []
+    for plane in part.planes:
+        parameters.append((f"const {C_TYPES[plane.dtype]} *", f"plane_{plane.name}"))
+        if plane.kind is PlaneKind.RAGGED:
+            parameters.append(("const int64_t ", f"plane_{plane.name}_count"))
+    return parameters
 
 
 def planes_of(part: FormatPart) -> tuple[list[str], list[str]]:
@@ -86,8 +106,8 @@ def planes_of(part: FormatPart) -> tuple[list[str], list[str]]:
         shared = f"w->{member(part.name, plane.name, 'entry')}[t]"
         entry = {PlaneKind.TILE: "t", PlaneKind.GROUP: shared, PlaneKind.MATRIX: ""}[plane.kind]
         pointers.append(f"{declaration}{base}{f' + (int64_t){entry} * {plane.elements}' if entry else ''};")
-        if plane.kind is not PlaneKind.MATRIX and _LEAST_FETCH <= plane.bytes <= _MOST_FETCH:
-            tiles = max(2, _MOST_FETCH // plane.bytes)
+        if plane.kind is not PlaneKind.MATRIX and _LEAST_FETCH <= plane.bytes <= MOST_FETCH:
+            tiles = max(2, MOST_FETCH // plane.bytes)
             fetches.append(f"            fetch({local} + {tiles * plane.elements}, {plane.bytes});")
         if plane.kind is PlaneKind.GROUP:
             fetches.append(f"            fetch(w->{member(part.name, plane.name, 'entry')} + t + {_INDEX_AHEAD}, 4);")
@@ -98,23 +118,22 @@ def planes_of(part: FormatPart) -> tuple[list[str], list[str]]:
     return pointers, arguments
 
 
-_PACK_FLOATS = Template("""\
-/* Batch entries first .. first + count of one tile column of x, as floats. */
-static void pack_chunk(const struct weight *w, const $x *x, int64_t first, int count, int tile_column, float *packed)
+_PACK_CHUNK = Template("""\
+/* Batch entries first .. first + count of one tile column of x, as $form. */
+static void $function(const struct weight *w, const $x *x, int64_t first, int count, int tile_column, $element *packed)
 {
     int width = (int)padded(count);
     int64_t column = (int64_t)tile_column * BK;
     int present = w->columns - column < BK ? (int)(w->columns - column) : BK;
-    float *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * COLUMNS;
+    $element *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * COLUMNS;
     for (int entry = 0; entry < width; entry++) {
         int block = entry / WIDE * WIDE, n = entry - block, nb = width - block < WIDE ? width - block : WIDE;
-        float *to = panel + block * COLUMNS + 4 * n;
+        $element *to = panel + block * COLUMNS + 4 * n;
         const $x *from = x + (first + entry) * w->columns$offset;
         int known = entry < count ? present : 0;
         fetch(from + BK, BK * (int)sizeof *from); /* the next tile column's */
         for (int k = 0; k < known / 4 * 4; k += 4) {
-            const float four[4] = {
-                $four};
+            const $element four[4] = {$four};
             memcpy(to + k * nb, four, sizeof four);
         }
         for (int k = known / 4 * 4; k < COLUMNS; k++)
@@ -209,7 +228,7 @@ $tails    }
 
 _TAIL = Template("""\
 if (width - n == $nb)
-            ${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
+            ${name}_$kind($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
 """)
 
 _ADD_DIGITS = Template("""\

@@ -10,9 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from stoicc.codegen.cpu.lanes import LANES, strips
+from stoicc.codegen.cpu.layouts import (
+    BLOCKED_ENTRIES,
+    DIGIT_BATCHES,
+    VECTOR_COLUMNS,
+    digit_bytes,
+    octet_bytes,
+    whole_blocks,
+)
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, itemsize, output_dtype
 from stoicc.ir.errors import CodegenError, FormatError
-from stoicc.ir.format import PlaneKind, Tile, TileFormat, TileMac
+from stoicc.ir.format import PlaneKind, Tile, TileFormat, TileMac, TilePairs
 from stoicc.ir.registry import find_format
 from stoicc.ir.schedule import EPILOGUE, PROLOGUE, Schedule
 from stoicc.ir.types import Beside, CodedFactor, Module, TileProgram
@@ -92,26 +100,72 @@ class KernelClass:
     @property
     def wide(self) -> int:
         """Most batch entries of one call of a format's function: what the registers hold."""
-        return 8 if self.isa in ("amx", "vnni", "avx512") else 4
+        return 4 if self.isa in ("avx2", "portable") else 8
 
     @property
     def digits(self) -> bool:
         """Whether some format multiplies x as digits, on integer units, at a batch of few."""
-        return self.isa in ("amx", "vnni") and any(part.code.digits for part in self.parts)
+        able = self.isa in ("amx", "avx512bf16", "vnni") and self.floats
+        return able and any(part.code.digits for part in self.parts)
+
+    @property
+    def floats(self) -> bool:
+        """Whether some call multiplies x as floats, or would if x had no digits."""
+        return not self.pairs or self.tiled_pairs or self.only_pairs > 1
 
     @property
     def pairs(self) -> bool:
-        """Whether all formats multiply x as bf16 pairs, on matrix units, at a larger batch.
+        """Whether all formats multiply x as bf16 pairs, on matrix units or in vectors, at a larger batch.
 
         A scaled x would have to be rounded to bf16 once more, so it stays with floats.
         """
-        able = self.isa == "amx" and self.dtype == self.x_dtype == "bf16" and self.has("input_scale") is None
+        able = self.isa in ("amx", "avx512bf16") and self.dtype == self.x_dtype == "bf16"
+        able = able and self.has("input_scale") is None
         return able and bool(self.parts) and all(part.code.pairs for part in self.parts)
 
     @property
+    def tiled_pairs(self) -> bool:
+        """Whether pairs are multiplied on matrix units, which take x in blocks of 16 entries."""
+        return self.pairs and self.isa == "amx"
+
+    def picks(self, part: FormatPart) -> bool:
+        """Whether a part's lanes pick their columns of x: two of each four, in vectors."""
+        return self.pairs and not self.tiled_pairs and part.code.picks is not None
+
+    def pairs_of(self, part: FormatPart) -> TilePairs:
+        """How a part's tiles are unpacked to pairs: in vectors by few columns, which stay in registers."""
+        code = part.code.picks if self.picks(part) else part.code.pairs
+        assert code is not None
+        if "{columns}" in code.source and not self.tiled_pairs:
+            return code.in_units(VECTOR_COLUMNS)
+        return code.in_units(code.columns, "BK" if code.columns == self.tile[1] else "")
+
+    def least_ahead(self, part: FormatPart) -> int:
+        """Batch entries from which it pays to ask for what is read later; 0: always.
+
+        Processors with bf16 products in vectors and no matrix units (Zen 4 and later) read ahead by themselves.
+        """
+        if self.isa != "avx512bf16":
+            return 0
+        bytes_ = part.format.cost(self.tile, self.dtype).bytes / (self.tile[0] * self.tile[1])
+        return next(entries for entries in (2, 4, 8) if entries == 8 or entries >= 3.5 * bytes_)
+
+    @property
     def least_pairs(self) -> int:
-        """Batch entries from which pairs are faster than floats and digits, for every format."""
+        """Batch entries from which pairs are faster than floats and digits.
+
+        On matrix units for every format, which then needs no other form of x; in vectors for some format.
+        """
+        if self.pairs and not self.tiled_pairs:
+            return min(self.pairs_of(part).least_in_vectors for part in self.parts)
         return max((part.code.pairs.least for part in self.parts if part.code.pairs), default=2)
+
+    @property
+    def only_pairs(self) -> int:
+        """Batch entries from which every format takes pairs."""
+        if self.tiled_pairs:
+            return self.least_pairs
+        return max(self.least_pairs, *(self.pairs_of(part).least_in_vectors for part in self.parts))
 
     @property
     def octets(self) -> bool:
@@ -144,7 +198,11 @@ class KernelClass:
     @property
     def least_blocked(self) -> int:
         """Batch entries from which several tile rows are multiplied at a time (`blocked.py`)."""
-        return 96 if self.pairs else max(part.code.floats.least for part in self.parts if part.code.floats)
+        if self.tiled_pairs:
+            return 96
+        if self.pairs:
+            return max(self.pairs_of(part).least_blocked for part in self.parts)
+        return max(part.code.floats.least for part in self.parts if part.code.floats)
 
     @property
     def beside(self) -> int:
@@ -180,12 +238,12 @@ class KernelClass:
     def scratch_bytes(self, batch: int, tile_columns: int, partials: int, threads: int) -> int:
         """Bytes of workspace of one call, after the low-rank term: the areas that `stoicc_run` cuts it in."""
         blocked = self.blocked_bytes * threads if self.blocked and batch >= self.least_blocked else 0
-        if self.pairs and batch >= self.least_pairs:
-            entries = whole_blocks(batch)
-            packed = entries * tile_columns * self.tile[1] * 2
-        else:
-            entries = self.padded(batch)
-            packed = entries * tile_columns * self.columns * 4
+        paired, packed = self.pairs and batch >= self.least_pairs, 0
+        entries = whole_blocks(batch) if paired and self.tiled_pairs else self.padded(batch)
+        if paired:
+            packed += entries * tile_columns * self.tile[1] * 2
+        if not paired or batch < self.only_pairs:
+            packed += entries * tile_columns * self.columns * 4
             if self.digits and batch <= max(DIGIT_BATCHES):
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
         if self.octets and self.least_octets <= batch <= self.most_octets:
@@ -214,34 +272,6 @@ class KernelClass:
         split = "_split" if self.split else ""
         out = "" if self.out_dtype == self.x_dtype else f"_y_{self.out_dtype}"
         return f"{self.dtype}_{self.tile[0]}x{self.tile[1]}_{formats}_x_{self.x_dtype}{out}{fused}{split}_{self.isa}"
-
-
-def whole_blocks(batch: int) -> int:
-    """Batch entries in x as pairs: one, two or four blocks of 16 in the last 64."""
-    tail = batch % 64
-    return batch - tail + next(width for width in (0, 16, 32, 64) if width >= tail)
-
-
-def digit_bytes(columns: int) -> int:
-    """Bytes of one batch entry of a tile column as digits: three a column, sums of each 16, the unit."""
-    return 3 * columns + 12 * columns // 16 + 4
-
-
-def octet_bytes(batch: int, columns: int, chunk: int) -> int:
-    """Bytes of one tile column of x as octets: rows of digits in whole tiles of 16, then the units."""
-    full, last = divmod(batch, chunk)
-
-    def panel(entries: int) -> int:
-        rows = entries // 16 * 48 + -(-(entries % 16 * 3) // 16) * 16
-        return rows * columns + -(-entries * 4 // 64) * 64
-
-    return full * panel(chunk) + panel(last)
-
-
-BLOCKED_ENTRIES = 512
-"""Batch entries that the blocked loop nest multiplies at a time."""
-DIGIT_BATCHES = (1, 2, 4)
-"""Batch entries that a format's `digits` takes; a batch of 3 is padded."""
 
 
 def classify(

@@ -1,9 +1,10 @@
 """The vector vocabulary: which primitives there are, and the text of those that a kernel uses.
 
 `simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
-scalars, and what builds on those names, `simd_kept.h` codes of which some are kept. `simd_vnni.h`, `simd_amx.h`,
-`simd_octets.h` and `simd_transposed.h` add products of their own to AVX-512; `simd_decode.h`, `simd_decode_avx2.h` and
-`simd_vbmi2.h` have better forms of some names. An emitted file holds only the definitions it needs.
+scalars, and what builds on those names, `simd_kept.h` codes of which some are kept. `simd_vnni.h`, `simd_pairs.h` with
+`simd_dots.h` or `simd_amx.h`, `simd_octets.h` and `simd_transposed.h` add products of their own to AVX-512.
+`simd_dots.h`, `simd_decode.h`, `simd_decode_avx2.h` and `simd_vbmi2.h` have better forms of some names. An emitted file
+holds only the definitions it needs.
 """
 
 import re
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-ISAS = ("amx", "vnni", "avx512", "avx2", "portable")
-"""Instruction sets, the best first: `amx` has all of `vnni`, and that all of `avx512`."""
+ISAS = ("amx", "avx512bf16", "vnni", "avx512", "avx2", "portable")
+"""Instruction sets, the best first: each of the first four has all of those up to `avx512`."""
 _HEADERS = {
-    "amx": ("avx512", "common", "kept", "decode", "vnni", "amx", "octets", "transposed", "vbmi2"),
+    "amx": ("avx512", "common", "kept", "decode", "vnni", "pairs", "amx", "octets", "transposed", "vbmi2"),
+    "avx512bf16": ("avx512", "common", "kept", "decode", "vnni", "pairs", "dots", "vbmi2"),
     "vnni": ("avx512", "common", "kept", "decode", "vnni"),
     "avx512": ("avx512", "common", "kept", "decode"),
     "avx2": ("avx2", "common", "kept", "decode_avx2"),

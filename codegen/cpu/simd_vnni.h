@@ -35,11 +35,30 @@ static inline vint vi_places(vint positions, const int j)
     return _mm512_ternarylogic_epi32(shifted, mask, base, 0xea); /* shifted & mask | base */
 }
 
+/* Sets of sums of digits. A single entry has two, as products of one set would wait for each other. */
+INLINE int digit_sets(const int nb)
+{
+    return nb == 1 ? 2 : 1;
+}
+
+/* The set for products of an even or an odd turn. */
+INLINE vint *digit_set(vint *sum, const int turn, const int nb)
+{
+    return sum + turn % digit_sets(nb) * (3 * nb);
+}
+
 INLINE void clear_digits(vint *sum, const int nb)
 {
     #pragma GCC unroll 12
-    for (int i = 0; i < 3 * nb; i++)
+    for (int i = 0; i < 3 * nb * digit_sets(nb); i++)
         sum[i] = _mm512_setzero_si512();
+}
+
+/* A digit of entry n, of all sets. */
+INLINE vint digit_total(const vint *sum, const int n, const int digit, const int nb)
+{
+    const vint own = sum[3 * n + digit];
+    return digit_sets(nb) > 1 ? _mm512_add_epi32(own, sum[3 * nb + digit]) : own;
 }
 
 /* sum + four unsigned bytes of each lane times the four signed bytes at x. In assembly because compilers lift the
@@ -144,7 +163,7 @@ INLINE void add_digits(
         vfloat digit[3];
         #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
-            digit[i] = _mm512_fnmadd_ps(zero, vf_set1(total[3 * n + i]), _mm512_cvtepi32_ps(sum[3 * n + i]));
+            digit[i] = _mm512_fnmadd_ps(zero, vf_set1(total[3 * n + i]), _mm512_cvtepi32_ps(digit_total(sum, n, i, nb)));
         add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
     }
 }
@@ -158,7 +177,7 @@ INLINE void add_picked_digits(float *acc, const vint *sum, vint codes, vfloat sc
         vfloat digit[3];
         #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
-            digit[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[3 * n + i], bias));
+            digit[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(digit_total(sum, n, i, nb), bias));
         add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
     }
 }

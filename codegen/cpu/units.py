@@ -1,18 +1,19 @@
-"""The forms of x for matrix units, PAIRS and OCTETS of `forms.py`, with the C that packs them and walks tiles.
+"""The forms of x that meet unpacked tiles, PAIRS and OCTETS of `forms.py`, with the C that packs them and walks tiles.
 
 A *unit* is a strip of a tile by the columns that a format unpacks at a time; a *group* of units has its sums scaled
 once. A *block* of units waits unpacked in the first-level cache: each of them is multiplied, then what comes a block
 later is unpacked in its place. Unpacking, the matrix units, and the scaling of sums thus overlap within the few
 hundred instructions that a core looks ahead, and no tile is loaded while its bytes are still on their way to the
-cache.
+cache. Without matrix units, pairs meet x in vectors, eight sums in registers.
 """
 
 import textwrap
 from string import Template
 
 from stoicc.codegen.cpu.lanes import LANES
+from stoicc.codegen.cpu.layouts import MOST_FETCH
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass
-from stoicc.ir.format import TileOctets, TilePairs
+from stoicc.ir.format import PlaneKind, TileOctets, TilePairs
 
 _AHEAD = {"pairs": 4096, "octets": 8192}
 """Bytes that are unpacked ahead: what is multiplied should have left the store buffer, or its tiles wait for it."""
@@ -20,27 +21,62 @@ _AHEAD = {"pairs": 4096, "octets": 8192}
 
 def pack(kernel: KernelClass) -> list[Template]:
     """C that packs x in the forms for matrix units; of octets after `whole_numbers`."""
-    return [_OCTET_BYTES, _PACK_OCTETS] * kernel.octets + [_PACK_PAIRS] * kernel.pairs
+    return [_OCTET_BYTES, _PACK_OCTETS] * kernel.octets + [_PACK_PAIRS] * kernel.tiled_pairs
 
 
 def add_tiles(part: FormatPart, kernel: KernelClass, names: dict[str, str], form: str) -> str:
     """C that unpacks the units of a format's tiles, a block ahead, and multiplies them on matrix units."""
-    code = part.code.pairs if form == "pairs" else part.code.octets
+    code = kernel.pairs_of(part) if form == "pairs" else part.code.octets
     assert code is not None
     scaled = isinstance(code, TileOctets) or code.scaled
     sums, add = (_SCALED_SUMS if scaled else _PLAIN_SUMS), (_ADD_PAIRS if form == "pairs" else _ADD_OCTETS)
-    names = {
-        **names,
-        "columns": str(code.columns),
-        "group": str(code.group),
-        "block": str(_block(code, form, kernel)),
-        "form": form,
-        "element": "bf16" if form == "pairs" else "int8_t",
-    }
-    pointers = names["pointers"].replace("if (w->streamed)", "if (w->streamed && unit == 0)")
+    names = {**names, "group": str(code.group), "block": str(_block(code, form, kernel)), "columns": str(code.columns)}
     steps = {key: Template(text).substitute(names) for key, text in sums.items()}
-    unpack = _UNPACK.substitute({**names, **steps, "pointers": textwrap.indent(textwrap.dedent(pointers), "    ")})
-    return unpack + add.substitute({**names, **steps})
+    return _unpack(code, names, form) + add.substitute({**names, **steps})
+
+
+def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> str:
+    """C that unpacks the units of a format's tiles, and multiplies them and pairs of x in vectors."""
+    code = kernel.pairs_of(part)
+    add = "add_picked_dots" if kernel.picks(part) else "add_dots"
+    names = {**names, "group": str(code.group), "columns": str(code.columns), "add": add, "asks": _asks(part, kernel)}
+    steps = _SCALED_DOTS if code.scaled else _PLAIN_DOTS
+    return _unpack(code, names, "pairs") + _ADD_DOTS.substitute(names, **steps)
+
+
+def _asks(part: FormatPart, kernel: KernelClass) -> str:
+    """C that asks for what a unit's place in tiles to come holds, of planes that are streams."""
+    units = kernel.strips * kernel.tile[1] // kernel.pairs_of(part).columns
+    lines = []
+    for plane in part.planes:
+        local = f"plane_{plane.name}"
+        if plane.kind is PlaneKind.RAGGED:
+            first = f"{local}_count * (strip * UNITS + unit) / {units}"
+            lines.append(f"ahead({local} + {first}{f' * {plane.elements}' * (plane.elements > 1)}, 64);")
+        elif plane.kind is not PlaneKind.MATRIX and plane.bytes > MOST_FETCH:
+            lines.append(
+                f"ahead({local} + (strip * UNITS + unit) * {plane.elements // units}, {plane.bytes // units});"
+            )
+    if not lines:
+        return ""
+    asks = "".join(f"                {line}\n" for line in lines)
+    return f"            if (nb >= {kernel.least_ahead(part)}) {{\n{asks}            }}\n"
+
+
+def _unpack(code: TilePairs | TileOctets, names: dict[str, str], form: str) -> str:
+    """C that unpacks a unit of a tile, and asks for what tiles to come need."""
+    scaled = isinstance(code, TileOctets) or code.scaled
+    pointers = names["pointers"].replace("if (w->streamed)", "if (w->streamed && unit == 0)")
+    return _UNPACK.substitute(
+        names,
+        columns=code.columns,
+        form=form,
+        element="bf16" if form == "pairs" else "int8_t",
+        pointers=textwrap.indent(textwrap.dedent(pointers), "    "),
+        returns="vfloat" if scaled else "void",
+        give="return " if scaled else "",
+        and_scale="; returns the scale of each row" if scaled else "",
+    )
 
 
 def _block(code: TilePairs | TileOctets, form: str, kernel: KernelClass) -> int:
@@ -158,6 +194,34 @@ $next            }
 $end}
 """)
 
+_ADD_DOTS = Template("""\
+/* One tile times x in pairs, nb entries: the pairs of $columns columns of a strip meet x while they are at hand. */
+INLINE void ${name}_dots($parameters, const bf16 *x, float *acc, const int nb)
+{
+    enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        vfloat sum[8];
+$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
+            bf16 pairs[SIZE * LANES] __attribute__((aligned(64)));
+$asks$clear_group            $scale${name}_pairs($planes, strip * UNITS + unit, pairs);
+            $add(sum, pairs, SIZE, x + unit * SIZE * nb, nb);
+$store_group        }
+$store_strip    }
+}
+
+/* Tiles begin .. end with x in pairs. */
+static void add_${name}_pairs(const struct weight *w, int begin, int end, const bf16 *x, int width, float *acc)
+{
+    for (int t = begin; t < end; t++) {
+        const bf16 *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
+$pointers
+        int n = 0;
+        for (; n + WIDE <= width; n += WIDE)
+            ${name}_dots($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
+$tails    }
+}
+""")
+
 _ADD_OCTETS = Template("""\
 /* The same with x in octets: `count` entries, whose sums are in blocks of `wide`, `width` in all. */
 static void add_${name}_octets(
@@ -210,9 +274,6 @@ static void add_${name}_octets(
 """)
 
 _PLAIN_SUMS = {
-    "returns": "void",
-    "give": "",
-    "and_scale": "",
     "declarations": "",
     "keep_first": "",
     "next": """\
@@ -225,9 +286,6 @@ _PLAIN_SUMS = {
 }
 
 _SCALED_SUMS = {
-    "returns": "vfloat",
-    "give": "return ",
-    "and_scale": "; returns the scale of each row",
     "declarations": """\
     float parts[2][2 * 256] __attribute__((aligned(64))); /* sums before they are scaled */
     waiting_sums now = {0}, before = {0}; /* in tiles; in a part */
@@ -252,5 +310,21 @@ _SCALED_SUMS = {
     sums_add_scaled(&before, parts[step % 2], 16 * SUMS);
     sums_store((step + 1) % 2, parts[(step + 1) % 2], 256, now.entries);
     sums_add_scaled(&now, parts[(step + 1) % 2], 16 * SUMS);
+""",
+}
+
+_PLAIN_DOTS = {
+    **dict.fromkeys(("clear_group", "scale", "store_group"), ""),
+    "clear_strip": "        clear_dots(sum, nb);\n",
+    "store_strip": "        store_dots(acc, sum, nb);\n",
+}
+
+_SCALED_DOTS = {
+    **dict.fromkeys(("clear_strip", "store_strip"), ""),
+    "clear_group": "            if (unit % GROUP == 0)\n                clear_dots(sum, nb);\n",
+    "scale": "vfloat scale = ",
+    "store_group": """\
+            if (unit % GROUP == GROUP - 1)
+                store_scaled_dots(acc, scale, sum, nb);
 """,
 }

@@ -7,15 +7,14 @@ group, as zero * sum(x), an infinite x would give infinity - infinity (x in digi
 sums are exact, so there it is).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from string import Template
 
-import torch
 from torch import Tensor
 
-from stoicc.codegen.cpu.lanes import to_lanes
 from stoicc.formats import _affine_units as _units
+from stoicc.formats._lane_order import byte_lanes, nibble_lanes, scale_lanes, signed
 from stoicc.formats._nm_c import position_words
 from stoicc.ir.format import Planes, TileMac, TileOctets, TilePairs
 
@@ -103,7 +102,8 @@ _INT8_DIGITS = """\
                 ahead(codes, 4 * LANES * sizeof *codes);
                 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
-                    multiply_add_digits(vi_unsigned_bytes(vi_load(codes + i * LANES)), xg + 4 * i, sum, nb);
+                    multiply_add_digits(
+                        vi_unsigned_bytes(vi_load(codes + i * LANES)), xg + 4 * i, digit_set(sum, i, nb), nb);
             }"""
 
 _INT4_DIGITS = """\
@@ -113,8 +113,8 @@ _INT4_DIGITS = """\
                 #pragma GCC unroll 2
                 for (int half = 0; half < 2; half++) {
                     vint eight = vi_load(codes + half * LANES);
-                    multiply_add_digits(vi_low_nibbles(eight), xg + 8 * half, sum, nb);
-                    multiply_add_digits(vi_high_nibbles(eight), xg + 8 * half + 4, sum, nb);
+                    multiply_add_digits(vi_low_nibbles(eight), xg + 8 * half, digit_set(sum, 0, nb), nb);
+                    multiply_add_digits(vi_high_nibbles(eight), xg + 8 * half + 4, digit_set(sum, 1, nb), nb);
                 }
             }"""
 
@@ -140,8 +140,8 @@ INLINE void {name}(
                     vint first = vi_sub_bytes(vi_low_nibbles(word), zero);
                     vint second = vi_sub_bytes(vi_high_nibbles(word), zero);
                     of_codes = vi_add_bytes(vi_add_bytes(of_codes, first), second);
-                    multiply_add_picked_digits(first, vi_places(place, 2 * half), xg, sum, nb);
-                    multiply_add_picked_digits(second, vi_places(place, 2 * half + 1), xg, sum, nb);
+                    multiply_add_picked_digits(first, vi_places(place, 2 * half), xg, digit_set(sum, 0, nb), nb);
+                    multiply_add_picked_digits(second, vi_places(place, 2 * half + 1), xg, digit_set(sum, 1, nb), nb);
                 }
             }
             add_picked_digits(acc, sum, of_codes, vf_load_$T(scales), digit_units(x, nb), nb);
@@ -244,13 +244,14 @@ class _Groups:
         return self.size % 16 == 0
 
     def pairs(self, body: Template, per_word: int, step: int, **names: str) -> TilePairs | None:
-        """The code for matrix units, `per_word` columns to a word of codes, `step` columns at a time."""
+        """The code for pairs, `per_word` columns to a word of codes, `step` columns at a time."""
         if self.size % 32 or self.dtype != "bf16":
             return None
         group = str(self.size // 32)
         names["start"] = Template(names.get("start", "")).substitute(group=group)
         names |= {"words": str(32 // per_word), "step": str(step), "group": group, "size": "32"}
-        return TilePairs(self.fill(_units.PAIRS, body, **names), 32, scaled=True, group=int(group))
+        text = self.fill(_units.PAIRS, body, **names)
+        return TilePairs(text, 32, scaled=True, group=int(group), least_in_vectors=2, least_blocked=48)
 
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
@@ -299,10 +300,11 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     digits = grid.fill(_DIGITS, _INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
     zero = "    vfloat zero = vf_load_i8(zeros + unit / $group * LANES);\n" * zeros
     pairs = grid.pairs(_units.INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
+    pairs = pairs and replace(pairs, least_in_vectors=3)
     octets = grid.octets(_units.INT8_OCTETS, 4, 8, 8)
 
     def pack(planes: Planes) -> Planes:
-        return {"codes": byte_lanes(signed(planes["codes"], 8), groups), **_scales(planes, 8)}
+        return {"codes": byte_lanes(signed(planes["codes"], 8), groups), **scale_lanes(planes, 8)}
 
     decode = _decode(_INT8_DECODE, dtype, groups, size, zeros, 8)
     return TileMac(source, pack, decode, digits, pairs, octets)
@@ -318,10 +320,11 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     digits = grid.fill(_DIGITS, _INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
     pair, start = _pair("vp_step(eight, j)", zeros)
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
+    pairs = pairs and replace(pairs, least_blocked=192)
     octets = grid.octets(_units.INT4_OCTETS, 8, 8, 4)
 
     def pack(planes: Planes) -> Planes:
-        return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **_scales(planes, 4)}
+        return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **scale_lanes(planes, 4)}
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
     return TileMac(source, pack, decode, digits, pairs, octets)
@@ -346,17 +349,20 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     start += "    positions += unit * LANES;\n"
     planes = arguments["positions"]
     pairs = grid.pairs(_units.INT4_NV24_PAIRS, 16, 32, start=start, positions=planes, **names)
+    pair, zero = _pair("vp_kept_nibbles(word, i)", zeros)
+    picked = {"start": zero + "    positions += unit * LANES;\n", "positions": planes, "pair": pair}
+    picks = grid.pairs(_units.INT4_NV24_PICKS, 16, 32, **picked)
     octets = grid.octets(
         _units.INT4_NV24_OCTETS, 16, 32, 4, start="    positions += unit * 2 * LANES;\n", positions=planes
     )
 
     def pack(planes: Planes) -> Planes:
         codes = nibble_lanes(unpack(planes["codes"]), groups, range(8))
-        return {"codes": codes, "positions": position_words(planes["positions"], groups), **_scales(planes, 4)}
+        return {"codes": codes, "positions": position_words(planes["positions"], groups), **scale_lanes(planes, 4)}
 
     positions = " const uint8_t *positions,"
     decode = _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions)
-    return TileMac(source, pack, decode, digits, pairs, octets)
+    return TileMac(source, pack, decode, digits, pairs, octets, picks=picks)
 
 
 def _pair(codes: str, zeros: bool) -> tuple[str, str]:
@@ -365,34 +371,3 @@ def _pair(codes: str, zeros: bool) -> tuple[str, str]:
         return f"vp_nibble({codes})", ""
     start = "    vint zero = vp_zero(zeros + unit / $group * LANES);\n"
     return f"vp_nibble_less({codes}, zero)", start
-
-
-def signed(codes: Tensor, bits: int) -> Tensor:
-    """Unsigned codes or zeros u8 as int8, less the symmetric zero 2**(bits - 1)."""
-    return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
-
-
-def byte_lanes(codes: Tensor, groups: int) -> Tensor:
-    """8-bit codes int8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, four codes a word."""
-    return to_lanes(_grouped(codes, groups).contiguous().view(torch.int32).flatten(2))
-
-
-def nibble_lanes(codes: Tensor, groups: int, order: Sequence[int]) -> Tensor:
-    """4-bit codes u8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, eight codes a word.
-
-    Codes become two's complement (less 8); nibble i of a word, from the lowest, holds its code
-    `order[i]`. A group whose count is not a multiple of eight ends in a word that is not full.
-    """
-    nibbles = _grouped(codes ^ 8, groups)[..., list(order)]
-    return to_lanes((nibbles[..., 0::2] | nibbles[..., 1::2] << 4).contiguous().view(torch.int32).flatten(2))
-
-
-def _grouped(codes: Tensor, groups: int) -> Tensor:
-    """`[entries, BM, C]` -> `[entries, BM, words, 8]`: each group padded to a multiple of eight codes."""
-    grouped = codes.unflatten(2, (groups, -1))
-    return torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8)).flatten(2).unflatten(2, (-1, 8))
-
-
-def _scales(planes: Planes, bits: int) -> Planes:
-    packed = {"scales": to_lanes(planes["scales"])}
-    return {**packed, "zeros": to_lanes(signed(planes["zeros"], bits))} if "zeros" in planes else packed

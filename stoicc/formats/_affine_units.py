@@ -49,6 +49,21 @@ INT4_NV24_PAIRS = Template("""\
         }
         codes += 2 * LANES;""")
 
+INT4_NV24_PICKS = Template("""\
+        vint place = vi_load(positions);
+        ahead(positions, LANES * sizeof *positions);
+        ahead(codes, 2 * LANES * sizeof *codes);
+        #pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            vint word = vi_load(codes + half * LANES);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                const int g = 4 * half + i;
+                vp_store(pairs + g * 2 * LANES, $pair);
+                vp_store(pairs + (8 + g) * 2 * LANES, vp_columns(place, g));
+            }
+        }""")
+
 OCTETS = Template("""\
 INLINE vfloat {name}(
     const int32_t *codes,$positions const $T *scales,$zeros const int unit, int8_t *octets)

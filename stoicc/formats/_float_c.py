@@ -107,8 +107,9 @@ INLINE void {name}(
                 #pragma GCC unroll 2
                 for (int half = 0; half < 2; half++) {
                     vint eight = vi_load(codes + half * LANES);
-                    multiply_add_digits(vi_twice_e2m1(eight), xg + 8 * half, sum, nb);
-                    multiply_add_digits(vi_twice_e2m1(vi_shift_right(eight, 4)), xg + 8 * half + 4, sum, nb);
+                    multiply_add_digits(vi_twice_e2m1(eight), xg + 8 * half, digit_set(sum, 0, nb), nb);
+                    multiply_add_digits(
+                        vi_twice_e2m1(vi_shift_right(eight, 4)), xg + 8 * half + 4, digit_set(sum, 1, nb), nb);
                 }
             }
             vfloat half_scale = vf_mul($scale, vf_set1(0.5f));
@@ -196,7 +197,7 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     )
 
     def pack(planes: Planes) -> Planes:
-        codes = _affine_c.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)
+        codes = _lane_order.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)
         return {**planes, "codes": codes, "scales": to_lanes(planes["scales"])}
 
     def unpack(packed: Planes, tile: Tile) -> Planes:

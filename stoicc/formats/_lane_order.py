@@ -1,15 +1,15 @@
-"""From SIMD lane order back to canonical planes: the inverses of what `_affine_c` and `_nm_c` pack.
+"""Codes in SIMD lane order, and from there back to canonical planes, also what `_nm_c` packs.
 
 Columns of a row are permuted inside whole words, a step for all words at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from stoicc.codegen.cpu.lanes import from_lanes
+from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats._affine import pack_nibbles, unpack_nibbles
 from stoicc.ir.format import Planes, Tile, TileMac
 
@@ -18,6 +18,37 @@ _EACH_NIBBLE_8 = -0x77777778
 
 Codes = Callable[[Planes, Tile, int], Planes]
 """Planes in lane order, the tile and its groups of scales -> canonical planes of codes (and positions)."""
+
+
+def signed(codes: Tensor, bits: int) -> Tensor:
+    """Unsigned codes or zeros u8 as int8, less the symmetric zero 2**(bits - 1)."""
+    return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+
+
+def byte_lanes(codes: Tensor, groups: int) -> Tensor:
+    """8-bit codes int8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, four codes a word."""
+    return to_lanes(_grouped(codes, groups).contiguous().view(torch.int32).flatten(2))
+
+
+def nibble_lanes(codes: Tensor, groups: int, order: Sequence[int]) -> Tensor:
+    """4-bit codes u8 `[entries, BM, C]` -> int32 `[entries, strips, words, 16]`, eight codes a word.
+
+    Codes become two's complement (less 8); nibble i of a word, from the lowest, holds its code
+    `order[i]`. A group whose count is not a multiple of eight ends in a word that is not full.
+    """
+    nibbles = _grouped(codes ^ 8, groups)[..., list(order)]
+    return to_lanes((nibbles[..., 0::2] | nibbles[..., 1::2] << 4).contiguous().view(torch.int32).flatten(2))
+
+
+def _grouped(codes: Tensor, groups: int) -> Tensor:
+    """`[entries, BM, C]` -> `[entries, BM, words, 8]`: each group padded to a multiple of eight codes."""
+    grouped = codes.unflatten(2, (groups, -1))
+    return torch.nn.functional.pad(grouped, (0, -grouped.shape[3] % 8)).flatten(2).unflatten(2, (-1, 8))
+
+
+def scale_lanes(planes: Planes, bits: int) -> Planes:
+    packed = {"scales": to_lanes(planes["scales"])}
+    return {**packed, "zeros": to_lanes(signed(planes["zeros"], bits))} if "zeros" in planes else packed
 
 
 def with_unpack(code: TileMac | None, codes: Codes, groups: int, bits: int) -> TileMac | None:

@@ -5,6 +5,7 @@ that the four bytes of a lane meet four neighbouring digits of x. A second word 
 columns: bit 4 h + i of byte b is that of half h.
 """
 
+from dataclasses import replace
 from string import Template
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c
+from stoicc.formats._lane_order import scale_lanes
 from stoicc.formats._narrow import pack_bits, pack_crumbs, unpack_bits, unpack_crumbs
 from stoicc.ir.format import Planes, Tile, TileMac
 
@@ -66,7 +68,8 @@ _INT2_DIGITS = """\
                 ahead(codes, LANES * sizeof *codes);
                 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
-                    multiply_add_digits(vi_and(vi_shift_right(word, 2 * i), 0x03030303), xg + 4 * i, sum, nb);
+                    multiply_add_digits(
+                        vi_and(vi_shift_right(word, 2 * i), 0x03030303), xg + 4 * i, digit_set(sum, i, nb), nb);
             }"""
 
 _INT3_DIGITS = """\
@@ -82,7 +85,7 @@ _INT3_DIGITS = """\
                     for (int i = 0; i < 4; i++) {
                         vint code = vi_select(
                             vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303);
-                        multiply_add_digits(vi_and(code, 0x07070707), xg + 4 * i, sum, nb);
+                        multiply_add_digits(vi_and(code, 0x07070707), xg + 4 * i, digit_set(sum, i, nb), nb);
                     }
                 }
             }"""
@@ -166,7 +169,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
 
     def pack(planes: Planes) -> Planes:
         codes = to_lanes(_words(unpack_crumbs(planes["codes"]), groups))
-        return {"codes": codes, **_affine_c._scales(planes, ZEROS_AS)}
+        return {"codes": codes, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
     return TileMac(source, pack, decode, digits, pairs, octets)
@@ -182,6 +185,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     digits = grid.fill(_affine_c._DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
+    pairs = pairs and replace(pairs, least_in_vectors=3)
     code = "vi_select(vi_shift(word, 2 * i - 5), vi_shift(top, 4 * half + i - 7), 0x60606060)"
     if zeros:
         code = "vi_select(vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303)"
@@ -192,7 +196,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     def pack(planes: Planes) -> Planes:
         codes = to_lanes(_words(unpack_crumbs(planes["codes"]), groups))
         high = to_lanes(_high_words(unpack_bits(planes["high"]), groups))
-        return {"codes": codes, "high": high, **_affine_c._scales(planes, ZEROS_AS)}
+        return {"codes": codes, "high": high, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT3_DECODE, dtype, groups, size, zeros, 3, positions=" const uint8_t *high,")
     return TileMac(source, pack, decode, digits, pairs, octets)

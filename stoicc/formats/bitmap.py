@@ -147,7 +147,7 @@ def kept_mac(arguments: str, count: str, dtype: str) -> str:
 def kept_pairs(arguments: str, start: str, tile: Tile) -> TilePairs | None:
     """C that unpacks a strip of bf16 for matrix units; its values begin at `start`."""
     source = _PAIRS.replace("$arguments", arguments).replace("$start", start)
-    return TilePairs(source, tile[1]) if tile[1] % 32 == 0 else None
+    return TilePairs(source, tile[1], least_in_vectors=3) if tile[1] % 32 == 0 else None
 
 
 def kept_decode(arguments: str, count: str, dtype: str, tile: Tile) -> str:

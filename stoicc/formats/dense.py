@@ -45,8 +45,8 @@ INLINE void {name}(const $T *values, const float *x, float *acc, const int nb)
 _PAIRS = """\
 INLINE void {name}(const bf16 *values, const int unit, bf16 *pairs)
 {
-    values += unit * BK * LANES;
-    for (int k = 0; k < BK; k += 2, values += 2 * LANES) {
+    values += unit * {columns} * LANES;
+    for (int k = 0; k < {columns}; k += 2, values += 2 * LANES) {
         ahead(values, 64);
         vp_store(pairs + k * LANES, vp_load(values));
     }
@@ -124,11 +124,12 @@ class Dense(TileFormat):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         columns = -(-tile[1] // 4) * 4
+        pairs = TilePairs(_PAIRS, tile[1], least_in_vectors=1, least_blocked=96)
         return TileMac(
             _MAC.replace("$T", dtype),
             lambda planes: {"values": to_pairs(to_lanes(planes["values"], columns))},
             _DECODE.replace("$T", dtype),
-            pairs=TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and tile[1] % 32 == 0 else None,
+            pairs=pairs if dtype == "bf16" and tile[1] % 32 == 0 else None,
             unpack=lambda packed, tile: {"values": from_paired_lanes(packed["values"], *tile)},
             decode_packed=_DECODE_PACKED.replace("$T", dtype),
             floats=TileFloats(_FLOATS.replace("$T", dtype)),

@@ -77,9 +77,9 @@ INLINE void {name}(
 _PAIRS = """\
 INLINE void {name}(const bf16 *values, const int32_t *positions, const int unit, bf16 *pairs)
 {
-    values += unit * BK / 2 * LANES;
-    positions += unit * (BK / 32) * LANES;
-    for (int k = 0; k < BK; k += 32, positions += LANES) {
+    values += unit * {columns} / 2 * LANES;
+    positions += unit * ({columns} / 32) * LANES;
+    for (int k = 0; k < {columns}; k += 32, positions += LANES) {
         vint place = vi_load(positions);
         ahead(positions, 64);
         #pragma GCC unroll 8
@@ -87,6 +87,21 @@ INLINE void {name}(const bf16 *values, const int32_t *positions, const int unit,
             ahead(values, 64);
             vp_spread(pairs + (k + 4 * g) * LANES, vp_load(values), vp_place(place, g));
         }
+    }
+}
+"""
+
+_PICKS = """\
+INLINE void {name}(const bf16 *values, const int32_t *positions, const int unit, bf16 *kept)
+{
+    vint place = vi_load(positions + unit * LANES);
+    ahead(positions + unit * LANES, 64);
+    values += unit * 16 * LANES;
+    #pragma GCC unroll 8
+    for (int g = 0; g < 8; g++, values += 2 * LANES) {
+        ahead(values, 64);
+        vp_store(kept + g * 2 * LANES, vp_load(values));
+        vp_store(kept + (8 + g) * 2 * LANES, vp_columns(place, g));
     }
 }
 """
@@ -204,7 +219,13 @@ class Nv24(TileFormat):
         source, floats = (text.replace("$T", dtype).replace("$groups", groups) for text in (_MAC, _FLOATS))
         pairs = TilePairs(_PAIRS, tile[1]) if dtype == "bf16" and whole else None
         return TileMac(
-            source, pack, _DECODE.replace("$T", dtype), pairs=pairs, unpack=unpack, floats=TileFloats(floats, least=192)
+            source,
+            pack,
+            _DECODE.replace("$T", dtype),
+            pairs=pairs,
+            unpack=unpack,
+            floats=TileFloats(floats, least=192),
+            picks=TilePairs(_PICKS, 32, least_in_vectors=1, least_blocked=192) if pairs else None,
         )
 
 

@@ -7,7 +7,8 @@ import torch
 
 import stoicc
 from stoicc.codegen.cpu.build import able_instruction_sets
-from stoicc.codegen.cpu.plan import BLOCKED_ENTRIES, classify
+from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
+from stoicc.codegen.cpu.plan import classify
 from stoicc.ir.dtypes import TORCH_DTYPES
 from tests.codegen.cpu.mosaics import BOUNDS, mosaic, need, relative_error, run
 from tests.codegen.cpu.unrounded import build

@@ -32,7 +32,7 @@ def variant(index: int, turn: int, groups: tuple[int, ...]) -> str:
 def float_cases() -> list[Case]:
     """Of floats and digits: every tile meets every group size; every name, group size and zero points on VNNI."""
     cases: list[Case] = []
-    for number, isa in enumerate(("vnni", "avx512", "avx2", "portable")):
+    for number, isa in enumerate(("vnni", "avx512bf16", "avx512", "avx2", "portable")):
         for turn, tile in enumerate(TILES):
             for half in range(2) if isa == "vnni" else ((turn + number) % 2,):
                 formats = tuple(variant(index, turn, GROUPS) for index in range(3 * half, 3 * half + 3))
@@ -45,8 +45,9 @@ def pair_cases() -> list[Case]:
     cases: list[Case] = []
     for turn, tile in enumerate(PAIR_TILES):
         five = [variant(index, turn, GROUPS[1:]) for index in range(5)]
-        cases.append(("amx", tile, ("bf16", "bf16"), tuple(five[:3])))
-        cases.append(("amx", tile, ("bf16", "bf16"), ("dense", *five[3:], "nv24")))
+        for isa in ("amx", "avx512bf16"):
+            cases.append((isa, tile, ("bf16", "bf16"), tuple(five[:3])))
+            cases.append((isa, tile, ("bf16", "bf16"), ("dense", *five[3:], "nv24")))
     return cases
 
 
@@ -69,6 +70,9 @@ MIXED: list[Case] = [
     ("amx", (64, 64), ("bf16", "bf16"), ("dense",)),
     ("amx", (64, 64), ("bf16", "bf16"), ("int8",)),
     ("amx", (64, 64), ("bf16", "bf16"), ("nv24",)),
+    ("avx512bf16", (64, 128), ("bf16", "bf16"), ("int2<group_size=64>", "int3<group_size=128, zero_points=true>")),
+    ("avx512bf16", (64, 64), ("bf16", "bf16"), ("dense",)),
+    ("avx512bf16", (32, 32), ("bf16", "bf16"), ("nv24",)),
     ("avx512", (32, 32), ("bf16", "bf16"), ("dense", "nv24")),
     ("avx2", (32, 32), ("f16", "f16"), ("dense", "nv24")),
     ("portable", (32, 32), ("bf16", "f32"), ("dense", "nv24")),

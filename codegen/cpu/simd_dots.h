@@ -1,0 +1,151 @@
+/* Products of pairs in vector registers, where there are no matrix units. Needs what simd_pairs.h needs.
+ *
+ * Pairs are [columns / 2][LANES][2]; x is bf16 [column / 4][entry][column % 4] of nb entries. */
+
+/* sum + both columns of each lane times the two at x. In assembly as `vi_dot_four` is: the load is free inside the
+ * instruction. */
+static inline vfloat vp_dot(vfloat sum, vint pair, const bf16 *x)
+{
+    const struct { bf16 column[2]; } *two = (const void *)x;
+    __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pair), "m"(*two));
+    return sum;
+}
+
+/* The two columns at x in every lane, for strips that share them. */
+static inline vint vp_set(const bf16 *x)
+{
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    return _mm512_set1_epi32(two);
+}
+
+/* The four columns at x, over and over. */
+static inline vint vp_four(const bf16 *x)
+{
+    int64_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi64(four);
+}
+
+/* Each 16-bit word takes one of four columns, by the low two bits of its pick. */
+static inline vint vp_pick(vint four, vint pick)
+{
+    return _mm512_permutexvar_epi16(pick, four);
+}
+
+/* The low (0) or the high (1) 16 bits of each lane, twice. */
+static inline vint vp_half(vint word, const int high)
+{
+    const __m512i lane = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
+    return _mm512_shuffle_epi8(word, high ? _mm512_add_epi8(lane, _mm512_set1_epi8(2)) : lane);
+}
+
+/* Both 16-bit words of each lane, moved down by as many places as each says. */
+static inline vint vp_moved(vint words, const int even, const int odd)
+{
+    return _mm512_srlv_epi16(words, _mm512_set1_epi32(even | odd << 16));
+}
+
+/* Of a word of positions of eight groups, the columns that group g keeps, in the low two bits of words. */
+static inline vint vp_columns(vint positions, const int g)
+{
+    const int first = g % 2 * 8 + g / 4 * 4;
+    return vp_moved(vp_half(positions, g / 2 % 2), first, first + 2);
+}
+
+/* Of a word of two nibbles each of four groups, those of group g, in the low bits of words. */
+static inline vint vp_kept_nibbles(vint word, const int g)
+{
+    return vp_moved(vp_half(word, g / 2), g % 2 * 8, g % 2 * 8 + 4);
+}
+
+/* Of a lane's eight nibbles (columns 0 and 4 in its lowest byte, 3 and 7 in its highest), those of columns 2 * j
+ * and 2 * j + 1, in the low bits of words: as in simd_pairs.h, but shifts are more plentiful here than shuffles. */
+static inline vint vp_step(vint word, const int j)
+{
+    return vp_moved(vp_half(word, j % 2), j / 2 * 4, j / 2 * 4 + 8);
+}
+
+static inline vfloat vp_multiply_add(vint pair, vint x, vfloat sum)
+{
+    return _mm512_dpbf16_ps(sum, (__m512bh)pair, (__m512bh)x);
+}
+
+/* `ahead`, where so many entries meet what is read that arithmetic takes longer than the read. Else the hardware is early
+ * enough by itself, and to ask as well takes more than it brings. */
+INLINE void ahead_if(const int pays, const void *p, const int bytes)
+{
+    if (pays)
+        ahead(p, bytes);
+}
+
+/* How many sums each of nb outputs has, by turns: enough to hide the latency of a product. */
+INLINE int dot_chains(const int nb)
+{
+    return nb == 1 ? 4 : 8 / nb;
+}
+
+INLINE void clear_dots(vfloat *sum, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int i = 0; i < nb * dot_chains(nb); i++)
+        sum[i] = vf_zero();
+}
+
+/* The sums of nb entries += `columns` columns of pairs times x. */
+INLINE void add_dots(vfloat *sum, const bf16 *pairs, const int columns, const bf16 *x, const int nb)
+{
+    for (int k = 0; k < columns; k += 16, x += 16 * nb)
+        #pragma GCC unroll 8
+        for (int i = 0; i < 8; i++, pairs += 2 * LANES) {
+            vint pair = vp_load(pairs);
+            vfloat *own = sum + i % dot_chains(nb) * nb;
+            #pragma GCC unroll 8
+            for (int n = 0; n < nb; n++)
+                own[n] = vp_dot(own[n], pair, x + (i / 2 * nb + n) * 4 + i % 2 * 2);
+        }
+}
+
+/* The same with pairs of kept columns, which stand behind each other, and of which of four columns they are. */
+INLINE void add_picked_dots(vfloat *sum, const bf16 *kept, const int columns, const bf16 *x, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int i = 0; i < columns / 4; i++, x += 4 * nb) {
+        vint pair = vp_load(kept + i * 2 * LANES), pick = vp_load(kept + (columns / 4 + i) * 2 * LANES);
+        vfloat *own = sum + i % dot_chains(nb) * nb;
+        #pragma GCC unroll 8
+        for (int n = 0; n < nb; n++)
+            own[n] = vp_multiply_add(pair, vp_pick(vp_four(x + 4 * n), pick), own[n]);
+    }
+}
+
+/* What entry n has in its sums, two by two. */
+INLINE vfloat total_dots(const vfloat *sum, const int n, const int nb)
+{
+    vfloat all[8];
+    #pragma GCC unroll 8
+    for (int i = 0; i < dot_chains(nb); i++)
+        all[i] = sum[i * nb + n];
+    #pragma GCC unroll 3
+    for (int half = dot_chains(nb) / 2; half > 0; half /= 2)
+        #pragma GCC unroll 4
+        for (int i = 0; i < half; i++)
+            all[i] = vf_add(all[i], all[half + i]);
+    return all[0];
+}
+
+/* Add them to acc [nb][LANES]. */
+INLINE void store_dots(float *acc, const vfloat *sum, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        vf_store_f32(acc + 16 * n, vf_add(vf_load_f32(acc + 16 * n), total_dots(sum, n, nb)));
+}
+
+/* Add them to acc [nb][LANES], times the scale of each row. */
+INLINE void store_scaled_dots(float *acc, vfloat scale, const vfloat *sum, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        vf_store_f32(acc + 16 * n, vf_fma(scale, total_dots(sum, n, nb), vf_load_f32(acc + 16 * n)));
+}

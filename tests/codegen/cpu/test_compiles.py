@@ -1,0 +1,34 @@
+"""What is emitted for instruction sets that this machine has not got: it cannot run here, but it compiles."""
+
+import platform
+import subprocess
+
+import pytest
+import torch
+
+import stoicc
+from stoicc.codegen.cpu.build import _COMMON_FLAGS, _ISA_FLAGS, able_instruction_sets, compiler
+from stoicc.codegen.cpu.emit import emit
+from stoicc.codegen.cpu.plan import classify
+from stoicc.codegen.cpu.simd import ISAS
+from stoicc.ir.dtypes import TORCH_DTYPES
+
+FORMATS = (
+    *("dense", "nv24", "int8", "int4<zero_points=true>", "int4_nv24", "int3", "int2<zero_points=true>", "bitmap", "nm"),
+    *("fp8", "mxfp4", "nvfp4", "outlier", "group_sparse", "masked", "masked<mask=nv24, values=fp8>", "empty"),
+)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in able_instruction_sets()])
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_every_format_compiles(isa, dtype, tmp_path):
+    command = compiler()
+    if command is None or platform.machine() != "x86_64":
+        pytest.skip("no C compiler for this instruction set")
+    weight = torch.randn(64, 64 * len(FORMATS), generator=torch.Generator().manual_seed(0)).to(TORCH_DTYPES[dtype])
+    kernel = stoicc.compile(weight, tile=(64, 64), tile_map=[list(FORMATS)], approximate=True, target="cpu")
+    kernel_class = classify(kernel.ir, weight.dtype, isa)
+    assert len(kernel_class.parts) == len(FORMATS) - 1
+    (tmp_path / "kernel.c").write_text(emit(kernel_class))
+    flags = (*_COMMON_FLAGS, *_ISA_FLAGS[isa], "-O1", "-Werror=implicit-function-declaration")
+    subprocess.run([*command, *flags, "-c", "kernel.c", "-o", "kernel.o"], cwd=tmp_path, check=True)

@@ -33,6 +33,7 @@ RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "performance-vectors.md",
     ROOT / "docs" / "accuracy.md",
     ROOT / "docs" / "operators.md",
     ROOT / "docs" / "adapters.md",
@@ -40,15 +41,18 @@ DOCUMENTS = (
     ROOT / "docs" / "training.md",
 )
 SEARCHES = {"autotune": autotune.page, "cost_model": cost_model.page, "crossover": crossover.page}
-_BLOCK = re.compile(r"(<!-- figures(?:: (\w+))? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- figures(?:: (\w+)(?: of ([\w-]+))?)? -->\n).*?\n?(<!-- /figures -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
-    """A document with the block after each `<!-- figures -->` (README's) or `<!-- figures: name -->` rendered."""
-    return _BLOCK.sub(lambda found: f"{found[1]}{_rendered(found[2])}\n{found[3]}", text)
+    """A document with the block after each `<!-- figures -->` (README's) or `<!-- figures: name -->` rendered.
+
+    `<!-- figures: name of record -->` takes `bench/results/record.json`, for a second machine.
+    """
+    return _BLOCK.sub(lambda found: f"{found[1]}{_rendered(found[2], found[3])}\n{found[4]}", text)
 
 
-def _rendered(name: str | None) -> str:
+def _rendered(name: str | None, record: str | None) -> str:
     if name is not None and name.startswith("accuracy_"):
         _, model, block = name.split("_")
         return accuracy_pages.PAGE[block](AccuracyRecord.read(RESULTS / f"accuracy-{model}.json"))
@@ -59,7 +63,7 @@ def _rendered(name: str | None) -> str:
     if name == "layers":
         return accuracy_layers.page(_read("accuracy-layers"))
     if name in SEARCHES:
-        return SEARCHES[name](_read(name))
+        return SEARCHES[name](_read(record or name))
     if name == "adapter":
         return adapter.page(_read("adapter"))
     if name == "gradient":
@@ -74,8 +78,8 @@ def _rendered(name: str | None) -> str:
     if name is not None and name.startswith("training_"):
         pages = training_record.PAGE | training_why.PAGE
         return pages[name.partition("_")[2]](training_record.Record.read(RESULTS / "training.json"))
-    record = Record.from_json(_read("cpu"))
-    return cpu_pages.PAGE[name](record) if name else render(record)
+    found = Record.from_json(_read(record or "cpu"))
+    return cpu_pages.PAGE[name](found) if name else render(found)
 
 
 def render(record: Record) -> str:

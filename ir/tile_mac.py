@@ -25,7 +25,8 @@ class TilePairs:
         group: neighbouring units of a strip that return the same; their sums are scaled once.
         least: batch entries from which they are faster than floats and digits.
         least_in_vectors: the same without matrix units; each eight entries unpack a tile once.
-        least_blocked: without matrix units, batch entries from which unpacking once for all of them is faster.
+        least_blocked: without matrix units, batch entries from which unpacking once for all of them is faster; no fewer
+            than `least_in_vectors`.
     """
 
     source: str

@@ -16,7 +16,7 @@ ISAS = ("amx", "avx512bf16", "vnni", "avx512", "avx2", "portable")
 """Instruction sets, the best first: each of the first four has all of those up to `avx512`."""
 _HEADERS = {
     "amx": ("avx512", "common", "kept", "decode", "vnni", "pairs", "amx", "octets", "transposed", "vbmi2"),
-    "avx512bf16": ("avx512", "common", "kept", "decode", "vnni", "pairs", "dots", "vbmi2"),
+    "avx512bf16": ("avx512", "common", "kept", "decode", "vnni", "pairs", "vbmi2", "dots"),
     "vnni": ("avx512", "common", "kept", "decode", "vnni"),
     "avx512": ("avx512", "common", "kept", "decode"),
     "avx2": ("avx2", "common", "kept", "decode_avx2"),

@@ -66,6 +66,23 @@ static inline vint vp_step(vint word, const int j)
     return vp_moved(vp_half(word, j % 2), j / 2 * 4, j / 2 * 4 + 8);
 }
 
+/* `vi_expand_words` where an expand waits for what its register held before, even if zeros come between (Zen 4): into
+ * one that was just cleared. */
+static inline vint vi_expand_words(__mmask32 mask, const void *p)
+{
+    const struct { uint16_t word[32]; } *words = p;
+    vint to = _mm512_setzero_si512();
+    __asm__("vpexpandw %1, %0%{%2%}" : "+v"(to) : "m"(*words), "Yk"(mask));
+    return to;
+}
+
+static inline vint vi_expand_lanes(__mmask16 mask, vint lanes)
+{
+    vint to = _mm512_setzero_si512();
+    __asm__("vpexpandd %1, %0%{%2%}" : "+v"(to) : "v"(lanes), "Yk"(mask));
+    return to;
+}
+
 static inline vfloat vp_multiply_add(vint pair, vint x, vfloat sum)
 {
     return _mm512_dpbf16_ps(sum, (__m512bh)pair, (__m512bh)x);

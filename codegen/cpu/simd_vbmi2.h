@@ -8,10 +8,22 @@ static inline __mmask32 mask_32(const int32_t *p)
     return mask;
 }
 
+/* 16-bit words from p on to the places that the mask names, zeros between. */
+static inline vint vi_expand_words(__mmask32 mask, const void *p)
+{
+    return _mm512_maskz_expandloadu_epi16(mask, p);
+}
+
+/* The first lanes to the places that the mask names, zeros between. */
+static inline vint vi_expand_lanes(__mmask16 mask, vint lanes)
+{
+    return _mm512_maskz_expand_epi32(mask, lanes);
+}
+
 /* Both columns of sixteen rows as pairs, where bit 2r + c of the mask says whether row r of column c is stored. */
 static inline vint vp_expand(const bf16 *p, const int32_t *mask)
 {
-    return _mm512_maskz_expandloadu_epi16(mask_32(mask), p);
+    return vi_expand_words(mask_32(mask), p);
 }
 
 /* Two columns of sixteen rows of which only some are stored, from p; zeros in the other lanes. Bits 0-15 of the mask
@@ -22,8 +34,8 @@ static inline void vf_expand_f32(const float *p, const float *end, const int32_t
     const uint32_t kept = (uint32_t)*mask;
     const float *then = p + __builtin_popcount(kept & 0xffff);
     if (then + 16 <= end) { /* an expand of what is loaded takes half the steps of one from memory */
-        *first = _mm512_maskz_expand_ps((__mmask16)kept, _mm512_loadu_ps(p));
-        *second = _mm512_maskz_expand_ps((__mmask16)(kept >> 16), _mm512_loadu_ps(then));
+        *first = _mm512_castsi512_ps(vi_expand_lanes((__mmask16)kept, _mm512_loadu_si512(p)));
+        *second = _mm512_castsi512_ps(vi_expand_lanes((__mmask16)(kept >> 16), _mm512_loadu_si512(then)));
     } else {
         *first = _mm512_maskz_expandloadu_ps((__mmask16)kept, p);
         *second = _mm512_maskz_expandloadu_ps((__mmask16)(kept >> 16), then);
@@ -33,7 +45,7 @@ static inline void vf_expand_f32(const float *p, const float *end, const int32_t
 /* The same with halves. */
 static inline void vf_expand_f16(const f16 *p, const f16 *end, const int32_t *mask, vfloat *first, vfloat *second)
 {
-    __m512i both = _mm512_maskz_expandloadu_epi16(mask_32(mask), p);
+    __m512i both = vi_expand_words(mask_32(mask), p);
     *first = _mm512_cvtph_ps(_mm512_castsi512_si256(both));
     *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1));
 }
@@ -41,7 +53,7 @@ static inline void vf_expand_f16(const f16 *p, const f16 *end, const int32_t *ma
 /* The same with bf16, where bit 2r + c of the mask is row r of column c, and values stand in that order. */
 static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t *mask, vfloat *first, vfloat *second)
 {
-    __m512i both = _mm512_maskz_expandloadu_epi16(mask_32(mask), p);
+    __m512i both = vi_expand_words(mask_32(mask), p);
     *first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     *second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 }
@@ -49,7 +61,7 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t 
 /* Both columns as they stand in memory: [16][2], zeros between. */
 static inline void pair_of_kept(const bf16 *p, const bf16 *end, uint32_t mask, bf16 *to)
 {
-    _mm512_storeu_si512(to, _mm512_maskz_expandloadu_epi16(mask, p));
+    _mm512_storeu_si512(to, vi_expand_words(mask, p));
 }
 
 /* The kept codes of one block, a byte each, row by row; `none` where none is kept. */
@@ -124,7 +136,7 @@ static inline void spread_words(uint32_t mask, const int32_t *p, const uint32_t 
 {
     const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
     __m512i words = _mm512_xor_si512(_mm512_maskz_loadu_epi32(there, p), _mm512_set1_epi32((int)flip));
-    _mm512_storeu_si512(to, _mm512_maskz_expand_epi32((__mmask16)mask, words));
+    _mm512_storeu_si512(to, vi_expand_lanes((__mmask16)mask, words));
 }
 
 static inline void spread_f32(uint32_t mask, const f32 *p, f32 *to)

@@ -51,8 +51,8 @@ def _asks(part: FormatPart, kernel: KernelClass) -> str:
     for plane in part.planes:
         local = f"plane_{plane.name}"
         if plane.kind is PlaneKind.RAGGED:
-            first = f"{local}_count * (strip * UNITS + unit) / {units}"
-            lines.append(f"ahead({local} + {first}{f' * {plane.elements}' * (plane.elements > 1)}, 64);")
+            first = f"{local}_count * (strip * UNITS + unit) / {units}{f' * {plane.elements}' * (plane.elements > 1)}"
+            lines.append(f"ahead({local} + {first}, (int){local}_count * {plane.bytes} / {units});")
         elif plane.kind is not PlaneKind.MATRIX and plane.bytes > MOST_FETCH:
             lines.append(
                 f"ahead({local} + (strip * UNITS + unit) * {plane.elements // units}, {plane.bytes // units});"

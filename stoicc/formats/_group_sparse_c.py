@@ -149,7 +149,7 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
 
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
-        pairs = pairs.in_units(pairs.columns)
+        pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=5, least_blocked=16)
         pairs = replace(pairs, source=function(_UNIT, pairs.source, element="bf16"))
     elif (
         dtype == "bf16" and tile[1] % 32 == 0

@@ -110,7 +110,7 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
 
     pairs = code.pairs
     if pairs is not None:
-        pairs = pairs.in_units(pairs.columns)
+        pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=16, least_blocked=16)
         call = "{name}_values(" + names["given"] + ", unit, pairs)"
         call = f"vp_scale(pairs, SIZE, {call});" if pairs.scaled else f"{call};"
         source = function(_PAIRS, pairs.source, columns=str(pairs.columns), call=call)

@@ -58,10 +58,13 @@ INLINE void {name}($arguments, const float *x, float *acc, const int nb)
 _PAIRS = """\
 INLINE void {name}($arguments, const int unit, bf16 *pairs)
 {
-    masks += unit * (BK / 2);
+    const int strip = unit / (BK / {columns}), before = unit % (BK / {columns}) * ({columns} / 2);
+    masks += strip * (BK / 2);
     values += $start;
-    #pragma GCC unroll 4
-    for (int k = 0; k < BK; k += 2, masks++, pairs += 2 * LANES) {
+    for (int i = 0; i < before; i++, masks++)
+        values += __builtin_popcount((uint32_t)*masks);
+    #pragma GCC unroll 16
+    for (int k = 0; k < {columns}; k += 2, masks++, pairs += 2 * LANES) {
         ahead(values, 64);
         vp_store(pairs, vp_expand(values, masks));
         values += __builtin_popcount((uint32_t)*masks);
@@ -147,7 +150,7 @@ def kept_mac(arguments: str, count: str, dtype: str) -> str:
 def kept_pairs(arguments: str, start: str, tile: Tile) -> TilePairs | None:
     """C that unpacks a strip of bf16 for matrix units; its values begin at `start`."""
     source = _PAIRS.replace("$arguments", arguments).replace("$start", start)
-    return TilePairs(source, tile[1], least_in_vectors=3) if tile[1] % 32 == 0 else None
+    return TilePairs(source, tile[1], least_in_vectors=1, least_blocked=32) if tile[1] % 32 == 0 else None
 
 
 def kept_decode(arguments: str, count: str, dtype: str, tile: Tile) -> str:
@@ -219,7 +222,7 @@ class Bitmap(TileFormat):
         return TileMac(
             kept_mac(arguments, "count", dtype),
             decode=kept_decode(arguments, "count", dtype, tile),
-            pairs=kept_pairs(arguments, "starts[unit]", tile) if dtype == "bf16" else None,
+            pairs=kept_pairs(arguments, "starts[strip]", tile) if dtype == "bf16" else None,
             floats=TileFloats(_FLOATS.replace("$arguments", arguments).replace("$T", dtype)),
         )
 

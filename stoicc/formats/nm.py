@@ -119,7 +119,7 @@ class Nm(TileFormat):
         return TileMac(
             kept_mac(arguments, f"STRIPS * {strip}", dtype),
             decode=kept_decode(arguments, f"(BM / 16) * {strip}", dtype, tile),
-            pairs=kept_pairs(arguments, f"unit * {strip}", tile) if dtype == "bf16" else None,
+            pairs=kept_pairs(arguments, f"strip * {strip}", tile) if dtype == "bf16" else None,
             unpack=lambda packed, tile: packed,
         )
 

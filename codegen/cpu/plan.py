@@ -201,7 +201,7 @@ class KernelClass:
         if self.tiled_pairs:
             return 96
         if self.pairs:
-            return max(self.pairs_of(part).least_blocked for part in self.parts)
+            return max(self.only_pairs, *(self.pairs_of(part).least_blocked for part in self.parts))
         return max(part.code.floats.least for part in self.parts if part.code.floats)
 
     @property

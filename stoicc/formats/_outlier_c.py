@@ -1,13 +1,12 @@
 """C code of a format with outliers: the C of its values, then weights that stand apart, one of each row at a time."""
 
-from dataclasses import replace
 from string import Template
 
 import torch
 
 from stoicc.codegen.cpu.plan import C_TYPES
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
-from stoicc.ir.format import Planes, Tile, TileFormat, TileMac
+from stoicc.ir.format import Planes, Tile, TileFormat, TileMac, TilePairs
 
 _OWN = ("counts", "columns", "columns_ptr", "outliers", "outliers_ptr")
 
@@ -46,18 +45,19 @@ INLINE void {name}(
     const uint8_t *counts, const uint8_t *columns, const int64_t count, const bf16 *outliers, const int64_t same,
     const int unit, bf16 *pairs)
 {
-    enum { SIZE = $columns, UNITS = BK / SIZE };
-    const int strip = unit / UNITS, first = unit % UNITS * SIZE;
+    enum { SIZE = $columns, UNITS = BK / SIZE }; /* of the values; a unit with outliers is a strip */
     int at = 0;
-    $call
-    for (int row = 0; row < strip * LANES; row++)
+    for (int i = 0; i < UNITS; i++) {
+        bf16 *to = pairs + i * SIZE * LANES;
+        $call
+    }
+    for (int row = 0; row < unit * LANES; row++)
         at += counts[row];
     uint32_t rows;
-    for (int i = 0; (rows = rows_above(counts + strip * LANES, i)); i++)
+    for (int i = 0; (rows = rows_above(counts + unit * LANES, i)); i++)
         for (; rows; rows &= rows - 1, at++) {
-            const int k = columns[at] - first, row = __builtin_ctz(rows);
-            if (k >= 0 && k < SIZE)
-                pairs[k / 2 * (2 * LANES) + 2 * row + k % 2] = outliers[at];
+            const int k = columns[at], row = __builtin_ctz(rows);
+            pairs[k / 2 * (2 * LANES) + 2 * row + k % 2] = outliers[at];
         }
 }
 """)
@@ -110,11 +110,11 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
 
     pairs = code.pairs
     if pairs is not None:
-        pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=16, least_blocked=16)
-        call = "{name}_values(" + names["given"] + ", unit, pairs)"
-        call = f"vp_scale(pairs, SIZE, {call});" if pairs.scaled else f"{call};"
+        pairs = pairs.in_units(pairs.columns)
+        call = "{name}_values(" + names["given"] + ", unit * UNITS + i, to)"
+        call = f"vp_scale(to, SIZE, {call});" if pairs.scaled else f"{call};"
         source = function(_PAIRS, pairs.source, columns=str(pairs.columns), call=call)
-        pairs = replace(pairs, source=source, scaled=False)
+        pairs = TilePairs(source, tile[1], least=pairs.least, least_in_vectors=3, least_blocked=16)
     return TileMac(
         function(_TILE, code.source, **_FLOATS),
         pack,

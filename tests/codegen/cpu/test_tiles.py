@@ -34,7 +34,15 @@ def isa(request, monkeypatch) -> str:
 
 @pytest.mark.parametrize(
     ("isa", "dtype"),
-    [("amx", "bf16"), ("vnni", "f16"), ("avx512", "f32"), ("avx2", "f16"), ("avx2", "bf16"), ("portable", "f32")],
+    [
+        ("amx", "bf16"),
+        ("avx512bf16", "bf16"),
+        ("vnni", "f16"),
+        ("avx512", "f32"),
+        ("avx2", "f16"),
+        ("avx2", "bf16"),
+        ("portable", "f32"),
+    ],
     indirect=["isa"],
 )
 def test_every_format_with_all_that_is_fused(isa, dtype):

@@ -1,0 +1,125 @@
+"""bf16 products in vectors (`avx512bf16`): every format in every form of x, in one kernel and alone."""
+
+import itertools
+
+import pytest
+import torch
+
+import stoicc
+from stoicc.codegen.cpu.emit import emit
+from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
+from stoicc.codegen.cpu.plan import classify
+from tests.codegen.cpu.mosaics import BOUNDS, mosaic, need, relative_error, run
+from tests.codegen.cpu.unrounded import build
+
+ISA = "avx512bf16"
+FORMATS = (
+    *("dense", "nv24", "int8", "int4", "int4<zero_points=true>", "int4_nv24", "int4_nv24<zero_points=true>", "int2"),
+    *("int3<zero_points=true>", "bitmap", "nm", "nm<n=3, m=16>", "fp8", "fp8<kind=e5m2>", "mxfp4", "nvfp4", "outlier"),
+    *("group_sparse", "masked<values=int8>", "masked<mask=nv24, values=fp8>", "masked<mask=nm, values=int4>"),
+)
+BESIDE = ("bias", "output_scale", "low_rank", "row_permutation", "column_permutation")
+
+
+def compiled(formats: tuple[str, ...], tile: tuple[int, int] = (64, 64), rows: int = 70) -> stoicc.Kernel:
+    """A weight whose tile columns have these formats, in turn."""
+    generator = torch.Generator().manual_seed(len(formats))
+    weight = torch.randn(rows, tile[1] * len(formats) + 5, generator=generator).bfloat16()
+    weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
+    tile_map = [[*formats, "dense"]] * -(-rows // tile[0])
+    return stoicc.compile(weight, tile=tile, tile_map=tile_map, approximate=True, target="cpu")
+
+
+def products(kernel: stoicc.Kernel, x: torch.Tensor) -> torch.Tensor:
+    return run(kernel.executor("tiles"), x, "bf16", kernel.program.shape[0])
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_every_format_at_every_batch(fmt, monkeypatch):
+    need(ISA, monkeypatch)
+    kernel = compiled((fmt, fmt))
+    held, kernel_class = kernel.to_dense().double(), classify(kernel.ir, torch.bfloat16, ISA)
+    assert kernel_class.pairs
+    least = kernel_class.least_blocked
+    for batch in (1, 2, 3, 4, 5, 7, 8, 9, 16, 21, least - 1, least, least + 11):
+        x = torch.randn(batch, held.shape[1]).bfloat16()
+        assert relative_error(products(kernel, x), x.double() @ held.T) < BOUNDS["bf16"], batch
+
+
+def test_all_formats_in_one_kernel(monkeypatch):
+    need(ISA, monkeypatch)
+    kernel = compiled(FORMATS)
+    held = kernel.to_dense().double()
+    least = classify(kernel.ir, torch.bfloat16, ISA).least_blocked
+    for batch in (1, 2, 3, 6, 17, 33, least, least + 1):
+        x = torch.randn(batch, held.shape[1]).bfloat16()
+        assert relative_error(products(kernel, x), x.double() @ held.T) < BOUNDS["bf16"], batch
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("tile", [(64, 64), (48, 32), (16, 128), (80, 96)])
+@pytest.mark.parametrize("formats", [("empty", "nv24"), ("dense", "nv24", "int4_nv24<group_size=32>")])
+def test_all_that_is_fused(formats, tile, parts, monkeypatch):
+    """Odd strips, rows in parts, and more entries than are multiplied at a time."""
+    need(ISA, monkeypatch)
+    case = mosaic((3 * tile[0] + 7, 5 * tile[1] + 3), formats, "bf16", tile, BESIDE, "gelu", parts, bins=2)
+    for x_dtype in (torch.bfloat16, torch.float32):
+        kernel = classify(case.module, x_dtype, ISA)
+        assert kernel.pairs == (x_dtype is torch.bfloat16)
+        executor = build(case)
+        for batch in (1, 6, 17, 64, 200, BLOCKED_ENTRIES + 3):
+            x = torch.randn(batch, case.weight.shape[1]).to(x_dtype)
+            y = run(executor, x, "bf16", case.weight.shape[0])
+            assert relative_error(y, case.expected(x)) < BOUNDS["bf16"], (x_dtype, batch)
+
+
+def test_the_same_bits_for_any_number_of_threads(monkeypatch):
+    need(ISA, monkeypatch)
+    kernel = compiled(("dense", "nv24", "int4", "bitmap"), rows=500)
+    before = torch.get_num_threads()
+    try:
+        for batch in (1, 4, 250):
+            x, found = torch.randn(batch, kernel.in_features).bfloat16(), []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                found.append(products(kernel, x))
+            assert torch.equal(found[0], found[1])
+            assert torch.equal(found[0], found[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_x_that_is_not_finite_beside_formats_that_take_digits(batch, monkeypatch):
+    """Some formats multiply pairs, and those that take digits find x as floats."""
+    need(ISA, monkeypatch)
+    kernel = compiled(("dense", "int8", "int4", "nv24"))
+    assert classify(kernel.ir, torch.bfloat16, ISA).only_pairs > batch or batch > 2
+    held = kernel.to_dense().double()
+    x = torch.randn(batch, held.shape[1]).bfloat16()
+    x[0, 64 + 3], x[0, 3] = torch.inf, -torch.inf
+    y, kept = products(kernel, x), (held[:, [3, 67]] != 0).all(1)  # zero times infinity is NaN, but for 2:4
+    reference = x.double() @ held.T
+    assert torch.equal(y[0][kept].isfinite(), reference[0][kept].isfinite())
+    assert torch.equal(y[0][kept].isposinf(), reference[0][kept].isposinf())
+    assert relative_error(y[1:], reference[1:]) < BOUNDS["bf16"]
+
+
+def test_which_form_is_taken_when():
+    """Every pair of formats: pairs are there before they are all there is, and then before the blocked loop nest."""
+    for pair in itertools.combinations(FORMATS, 2):
+        kernel = classify(compiled(pair, rows=16).ir, torch.bfloat16, ISA)
+        assert 1 <= kernel.least_pairs <= kernel.only_pairs <= kernel.least_blocked, pair
+        assert kernel.floats == (kernel.only_pairs > 1)
+
+
+def test_text_has_what_it_needs():
+    """2:4 and dense tiles take pairs at any batch: no floats; codes take digits at batch 1, and floats if need be."""
+    text = emit(classify(compiled(("dense", "nv24")).ir, torch.bfloat16, ISA))
+    assert "pack_chunk" not in text
+    assert "vp_pick" in text
+    coded = emit(classify(compiled(("dense", "int4")).ir, torch.bfloat16, ISA))
+    assert "pack_digits" in coded
+    assert "pack_chunk" in coded
+    assert "call->batch >= 2" in coded
+    assert "ahead_if(nb >= 2, codes" in coded

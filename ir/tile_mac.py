@@ -131,9 +131,10 @@ class TileMac:
             bit for bit. With it a kernel that has packed its planes lets the canonical ones go. RAGGED planes stay.
         decode_packed: optional C text like `decode`, from *packed* planes, none RAGGED; else they are unpacked first.
         floats: optional code for large batches on vector units.
-        picks: optional code of 2:4 tiles for bf16 products in vectors, instead of `pairs` where there are no matrix
-            units. The function writes the two kept columns of each four as a pair, `[columns / 4][16][2]`, then as
-            many 16-bit words, whose low two bits say which of the four columns it is; other bits are ignored.
+        picks: optional code of 2:4 tiles for bf16 products in vectors, where there are no matrix units, instead of
+            `pairs`, which have to be there too. A unit has 32 columns. The function writes the two kept columns of
+            each four as a pair, `[8][16][2]`, then as many 16-bit words, whose low two bits say which of the four
+            columns it is; other bits are ignored.
     """
 
     source: str

@@ -1,12 +1,13 @@
 """What a format's device code promises: the C multiply, the C panel decode and the Triton decode equal `decode`."""
 
 from collections.abc import Iterator
-from itertools import product
 
 import torch
 from torch import Tensor
 
+from stoicc.codegen.cpu.build import instruction_set
 from stoicc.codegen.cpu.decode import CompiledDecoder, can_decode
+from stoicc.codegen.cpu.plan import classify
 from stoicc.compiler import compile
 from stoicc.contract import TILES, Contract, NotTried, Problems
 from stoicc.ir.dtypes import TORCH_DTYPES, bits, output_dtype
@@ -17,6 +18,9 @@ from stoicc.targets import backend_named
 
 BATCHES = (1, 2, 4, 8, 9)
 """Every number of entries that a C multiply is emitted for, and one more than fits a block."""
+
+LARGE = 256
+"""Entries that are tried at most."""
 
 TOLERANCE = {"f32": 1e-5, "f16": 1e-3, "bf16": 8e-3}
 """Error of a product allowed, as a share of sum |w x|: a multiply may leave out the rounding of products to the
@@ -32,12 +36,19 @@ def c_multiply(c: Contract) -> Problems:
         yield f"{kind} tiles times the identity differ from decode"
     generator = torch.Generator().manual_seed(2)
     x_dtypes = (torch.float32, torch.bfloat16) if c.dtype == "bf16" else (torch.float32,)  # matrix units take bf16
-    for batch, x_dtype in product(BATCHES, x_dtypes):
+    for x_dtype, batch in ((dtype, batch) for dtype in x_dtypes for batch in _batches(kernel, dtype)):
         x = torch.randn(batch, weight.shape[1], generator=generator).to(x_dtype)
         want, scale = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
         far = ~((run_executor(kernel, "tiles", x).double() - want).abs() <= TOLERANCE[c.dtype] * scale + 1e-9)
         for kind in wrong_rows(c, far.T, kinds):
             yield f"{kind} tiles times a batch of {batch} are far from the product in float64"
+
+
+def _batches(kernel: Kernel, x_dtype: torch.dtype) -> tuple[int, ...]:
+    """`BATCHES`, and one at which tiles are unpacked once for all entries."""
+    kernel_class = classify(kernel.ir, x_dtype, instruction_set())
+    large = kernel_class.blocked and kernel_class.least_blocked <= LARGE
+    return (*BATCHES, kernel_class.least_blocked) if large else BATCHES
 
 
 def c_panels(c: Contract) -> Problems:

@@ -78,9 +78,21 @@ def instruction_set() -> str:
 
 @cache
 def able_instruction_sets() -> tuple[str, ...]:
-    """Instruction sets that this machine has and lets us use, the best first."""
+    """Instruction sets that this machine has and lets us use and the compiler knows, the best first."""
     have = _cpu_flags()
-    return tuple(isa for isa in ISAS if _ISA_NEEDS[isa] <= have and (isa != "amx" or _may_use_tiles()))
+    able = tuple(isa for isa in ISAS if _ISA_NEEDS[isa] <= have and (isa != "amx" or _may_use_tiles()))
+    known = next((i for i, isa in enumerate(able) if _knows(isa)), 0)  # a compiler that knows none says so later
+    return able[known:]
+
+
+def _knows(isa: str) -> bool:
+    """Whether the compiler takes the flags of an instruction set; one of before AVX512-BF16 does not."""
+    cc = compiler()
+    command = (*(cc or ()), *_ISA_FLAGS[isa], "-E", "-x", "c", os.devnull)
+    try:
+        return cc is None or subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def load(source: str, label: str, isa: str) -> ctypes.CDLL:

@@ -190,12 +190,12 @@ def _call(kernel: KernelClass) -> str:
 
 def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
     least = kernel.least_ahead(part)
-    texts = [_asking_from(least, part.code.source).replace("{name}", f"{part.name}_tile")] * kernel.floats
+    texts = [_asking_from(least, part.code.source).replace("{name}", f"{part.name}_tile")]
     if kernel.digits and part.code.digits:
         texts.append(_asking_from(least, part.code.digits).replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
         text = kernel.pairs_of(part).source
-        text = re.sub(r" *ahead\([^;]*;\n", "", text) if least else text  # `units.add_dots` asks, as it knows nb
+        text = re.sub(r"\bahead\(", "ahead_if(0, ", text) if least else text  # `units.add_dots` asks: it knows nb
         texts.append(text.replace("{name}", f"{part.name}_pairs"))
     if kernel.octets and part.code.octets:
         texts.append(part.code.octets.source.replace("{name}", f"{part.name}_octets"))
@@ -209,7 +209,7 @@ def _asking_from(least: int, text: str) -> str:
     if not least:
         return text
     ahead = f"ahead_if(nb >= {least}, "
-    return re.sub(r"const int nb\)\n\{\n.*?\n\}\n", lambda body: body[0].replace("ahead(", ahead), text, flags=re.S)
+    return re.sub(r"const int nb\)\n\{\n.*?\n\}\n", lambda body: re.sub(r"\bahead\(", ahead, body[0]), text, flags=re.S)
 
 
 def _activation(kernel: KernelClass) -> str:
@@ -376,7 +376,8 @@ def _areas(kernel: KernelClass) -> list[str]:
 def _packs(kernel: KernelClass) -> str:
     """Loops that pack x in the forms that this call takes."""
     octets = kernel.octets and all(part.code.octets for part in kernel.parts)
-    others = [part for part in kernel.parts if not kernel.pairs or kernel.pairs_of(part).least_in_vectors > 1]
+    vectors = kernel.pairs and not kernel.tiled_pairs  # where some parts take pairs whatever the others take
+    others = [part for part in kernel.parts if not vectors or kernel.pairs_of(part).least_in_vectors > 1]
     digits = kernel.digits and all(part.code.digits for part in others)
     without = "!call.pairs" if kernel.tiled_pairs else "call.floats"
     unless = [without] * kernel.pairs + ["!call.digits"] * digits + ["!call.octets"] * octets

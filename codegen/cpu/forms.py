@@ -57,7 +57,7 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
         "pointers": "\n".join(pointers),
         "arguments": ", ".join(arguments),
     }
-    text = _ADD_FLOATS.substitute(names, tails=_tails(names, "tile", kernel.wide)) * kernel.floats
+    text = _ADD_FLOATS.substitute(names, tails=_tails(names, f"{part.name}_tile", kernel.wide)) * kernel.floats
     if kernel.digits and part.code.digits:
         text += "\n" + _ADD_DIGITS.substitute(names, tails=_tails(names, "digits", 2 * max(DIGIT_BATCHES)))
     if kernel.tiled_pairs:
@@ -65,17 +65,19 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     elif kernel.pairs:
         planes = _parameters(part)
         more = {"parameters": ", ".join(map("".join, planes)), "planes": ", ".join(name for _, name in planes)}
-        text += "\n" + units.add_dots(part, kernel, names | more | {"tails": _tails(names, "dots", kernel.wide)})
+        text += "\n" + units.add_dots(
+            part, kernel, names | more | {"tails": _tails(names, f"multiply_{part.name}_tile", kernel.wide)}
+        )
     if kernel.octets and part.code.octets:
         text += "\n" + units.add_tiles(part, kernel, names, "octets")
     return text
 
 
-def _tails(names: dict[str, str], kind: str, wide: int) -> str:
-    if kind == "digits":
+def _tails(names: dict[str, str], function: str, wide: int) -> str:
+    if function == "digits":
         cases = [_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES]
     else:
-        cases = [_TAIL.substitute(names, kind=kind, nb=nb) for nb in (4, 2, 1) if nb < wide]
+        cases = [_TAIL.substitute(names, function=function, nb=nb) for nb in (4, 2, 1) if nb < wide]
     return "        " + "        else ".join(cases)
 
 
@@ -228,7 +230,7 @@ $tails    }
 
 _TAIL = Template("""\
 if (width - n == $nb)
-            ${name}_$kind($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
+            $function($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
 """)
 
 _ADD_DIGITS = Template("""\

@@ -307,6 +307,10 @@ def _parts(program: TileProgram, schedule: Schedule, on_missing: str) -> tuple[F
             fmt, materialised = _materialise(fmt, program, on_missing), True
             code = fmt.tile_mac(program.tile, program.dtype)
             assert code is not None
+        if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
+            raise FormatError(
+                f"format {fmt}: expected picks in units of {VECTOR_COLUMNS} columns, found {code.picks.columns}"
+            )
         name = _c_name(fmt, index, formats, [part.name for part in parts])
         planes = packed_planes(fmt, code, program.tile, program.dtype)
         parts.append(FormatPart(name, fmt, code, planes, index, materialised))

@@ -35,6 +35,13 @@ static inline vint vi_places(vint positions, const int j)
     return _mm512_ternarylogic_epi32(shifted, mask, base, 0xea); /* shifted & mask | base */
 }
 
+INLINE void clear_digits(vint *sum, const int nb)
+{
+    #pragma GCC unroll 12
+    for (int i = 0; i < 3 * nb; i++)
+        sum[i] = _mm512_setzero_si512();
+}
+
 /* Sets of sums of digits. A single entry has two, as products of one set would wait for each other. */
 INLINE int digit_sets(const int nb)
 {
@@ -47,18 +54,18 @@ INLINE vint *digit_set(vint *sum, const int turn, const int nb)
     return sum + turn % digit_sets(nb) * (3 * nb);
 }
 
-INLINE void clear_digits(vint *sum, const int nb)
+INLINE void clear_digit_sets(vint *sum, const int nb)
 {
-    #pragma GCC unroll 12
-    for (int i = 0; i < 3 * nb * digit_sets(nb); i++)
-        sum[i] = _mm512_setzero_si512();
+    for (int set = 0; set < digit_sets(nb); set++)
+        clear_digits(digit_set(sum, set, nb), nb);
 }
 
-/* A digit of entry n, of all sets. */
-INLINE vint digit_total(const vint *sum, const int n, const int digit, const int nb)
+/* The first set becomes the sum of all. */
+INLINE void join_digit_sets(vint *sum, const int nb)
 {
-    const vint own = sum[3 * n + digit];
-    return digit_sets(nb) > 1 ? _mm512_add_epi32(own, sum[3 * nb + digit]) : own;
+    #pragma GCC unroll 3
+    for (int i = 0; i < 3 * (digit_sets(nb) - 1); i++)
+        sum[i] = _mm512_add_epi32(sum[i], sum[3 * nb + i]);
 }
 
 /* sum + four unsigned bytes of each lane times the four signed bytes at x. In assembly because compilers lift the
@@ -163,7 +170,7 @@ INLINE void add_digits(
         vfloat digit[3];
         #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
-            digit[i] = _mm512_fnmadd_ps(zero, vf_set1(total[3 * n + i]), _mm512_cvtepi32_ps(digit_total(sum, n, i, nb)));
+            digit[i] = _mm512_fnmadd_ps(zero, vf_set1(total[3 * n + i]), _mm512_cvtepi32_ps(sum[3 * n + i]));
         add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
     }
 }
@@ -177,7 +184,7 @@ INLINE void add_picked_digits(float *acc, const vint *sum, vint codes, vfloat sc
         vfloat digit[3];
         #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
-            digit[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(digit_total(sum, n, i, nb), bias));
+            digit[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[3 * n + i], bias));
         add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
     }
 }

@@ -196,7 +196,7 @@ $end}
 
 _ADD_DOTS = Template("""\
 /* One tile times x in pairs, nb entries: the pairs of $columns columns of a strip meet x while they are at hand. */
-INLINE void ${name}_dots($parameters, const bf16 *x, float *acc, const int nb)
+INLINE void multiply_${name}_tile($parameters, const bf16 *x, float *acc, const int nb)
 {
     enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
@@ -217,7 +217,7 @@ static void add_${name}_pairs(const struct weight *w, int begin, int end, const 
 $pointers
         int n = 0;
         for (; n + WIDE <= width; n += WIDE)
-            ${name}_dots($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
+            multiply_${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
 $tails    }
 }
 """)

@@ -87,8 +87,9 @@ INLINE void {name}(
         for (int group = 0; group < $groups; group++) {
             const int8_t *xg = x + group * $size * 3 * nb;
             vint sum[12];
-            clear_digits(sum, nb);
+            clear_digit_sets(sum, nb);
 $body
+            join_digit_sets(sum, nb);
             add_digits(acc, sum, total + 3 * nb * group, $zero, vf_load_$T(scales), digit_units(x, nb), nb);
             scales += LANES;$next_zeros
         }
@@ -128,7 +129,7 @@ INLINE void {name}(
             const int8_t *xg = x + group * $size * 3 * nb;
             const vint zero = $zero;
             vint sum[12], of_codes = vi_zero();
-            clear_digits(sum, nb);
+            clear_digit_sets(sum, nb);
             #pragma GCC unroll 2
             for (int k = 0; k < $size; k += 32, positions += LANES) {
                 vint place = vi_load(positions);
@@ -144,6 +145,7 @@ INLINE void {name}(
                     multiply_add_picked_digits(second, vi_places(place, 2 * half + 1), xg, digit_set(sum, 1, nb), nb);
                 }
             }
+            join_digit_sets(sum, nb);
             add_picked_digits(acc, sum, of_codes, vf_load_$T(scales), digit_units(x, nb), nb);
             scales += LANES;$next_zeros
         }

@@ -100,7 +100,7 @@ INLINE void {name}(
         const int8_t *xg = x;
         for (int group = 0; group < $groups; group++, scales += LANES) {
             vint sum[12];
-            clear_digits(sum, nb);
+            clear_digit_sets(sum, nb);
             #pragma GCC unroll 2
             for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
                 ahead(codes, 2 * LANES * sizeof *codes);
@@ -113,6 +113,7 @@ INLINE void {name}(
                 }
             }
             vfloat half_scale = vf_mul($scale, vf_set1(0.5f));
+            join_digit_sets(sum, nb);
             add_digits(acc, sum, total + 3 * nb * group, vf_set1(12), half_scale, digit_units(x, nb), nb);
         }
     }

@@ -52,15 +52,16 @@ _UNIT = Template("""\
 INLINE vfloat {name}(
     $arguments, const int unit, $element *to)
 {
-    enum { GROUPS = BK / $size };
+    enum { GROUPS = BK / $size, PER = $size / $columns }; /* units of a group */
+    const int at = unit / PER;
     int32_t whole[BM * BK / 8] __attribute__((aligned(64)));
     $T factor[STRIPS * GROUPS * LANES] __attribute__((aligned(64)));
-$zero_array    int first = starts[unit / GROUPS];
-    for (int i = unit / GROUPS * GROUPS; i < unit; i++)
+$zero_array    int first = starts[at / GROUPS];
+    for (int i = at / GROUPS * GROUPS; i < at; i++)
         first += __builtin_popcount((uint16_t)masks[i]);
     {name}_spread(
-        (uint16_t)masks[unit], codes + first * ($size / 8), scales + first,$zero_from
-        whole + unit * ($size / 8) * LANES, factor + unit * LANES$unit_zero_to);
+        (uint16_t)masks[at], codes + first * ($size / 8), scales + first,$zero_from
+        whole + at * ($size / 8) * LANES, factor + at * LANES$unit_zero_to);
     return {name}_values(whole, factor,$zero_given unit, to);
 }
 """)
@@ -129,7 +130,7 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         "zero_array": "    int8_t zero[STRIPS * GROUPS * LANES] __attribute__((aligned(64)));\n" * zeros,
         "zero_from": " zeros + first," * zeros,
         "zero_to": ", zero + i * LANES" * zeros,
-        "unit_zero_to": ", zero + unit * LANES" * zeros,
+        "unit_zero_to": ", zero + at * LANES" * zeros,
         "zero_given": " zero," * zeros,
         "arguments": arguments.replace("$T", dtype).replace("$byte", "uint8_t"),
         "zero": "*zeros++" if zeros else "8.0f",
@@ -150,13 +151,13 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
         pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=5, least_blocked=16)
-        pairs = replace(pairs, source=function(_UNIT, pairs.source, element="bf16"))
+        pairs = replace(pairs, source=function(_UNIT, pairs.source, element="bf16", columns=str(pairs.columns)))
     elif (
         dtype == "bf16" and tile[1] % 32 == 0
     ):  # too few columns under a scale for a tile product: they are scaled first
         pairs = TilePairs(f"{_SPREAD.substitute(names)}\n{_STRIP.substitute(names)}", tile[1], least=8)
     if octets is not None:
-        octets = replace(octets, source=function(_UNIT, octets.source, element="int8_t"))
+        octets = replace(octets, source=function(_UNIT, octets.source, element="int8_t", columns=str(octets.columns)))
     return TileMac(
         function(_TILE, code.source, x="float"),
         pack,

@@ -127,9 +127,13 @@ def test_pages_show_the_figures_and_why_a_peer_is_absent():
 
 
 def test_documents_are_filled_between_their_markers(monkeypatch):
-    monkeypatch.setattr(figures, "_rendered", lambda name: f"figures of {name}")
+    monkeypatch.setattr(
+        figures, "_rendered", lambda name, record: f"figures of {name}" + f" in {record}" * bool(record)
+    )
     text = "a\n<!-- figures -->\nold\n<!-- /figures -->\nb\n<!-- figures: decode -->\n<!-- /figures -->\n"
+    text += "<!-- figures: decode of cpu-other -->\n<!-- /figures -->\n"
     wanted = text.replace("old", "figures of None").replace("decode -->\n", "decode -->\nfigures of decode\n")
+    wanted = wanted.replace("other -->\n", "other -->\nfigures of decode in cpu-other\n")
     assert figures.filled(text) == wanted
     assert figures.filled(wanted) == wanted
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import stoicc
 from stoicc.formats.dense import Dense
-from stoicc.formats.nv24 import Nv24
 from stoicc.ir.dtypes import TORCH_DTYPES, bits
 from stoicc.ir.format import Approximation, Plane, PlaneKind, Planes, Tile, TileFormat, TileMac, TileOctets
 from stoicc.ir.registry import REGISTRY, find_format
@@ -343,20 +342,6 @@ class NoPairs(Dense):
         return replace(code, pairs=replace(code.pairs, source=f"{signature}\n{{\n{nothing}}}\n"))
 
 
-class NoPicks(Nv24):
-    """Right but where lanes pick their columns of x, which are all the first of four."""
-
-    name: ClassVar[str] = "no_picks"
-
-    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
-        code = super().tile_mac(tile, dtype)
-        if code.picks is None:
-            return code
-        return replace(
-            code, picks=replace(code.picks, source=code.picks.source.replace("vp_columns(place, g)", "vi_zero()"))
-        )
-
-
 class NoOctets(Dense):
     """Right but on integer matrix units, where nothing is multiplied."""
 
@@ -499,14 +484,7 @@ def test_a_broken_promise_is_named(register, cls, sentence):
 
 @pytest.mark.parametrize(
     ("cls", "isa", "dtype"),
-    [
-        (NoDigits, "vnni", "f32"),
-        (NoFloats, "avx2", "f32"),
-        (NoPairs, "amx", "bf16"),
-        (NoPairs, "avx512bf16", "bf16"),
-        (NoPicks, "avx512bf16", "bf16"),
-        (NoOctets, "amx", "f32"),
-    ],
+    [(NoDigits, "vnni", "f32"), (NoFloats, "avx2", "f32"), (NoPairs, "amx", "bf16"), (NoOctets, "amx", "f32")],
 )
 def test_every_form_of_a_multiply_is_under_contract(register, monkeypatch, cls, isa, dtype):
     need(isa, monkeypatch)

@@ -25,6 +25,7 @@ COMPOSED = (
     "masked<mask=nv24, values=nvfp4>",
     "group_sparse<group_size=8, zero_points=true>",
     "group_sparse<group_size=32>",
+    "group_sparse<group_size=64>",
     "outlier<values=int4<group_size=32>, share=0.03>",
     "outlier<values=int3<group_size=16, zero_points=true>>",
 )

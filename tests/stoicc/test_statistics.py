@@ -72,12 +72,12 @@ def test_a_batch_becomes_its_sums():
 
 
 def test_low_precision_inputs_are_summed_in_float32():
-    x = torch.full((4096, 2), 1.0 + 2**-7, dtype=torch.bfloat16)
+    x = torch.full((4096, 2), 1.0 + 2**-5, dtype=torch.bfloat16)  # every sum of squares is exact in fp32, in any order
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = Statistics.of(x)
     assert found.gram is not None
     assert found.gram.dtype is torch.float32
-    assert found.gram[0, 1].item() == 4096 * (1.0 + 2**-7) ** 2
+    assert found.gram[0, 1].item() == 4096 * (1.0 + 2**-5) ** 2
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(0, 2**31))

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import stoicc
+from stoicc.codegen.cpu import build
 from stoicc.codegen.cpu.build import _COMMON_FLAGS, _ISA_FLAGS, able_instruction_sets, compiler
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.plan import classify
 from stoicc.codegen.cpu.simd import ISAS
 from stoicc.ir.dtypes import TORCH_DTYPES
+from tests.codegen.cpu.mosaics import BOUNDS, need, relative_error, run
 
 FORMATS = (
     *("dense", "nv24", "int8", "int4<zero_points=true>", "int4_nv24", "int3", "int2<zero_points=true>", "bitmap", "nm"),
@@ -32,3 +34,20 @@ def test_every_format_compiles(isa, dtype, tmp_path):
     (tmp_path / "kernel.c").write_text(emit(kernel_class))
     flags = (*_COMMON_FLAGS, *_ISA_FLAGS[isa], "-O1", "-Werror=implicit-function-declaration")
     subprocess.run([*command, *flags, "-c", "kernel.c", "-o", "kernel.o"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    "formats", [("dense", "int4"), ("bitmap", "int8"), ("nm", "int2"), ("nv24", "int4", "dense"), ("dense",)]
+)
+def test_text_for_matrix_units_at_batch_1(formats, monkeypatch):
+    """It takes no matrix unit, so that any CPU with bf16 products in vectors runs it."""
+    need("avx512bf16", monkeypatch)
+    monkeypatch.setattr(build, "able_instruction_sets", lambda: ISAS)
+    monkeypatch.setenv("STOICC_CPU_ISA", "amx")
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(70, 64 * len(formats) + 5, generator=generator).bfloat16()
+    weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
+    kernel = stoicc.compile(weight, tile_map=[[*formats, "dense"]] * 2, approximate=True, target="cpu", tile=(64, 64))
+    x = torch.randn(1, weight.shape[1], generator=generator).bfloat16()
+    y = run(kernel.executor("tiles"), x, "bf16", 70)
+    assert relative_error(y, x.double() @ kernel.to_dense().double().T) < BOUNDS["bf16"]

@@ -1,6 +1,8 @@
 """bf16 products in vectors (`avx512bf16`): every format in every form of x, in one kernel and alone."""
 
 import itertools
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,6 +11,11 @@ import stoicc
 from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
 from stoicc.codegen.cpu.plan import classify
+from stoicc.formats.dense import Dense
+from stoicc.formats.nv24 import Nv24
+from stoicc.ir.format import Tile, TileMac
+from stoicc.ir.registry import REGISTRY
+from stoicc.testing import check_format
 from tests.codegen.cpu.mosaics import BOUNDS, mosaic, need, relative_error, run
 from tests.codegen.cpu.unrounded import build
 
@@ -16,7 +23,8 @@ ISA = "avx512bf16"
 FORMATS = (
     *("dense", "nv24", "int8", "int4", "int4<zero_points=true>", "int4_nv24", "int4_nv24<zero_points=true>", "int2"),
     *("int3<zero_points=true>", "bitmap", "nm", "nm<n=3, m=16>", "fp8", "fp8<kind=e5m2>", "mxfp4", "nvfp4", "outlier"),
-    *("group_sparse", "masked<values=int8>", "masked<mask=nv24, values=fp8>", "masked<mask=nm, values=int4>"),
+    *("group_sparse", "group_sparse<group_size=64>", "masked<values=int8>", "masked<mask=nv24, values=fp8>"),
+    "masked<mask=nm, values=int4>",
 )
 BESIDE = ("bias", "output_scale", "low_rank", "row_permutation", "column_permutation")
 
@@ -123,3 +131,95 @@ def test_text_has_what_it_needs():
     assert "pack_chunk" in coded
     assert "call->batch >= 2" in coded
     assert "ahead_if(nb >= 2, codes" in coded
+
+
+class Spread(Dense):
+    """Pairs whose code asks ahead where it likes: in a loop of its own, and under a condition without braces."""
+
+    name: ClassVar[str] = "add"  # and a name that functions of the vocabulary begin with
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        if code.pairs is None:
+            return code
+        text = code.pairs.source.replace(
+            "        ahead(values, 64);", "        if (k % 64 == 0)\n            ahead(values, 64);"
+        )
+        helper = "INLINE void look_ahead(const bf16 *p)\n{\n    ahead(p, 64);\n}\n\n"
+        text = text.replace("    values += unit", "    look_ahead(values);\n    values += unit")
+        return replace(code, source=helper + code.source, pairs=replace(code.pairs, source=text))
+
+
+class WidePicks(Nv24):
+    """Picks in units that kernels do not walk."""
+
+    name: ClassVar[str] = "wide_picks"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        return replace(code, picks=code.picks and replace(code.picks, columns=64))
+
+
+@pytest.mark.parametrize("cls", [Spread, WidePicks])
+def test_formats_of_users(cls, monkeypatch):
+    need(ISA, monkeypatch)
+    fmt = stoicc.register_format(cls())
+    try:
+        if cls is WidePicks:
+            with pytest.raises(stoicc.FormatError, match="picks in units of 32 columns, found 64"):
+                products(compiled((fmt.name, fmt.name)), torch.randn(1, 133).bfloat16())
+            return
+        kernel = compiled((fmt.name, fmt.name))
+        held = kernel.to_dense().double()
+        for batch in (1, 5, 9, 200):
+            x = torch.randn(batch, held.shape[1]).bfloat16()
+            assert relative_error(products(kernel, x), x.double() @ held.T) < BOUNDS["bf16"], batch
+    finally:
+        REGISTRY.unregister(fmt.name)
+
+
+class NoPairs(Dense):
+    """Right but in pairs, where nothing is multiplied."""
+
+    name: ClassVar[str] = "no_pairs"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        text = code.pairs.source.replace("vp_load(values)", "vi_zero()") if code.pairs else ""
+        return replace(code, pairs=code.pairs and replace(code.pairs, source=text))
+
+
+class NoPicks(Nv24):
+    """Right but where lanes pick their columns of x, which are all the first of four."""
+
+    name: ClassVar[str] = "no_picks"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        text = code.picks.source.replace("vp_columns(place, g)", "vi_zero()") if code.picks else ""
+        return replace(code, picks=code.picks and replace(code.picks, source=text))
+
+
+class NotBlocked(Dense):
+    """Right but where tiles are unpacked once for all entries."""
+
+    name: ClassVar[str] = "not_blocked"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        text = code.pairs.source.replace("vp_load(values)", "vi_zero()") if code.pairs else ""
+        late = {"least_in_vectors": 16, "least_blocked": 16}
+        return replace(code, pairs=code.pairs and replace(code.pairs, source=text, **late))
+
+
+@pytest.mark.parametrize(
+    ("cls", "where"), [(NoPairs, "a batch of 1 "), (NoPicks, "a batch of 1 "), (NotBlocked, "a batch of 16 ")]
+)
+def test_every_form_is_under_contract(cls, where, monkeypatch):
+    need(ISA, monkeypatch)
+    fmt = stoicc.register_format(cls())
+    try:
+        with pytest.raises(stoicc.FormatError, match=rf"C multiply equals decode \(bf16\): .* times {where}are far"):
+            check_format(fmt, (64, 64), ("bf16",))
+    finally:
+        REGISTRY.unregister(fmt.name)

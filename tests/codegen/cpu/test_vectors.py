@@ -208,8 +208,8 @@ class NotBlocked(Dense):
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         code = super().tile_mac(tile, dtype)
         text = code.pairs.source.replace("vp_load(values)", "vi_zero()") if code.pairs else ""
-        late = {"least_in_vectors": 16, "least_blocked": 16}
-        return replace(code, pairs=code.pairs and replace(code.pairs, source=text, **late))
+        late = code.pairs and replace(code.pairs, source=text, least_in_vectors=16, least_blocked=16)
+        return replace(code, pairs=late)
 
 
 @pytest.mark.parametrize(

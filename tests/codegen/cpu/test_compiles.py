@@ -1,6 +1,7 @@
 """What is emitted for instruction sets that this machine has not got: it cannot run here, but it compiles."""
 
 import platform
+import shlex
 import subprocess
 
 import pytest
@@ -51,3 +52,20 @@ def test_text_for_matrix_units_at_batch_1(formats, monkeypatch):
     x = torch.randn(1, weight.shape[1], generator=generator).bfloat16()
     y = run(kernel.executor("tiles"), x, "bf16", 70)
     assert relative_error(y, x.double() @ kernel.to_dense().double().T) < BOUNDS["bf16"]
+
+
+def test_a_compiler_gets_what_it_knows(tmp_path, monkeypatch):
+    """One of before AVX512-BF16 builds for the next best instruction set."""
+    known = compiler()
+    if known is None:
+        pytest.skip("no C compiler")
+    old = tmp_path / "old-cc"
+    old.write_text(f'#!/bin/sh\nfor a; do [ "$a" = -mavx512bf16 ] && exit 1; done\nexec {shlex.join(known)} "$@"\n')
+    old.chmod(0o755)
+    able = able_instruction_sets()
+    monkeypatch.setenv("CC", str(old))
+    build.able_instruction_sets.cache_clear()
+    try:
+        assert build.able_instruction_sets() == tuple(isa for isa in able if isa not in ("amx", "avx512bf16"))
+    finally:
+        build.able_instruction_sets.cache_clear()

@@ -1,4 +1,4 @@
-/* Kept 16-bit values to their lanes in one instruction. Needs AVX512-VBMI2, which CPUs with matrix units have. */
+/* Kept 16-bit values to their lanes in one instruction. Needs AVX512-VBMI2, which CPUs with bf16 products have. */
 
 /* A mask straight from memory: compilers take it through a register, which costs one more of what is scarce here. */
 static inline __mmask32 mask_32(const int32_t *p)

@@ -47,6 +47,7 @@ def _grouped(codes: Tensor, groups: int) -> Tensor:
 
 
 def scale_lanes(planes: Planes, bits: int) -> Planes:
+    """Scales `[entries, BM, groups]` as `[entries, strips, groups, 16]`, zero points (if any) as int8 alike."""
     packed = {"scales": to_lanes(planes["scales"])}
     return {**packed, "zeros": to_lanes(signed(planes["zeros"], bits))} if "zeros" in planes else packed
 

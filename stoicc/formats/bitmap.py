@@ -148,7 +148,7 @@ def kept_mac(arguments: str, count: str, dtype: str) -> str:
 
 
 def kept_pairs(arguments: str, start: str, tile: Tile) -> TilePairs | None:
-    """C that unpacks a strip of bf16 for matrix units; its values begin at `start`."""
+    """C that unpacks bf16 columns of a strip as pairs; the strip's values begin at `start`, C in terms of `strip`."""
     source = _PAIRS.replace("$arguments", arguments).replace("$start", start)
     return TilePairs(source, tile[1], least_in_vectors=1, least_blocked=32) if tile[1] % 32 == 0 else None
 

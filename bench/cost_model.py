@@ -37,6 +37,8 @@ BATCHES = (1, 4, 16, 64)
 GOAL = 0.10
 TILES = ((32, 32), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128))
 FINALISTS = 4
+TIE = 0.01
+"""Predicted times that differ by no more are alike."""
 _TEXT = (
     "drop-empty,{order},build-csr,split-k{{parts={parts}}},balance{{bins={bins}}},"
     "fuse-epilogue,regimes{{tiles={up_to}}}"
@@ -105,8 +107,8 @@ def _kinds(mosaic: Mosaic) -> np.ndarray:
 
 
 def pipelines() -> Iterator[str]:
-    """Schedules of one tile shape, those of fewer pieces first; the structure matters to the tiles executor alone."""
-    orders = ("order{by=cost}", "order{by=row}")
+    """Schedules of one tile shape, those of fewer pieces and of natural order first; they matter to `tiles` alone."""
+    orders = ("order{by=row}", "order{by=cost}")
     for parts, bins, order in itertools.product((1, 2, 4), (16, 256), orders):
         yield _TEXT.format(order=order, parts=parts, bins=bins, up_to=1 << 20)
     yield _TEXT.format(order=orders[0], parts=1, bins=256, up_to=0)
@@ -137,10 +139,14 @@ def _short(text: str) -> str:
     return " ".join(step.partition("=")[2].rstrip("}") for step in steps)
 
 
-def pick(predicted: dict[str, float]) -> str:
-    """The schedule of the least predicted time; of those within 2% the first, which has the fewest pieces."""
+def pick(predicted: dict[str, float], kernels: dict[str, stoicc.Kernel]) -> str:
+    """The schedule of the least predicted time; where several are within TIE, the first of the fewest work items.
+
+    Each item begins streams of its own: what that takes is too little to be predicted.
+    """
     least = min(predicted.values())
-    return next(name for name, seconds in predicted.items() if seconds <= 1.02 * least)
+    alike = [name for name, seconds in predicted.items() if seconds <= (1 + TIE) * least]
+    return min(alike, key=lambda name: len(kernels[name].schedule.items))
 
 
 def compare(
@@ -162,7 +168,7 @@ def compare(
     calls = {name: partial(kernel, x) for name, kernel in kernels.items()}
     with torch.no_grad():
         measured = interleaved_medians(calls, rounds[0])
-        picked = pick(predicted)
+        picked = pick(predicted, kernels)
         fastest = sorted(measured, key=measured.__getitem__)[:FINALISTS]
         finals = interleaved_medians({name: calls[name] for name in dict.fromkeys([picked, *fastest])}, rounds[1])
     best = min(finals, key=finals.__getitem__)

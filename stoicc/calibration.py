@@ -7,14 +7,20 @@ what remains of a time when what is known already is taken off. One pass takes l
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from stoicc.calibration_timing import (
+    BATCHES,
+    VISITS,
+    by_batch,
+    least_seconds,
+    out_of_cache,
+    seconds_of,
+    torch_threads,
+)
 from stoicc.compiler import compile as compile_weight
 from stoicc.inspector import inspect
 from stoicc.ir.dtypes import TORCH_DTYPES
@@ -24,9 +30,6 @@ from stoicc.ir.registry import find_format
 from stoicc.kernel import Kernel
 from stoicc.passes.cost_cpu import CpuConstants, Curve, Key, at, by_size, for_batch
 from stoicc.pools import TiledWeight
-
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Batches at which tiles are measured."""
 
 GEMM_BATCHES = (1, 4, 16, 64, 256, 1024)
 DTYPES = ("bf16", "f32")
@@ -47,8 +50,6 @@ SETS = (4 << 20, 32 << 20, 128 << 20, 640 << 20)
 
 _PIPELINE = "drop-empty,build-csr,split-k{{parts={parts}}},balance{{bins=256}},fuse-epilogue,regimes{{tiles={tiles}}}"
 _ALL = 1 << 20
-_REPEATS, _SAMPLE_S = 5, 1e-4
-_VISITS = 3
 _READ_BYTES = 8 << 20
 
 Step = Callable[[str], None]
@@ -57,7 +58,7 @@ Step = Callable[[str], None]
 
 def steps(threads: int) -> int:
     """How many times `calibrate` calls its `step`."""
-    return 1 + len(DTYPES) * (2 + (len(TILES) + 1) * len(_stored())) + 2 * len(_powers(threads))
+    return 2 + len(DTYPES) * (2 + (len(TILES) + 1) * len(_stored())) + 2 * len(_powers(threads))
 
 
 def calibrate(step: Step) -> CpuConstants:
@@ -66,8 +67,9 @@ def calibrate(step: Step) -> CpuConstants:
     step("call")
     call = _calls(threads)
     dense, rows = find_format("dense"), 64 * max(8, 4 * threads)
-    speedup = _speedup(kernel_of(weight_of(dense, "f32", (64, 64), (rows, 1024))), 16, threads, call)
-    decoding = _speedup(kernel_of(weight_of(dense, "bf16", (64, 64), DECODED), "dense-once"), 1, threads, call)
+    product = kernel_of(weight_of(dense, "f32", (64, 64), (rows, 1024)))
+    decoder = kernel_of(weight_of(dense, "bf16", (64, 64), DECODED), "dense-once")
+    speedup, decoding = (_speedup(kernel, batch, threads, call) for kernel, batch in ((product, 16), (decoder, 1)))
     bandwidth = {count: _reading(count, step) for count in _powers(threads)}
     items: dict[str, Curve] = {}
     pack: dict[str, Curve] = {}
@@ -80,21 +82,26 @@ def calibrate(step: Step) -> CpuConstants:
         step(f"items of {dtype}")
         pack[dtype], items[dtype] = _pack_and_items(dtype, call[1])
         step(f"gemm of {dtype}")
-        product = _linear(dtype)
+        linear = _linear(dtype)
         for fmt in _stored():
             for tile in TILES:
                 step(f"{fmt}, {dtype}, {tile[0]}x{tile[1]}")
                 tiles |= tile_seconds(fmt, dtype, tile, call[1], pack[dtype], items[dtype])
-                decode |= decode_seconds(fmt, dtype, tile, call[1], product)
+                decode |= decode_seconds(fmt, dtype, tile, call[1], linear)
             step(f"{fmt}, {dtype}, read")
             exposed |= exposed_reading(fmt, dtype, TILES[0], tiles[str(fmt), dtype, *TILES[0]], bandwidth[1])
         for tile in TILES:
-            decode |= decode_seconds(find_format("empty"), dtype, tile, call[1], product)
+            decode |= decode_seconds(find_format("empty"), dtype, tile, call[1], linear)
         alone = decode["dense", dtype, *TILES[0]]
         both = {count: _gemm(dtype, count, alone / at(decoding, count), bandwidth[count]) for count in {1, threads}}
         gemm[dtype] = {count: rates for count, (rates, _) in both.items()}
         gemm_call[dtype] = {count: calls for count, (_, calls) in both.items()}
-    for count, curve in bandwidth.items():  # once more, as what else a machine reads comes and goes
+    # what threads share once more, as what else a machine does comes and goes
+    step("call")
+    call = _best(min, call, _calls(threads))
+    speedup = _best(max, speedup, _speedup(product, 16, threads, call))
+    decoding = _best(max, decoding, _speedup(decoder, 1, threads, call))
+    for count, curve in bandwidth.items():
         for size, rate in _reading(count, step).items():
             curve[size] = max(curve[size], rate)
     _never_slower(bandwidth)
@@ -219,7 +226,7 @@ def exposed_reading(
     shares = []
     with torch_threads(1):
         for batch in (1, 16):
-            seconds, call = (_out_of_cache(each, batch, other) for each in (kernel, least))
+            seconds, call = (out_of_cache(each, batch, other) for each in (kernel, least))
             arithmetic = tiles[batch] * shape[0] * shape[1] / (tile[0] * tile[1])
             shares.append((seconds - call - arithmetic) / reading)
     return {f"{fmt}|{dtype}": min(max(float(np.mean(shares)), 0.0), 2.0)}
@@ -238,7 +245,7 @@ def _linear(dtype: str) -> float:
     """Seconds of the vendor's product with one row of x, for a weight as large as those that are decoded."""
     weight, x = (torch.zeros(rows, DECODED[1], dtype=TORCH_DTYPES[dtype]) for rows in (DECODED[0], 1))
     with torch_threads(1):
-        return min(seconds_of(lambda: torch.nn.functional.linear(x, weight)) for _ in range(_VISITS))
+        return min(seconds_of(lambda: torch.nn.functional.linear(x, weight)) for _ in range(VISITS))
 
 
 def _gemm(dtype: str, threads: int, decode: float, bandwidth: Curve) -> tuple[Curve, Curve]:
@@ -257,7 +264,7 @@ def _gemm(dtype: str, threads: int, decode: float, bandwidth: Curve) -> tuple[Cu
     (large, small), rates, calls = (shape[0] * shape[1] for shape in shapes), {}, {}
     with torch_threads(threads):
         for batch in GEMM_BATCHES:
-            big, little, call = (_out_of_cache(kernel, batch, other) for kernel in kernels)
+            big, little, call = (out_of_cache(kernel, batch, other) for kernel in kernels)
             slope = max((big - little) / (large - small), big / large / 4)  # whatever disturbed the small one
             rates[batch] = max(slope - per_weight, slope / 4) / batch
             calls[batch] = max(little - call - slope * small, 0.0)
@@ -295,70 +302,6 @@ def _reading(threads: int, step: Step) -> dict[int, float]:
         return {size: size / seconds_of(longest[: size // 8].sum, repeats=5) for size in SETS}
 
 
-# -- timing ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """torch's number of threads within a block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def run_seconds(kernel: Kernel, batch: int) -> float:
-    """Seconds of `kernel(x)`, its weight in cache."""
-    x: Tensor = torch.ones(batch, kernel.in_features, dtype=TORCH_DTYPES[kernel.program.dtype])
-    with torch.no_grad():
-        return seconds_of(lambda: kernel(x))
-
-
-def by_batch(kernel: Kernel) -> Curve:
-    """Seconds of `kernel(x)` by batch, on one thread: the least of several visits some time apart."""
-    times: dict[int, float] = {}
-    with torch_threads(1):
-        for _ in range(_VISITS):
-            for batch in BATCHES:
-                times[batch] = min(run_seconds(kernel, batch), times.get(batch, np.inf))
-    return times
-
-
-def least_seconds(kernel: Kernel, batch: int, visits: int = 3 * _VISITS) -> float:
-    """Seconds of `kernel(x)` at torch's number of threads: the least of several visits."""
-    return min(run_seconds(kernel, batch) for _ in range(visits))
-
-
-def _out_of_cache(kernel: Kernel, batch: int, other: Tensor) -> float:
-    """Seconds of `kernel(x)` after `other` has been read."""
-    x = torch.ones(batch, kernel.in_features, dtype=TORCH_DTYPES[kernel.program.dtype])
-    samples = []
-    with torch.no_grad():
-        for _ in range(_REPEATS + 2):
-            other.sum()
-            start = time.perf_counter()
-            kernel(x)
-            samples.append(time.perf_counter() - start)
-    return float(np.quantile(samples[2:], 0.25))
-
-
-def seconds_of(call: Callable[[], object], repeats: int = _REPEATS) -> float:
-    """The lower quartile of repeated times: what else the machine does only ever adds."""
-    call()
-    start = time.perf_counter()
-    call()
-    inner = max(1, round(_SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
-    samples = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(inner):
-            call()
-        samples.append((time.perf_counter() - start) / inner)
-    return float(np.quantile(samples, 0.25))
-
-
 # -- curves ------------------------------------------------------------------------------------
 
 
@@ -368,6 +311,11 @@ def _grow(curve: Curve) -> Curve:
     values = np.array([curve[point] for point in points])
     least, most = np.minimum.accumulate(values[::-1])[::-1], np.maximum.accumulate(values)
     return dict(zip(points, ((least + most) / 2).tolist(), strict=True))
+
+
+def _best(choose: Callable[[float, float], float], first: Curve, again: Curve) -> Curve:
+    """Of a curve that was measured twice, the better value at each point."""
+    return {point: choose(first[point], again[point]) for point in first}
 
 
 def _never_slower(bandwidth: dict[int, dict[int, float]]) -> None:

@@ -172,17 +172,6 @@ static inline int whole_numbers(
         whole[k] = (int32_t)__builtin_rintf(value[k] * up.value);
     return 0;
 }
-
-/* A digit of a whole number, signed, and what is left for the digits above it. */
-static inline int8_t lowest_digit(int32_t whole)
-{
-    return (int8_t)whole;
-}
-
-static inline int32_t higher_digits(int32_t whole)
-{
-    return (whole + 128) >> 8;
-}
 """)
 
 _PACK_DIGITS = Template("""\
@@ -199,16 +188,7 @@ static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int t
         if (whole_numbers(w, x, n, (int64_t)tile_column * BK, whole, unit + n))
             return 1;
         for (int k = 0; k < BK; k += 16)
-            for (int digit = 0; digit < 3; digit++) {
-                int8_t *to = panel + (k / 16 * nb + n) * 48 + 16 * digit;
-                int32_t sum = 0;
-                for (int i = 0; i < 16; i++) {
-                    to[i] = lowest_digit(whole[k + i]);
-                    sum += to[i];
-                    whole[k + i] = higher_digits(whole[k + i]);
-                }
-                sums[(k / 16 * nb + n) * 3 + digit] = sum;
-            }
+            store_digits(whole + k, panel + (k / 16 * nb + n) * 48, sums + (k / 16 * nb + n) * 3);
     }
     return 0;
 }

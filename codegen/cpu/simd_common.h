@@ -125,6 +125,12 @@ INLINE void ahead(const void *p, const int bytes)
     }
 }
 
+/* The same for strips that are read side by side, of which no hardware knows what comes: at any batch. */
+INLINE void ahead_beside(const void *p, const int bytes)
+{
+    ahead(p, bytes);
+}
+
 /* 4-bit codes, the first of a byte in its low bits, to what a table has for them. */
 INLINE void look_up_nibbles_f32(const uint8_t *codes, const f32 *table, f32 *to, const int count)
 {

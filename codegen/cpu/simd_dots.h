@@ -49,8 +49,8 @@ static inline vint vp_moved(vint words, const int even, const int odd)
 /* Of a word of positions of eight groups, the columns that group g keeps, in the low two bits of words. */
 static inline vint vp_columns(vint positions, const int g)
 {
-    const int first = g % 2 * 8 + g / 4 * 4;
-    return vp_moved(vp_half(positions, g / 2 % 2), first, first + 2);
+    const long long first = g % 4 * 8 + g / 4 * 4, both = first | (first + 2) << 16; /* bits, in two lanes at a time */
+    return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(both | (both + 0x200020) << 32), positions);
 }
 
 /* Of a word of two nibbles each of four groups, those of group g, in the low bits of words. */
@@ -123,6 +123,14 @@ INLINE void add_dots(vfloat *sum, const bf16 *pairs, const int columns, const bf
         }
 }
 
+/* The same x, of which compilers do not know that it is: they would load it once for all strips where it is short, and
+ * store it again, as there are no registers for it. */
+static inline const bf16 *anew_for_strip(const bf16 *x, const int strip)
+{
+    __asm__("" : "+r"(x) : "r"(strip));
+    return x;
+}
+
 /* The same with pairs of kept columns, which stand behind each other, and of which of four columns they are. */
 INLINE void add_picked_dots(vfloat *sum, const bf16 *kept, const int columns, const bf16 *x, const int nb)
 {
@@ -165,4 +173,22 @@ INLINE void store_scaled_dots(float *acc, vfloat scale, const vfloat *sum, const
     #pragma GCC unroll 8
     for (int n = 0; n < nb; n++)
         vf_store_f32(acc + 16 * n, vf_fma(scale, total_dots(sum, n, nb), vf_load_f32(acc + 16 * n)));
+}
+
+/* As in simd_common.h, where a broadcast of four floats takes a shuffle as much as the pick does (Zen 4): picked from
+ * sixteen that are loaded, in which the four of entry n are first, or fourth where that would reach past the last. */
+INLINE void multiply_add_picked(vfloat w, vint pick, const float *x, vfloat *sum, const int column, const int nb)
+{
+    vfloat *own = sum + column % chains(nb) * nb;
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++) {
+        if (nb < 4) {
+            own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + 4 * n), pick), own[n]);
+        } else {
+            const int from = nb == 4 ? 0 : n < 5 ? n : n - 3;
+            const __m512i mask = _mm512_set1_epi32(3), four = _mm512_set1_epi32((n - from) * 4);
+            __m512i index = _mm512_ternarylogic_epi32(pick, mask, four, 0xea); /* pick & mask | four */
+            own[n] = vf_fma(w, _mm512_permutexvar_ps(index, _mm512_loadu_ps(x + from * 4)), own[n]);
+        }
+    }
 }

@@ -8,12 +8,6 @@ static inline void vo_store(int8_t *octets, vint four)
     _mm512_store_si512(octets, four);
 }
 
-/* Two's complement nibbles as signed bytes times 16, the low or the high ones of all bytes. */
-static inline vint vo_nibbles(vint word, const int high)
-{
-    return _mm512_and_si512(high ? word : _mm512_slli_epi32(word, 4), _mm512_set1_epi8((char)0xf0));
-}
-
 /* Unsigned codes in the high bits of bytes, less half their range, as signed bytes: times 1 << (8 - bits). */
 static inline vint vo_less_half(vint bytes, const int bits)
 {
@@ -25,7 +19,7 @@ static inline vint vo_less_half(vint bytes, const int bits)
 static inline vint vo_twins(vint word, const int j)
 {
     const __m512i first_bits = _mm512_set1_epi64(j ? 0x3834282418140804 : 0x302c201c100c003c); /* four lower, in two lanes */
-    return vo_nibbles(_mm512_multishift_epi64_epi8(first_bits, word), 1);
+    return vi_high_codes(_mm512_multishift_epi64_epi8(first_bits, word), 1);
 }
 
 /* Two kept codes of four columns at their places, zeros between: four signed bytes. The codes are bytes 2 * half and

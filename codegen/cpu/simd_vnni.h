@@ -13,6 +13,12 @@ static inline vint vi_high_nibbles(vint word)
     return vi_low_nibbles(_mm512_srli_epi16(word, 4));
 }
 
+/* Two's complement nibbles as signed bytes times 16, the low or the high ones of all bytes. */
+static inline vint vi_high_codes(vint word, const int high)
+{
+    return _mm512_and_si512(high ? word : _mm512_slli_epi32(word, 4), _mm512_set1_epi8((char)0xf0));
+}
+
 /* 64 two's complement bytes, 128 added to each. */
 static inline vint vi_unsigned_bytes(vint word)
 {
@@ -33,6 +39,23 @@ static inline vint vi_places(vint positions, const int j)
     const __m512i mask = _mm512_set1_epi8(3), base = _mm512_set1_epi32(0x0c080400);
     __m512i shifted = j ? _mm512_srli_epi32(positions, 2 * j) : positions;
     return _mm512_ternarylogic_epi32(shifted, mask, base, 0xea); /* shifted & mask | base */
+}
+
+/* The digits of sixteen whole numbers, lowest first, and the sum of each sixteen. */
+static inline void store_digits(const int32_t *whole, int8_t *to, int32_t *sums)
+{
+    __m512i left = _mm512_loadu_si512(whole);
+    __m128i sum[3];
+    #pragma GCC unroll 3
+    for (int digit = 0; digit < 3; digit++) {
+        __m128i bytes = _mm512_cvtepi32_epi8(left);
+        _mm_storeu_si128((void *)(to + 16 * digit), bytes);
+        sum[digit] = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), bytes);
+        left = _mm512_srai_epi32(_mm512_add_epi32(left, _mm512_set1_epi32(128)), 8);
+    }
+    sum[0] = _mm_hadd_epi32(_mm_hadd_epi32(sum[0], sum[1]), _mm_hadd_epi32(sum[2], sum[2]));
+    _mm_storel_epi64((void *)sums, sum[0]);
+    sums[2] = _mm_extract_epi32(sum[0], 2);
 }
 
 INLINE void clear_digits(vint *sum, const int nb)
@@ -87,17 +110,30 @@ INLINE void multiply_add_digits(vint codes, const int8_t *x, vint *sum, const in
             sum[3 * n + digit] = vi_dot_four(sum[3 * n + digit], codes, x + 48 * n + 16 * digit);
 }
 
-/* The same where every lane has its own four of the 16 columns at x, and codes are signed: less 128 times
- * the sum of the codes, as digits have to be unsigned here. */
-INLINE void multiply_add_picked_digits(vint codes, vint places, const int8_t *x, vint *sum, const int nb)
+INLINE void clear_picked_digits(vint *sum, vint *of_codes, const int strips, const int nb)
+{
+    clear_digits(sum, strips * nb);
+    #pragma GCC unroll 2
+    for (int s = 0; s < strips; s++)
+        of_codes[s] = _mm512_setzero_si512();
+}
+
+/* The same where every lane has its own columns of the 16 at x, two times four of each strip, and codes are signed: less
+ * 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
+INLINE void multiply_add_picked_digits(
+    const vint *codes, const vint *places, const int8_t *x, vint *sum, const int strips, const int nb)
 {
     #pragma GCC unroll 4
     for (int n = 0; n < nb; n++)
         #pragma GCC unroll 3
         for (int digit = 0; digit < 3; digit++) {
             __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(x + 48 * n + 16 * digit)));
-            __m512i picked = _mm512_shuffle_epi8(vi_unsigned_bytes(all), places);
-            sum[3 * n + digit] = _mm512_dpbusd_epi32(sum[3 * n + digit], picked, codes);
+            all = vi_unsigned_bytes(all);
+            #pragma GCC unroll 4
+            for (int i = 0; i < 2 * strips; i++) {
+                vint *own = sum + 3 * (i / 2 * nb + n) + digit;
+                *own = _mm512_dpbusd_epi32(*own, _mm512_shuffle_epi8(all, places[i]), codes[i]);
+            }
         }
 }
 

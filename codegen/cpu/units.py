@@ -97,6 +97,17 @@ static inline int64_t octet_bytes(int64_t entries)
 """)
 
 _PACK_OCTETS = Template("""\
+/* A digit of a whole number, signed, and what is left for the digits above it. */
+static inline int8_t lowest_digit(int32_t whole)
+{
+    return (int8_t)whole;
+}
+
+static inline int32_t higher_digits(int32_t whole)
+{
+    return (whole + 128) >> 8;
+}
+
 /* One tile column of x in octets. Returns 1 where x has no such form. */
 static int pack_octets(const struct weight *w, const $x *x, int64_t batch, int tile_column, int8_t *packed)
 {
@@ -201,6 +212,7 @@ INLINE void multiply_${name}_tile($parameters, const bf16 *x, float *acc, const 
     enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
+        x = anew_for_strip(x, strip);
 $clear_strip        for (int unit = 0; unit < UNITS; unit++) {
             bf16 pairs[SIZE * LANES] __attribute__((aligned(64)));
 $asks$clear_group            $scale${name}_pairs($planes, strip * UNITS + unit, pairs);

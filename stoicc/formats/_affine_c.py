@@ -13,6 +13,7 @@ from string import Template
 
 from torch import Tensor
 
+from stoicc.formats import _affine_digits as _digits
 from stoicc.formats import _affine_units as _units
 from stoicc.formats._lane_order import byte_lanes, nibble_lanes, scale_lanes, signed
 from stoicc.formats._nm_c import position_words
@@ -20,6 +21,8 @@ from stoicc.ir.format import Planes, TileMac, TileOctets, TilePairs
 
 _INT4_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Columns of an int4 word by nibble: its low nibbles are four neighbours, its high nibbles the next four."""
+_LARGEST_HIGH = 1024
+"""Columns of a group up to which sums of digits times 16 times codes are below 2**24, exact in fp32."""
 Unpack = Callable[[Tensor], Tensor]
 """Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
 
@@ -75,90 +78,12 @@ _INT4_NV24 = Template("""\
                 }
             }""")
 
-_DIGITS = Template("""\
-INLINE void {name}(
-    const int32_t *codes,$positions const $T *scales,$zeros
-    const int8_t *x, float *acc, const int nb)
-{
-    float total[$groups * 12];
-    for (int group = 0; group < $groups; group++)
-        total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, total + 3 * nb * group, nb);
-    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
-        for (int group = 0; group < $groups; group++) {
-            const int8_t *xg = x + group * $size * 3 * nb;
-            vint sum[12];
-            clear_digit_sets(sum, nb);
-$body
-            join_digit_sets(sum, nb);
-            add_digits(acc, sum, total + 3 * nb * group, $zero, vf_load_$T(scales), digit_units(x, nb), nb);
-            scales += LANES;$next_zeros
-        }
-    }
-}
-""")
-
-_INT8_DIGITS = """\
-            #pragma GCC unroll 4
-            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 4 * LANES) {
-                ahead(codes, 4 * LANES * sizeof *codes);
-                #pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    multiply_add_digits(
-                        vi_unsigned_bytes(vi_load(codes + i * LANES)), xg + 4 * i, digit_set(sum, i, nb), nb);
-            }"""
-
-_INT4_DIGITS = """\
-            #pragma GCC unroll 4
-            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
-                ahead(codes, 2 * LANES * sizeof *codes);
-                #pragma GCC unroll 2
-                for (int half = 0; half < 2; half++) {
-                    vint eight = vi_load(codes + half * LANES);
-                    multiply_add_digits(vi_low_nibbles(eight), xg + 8 * half, digit_set(sum, 0, nb), nb);
-                    multiply_add_digits(vi_high_nibbles(eight), xg + 8 * half + 4, digit_set(sum, 1, nb), nb);
-                }
-            }"""
-
-_INT4_NV24_DIGITS = Template("""\
-INLINE void {name}(
-    const int32_t *codes, const int32_t *positions, const $T *scales,$zeros
-    const int8_t *x, float *acc, const int nb)
-{
-    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
-        for (int group = 0; group < $groups; group++) {
-            const int8_t *xg = x + group * $size * 3 * nb;
-            const vint zero = $zero;
-            vint sum[12], of_codes = vi_zero();
-            clear_digit_sets(sum, nb);
-            #pragma GCC unroll 2
-            for (int k = 0; k < $size; k += 32, positions += LANES) {
-                vint place = vi_load(positions);
-                ahead(positions, LANES * sizeof *positions);
-                #pragma GCC unroll 2
-                for (int half = 0; half < $halves; half++, codes += LANES, xg += 48 * nb) {
-                    vint word = vi_load(codes); /* low nibbles: first kept of four groups; high: second */
-                    ahead(codes, LANES * sizeof *codes);
-                    vint first = vi_sub_bytes(vi_low_nibbles(word), zero);
-                    vint second = vi_sub_bytes(vi_high_nibbles(word), zero);
-                    of_codes = vi_add_bytes(vi_add_bytes(of_codes, first), second);
-                    multiply_add_picked_digits(first, vi_places(place, 2 * half), xg, digit_set(sum, 0, nb), nb);
-                    multiply_add_picked_digits(second, vi_places(place, 2 * half + 1), xg, digit_set(sum, 1, nb), nb);
-                }
-            }
-            join_digit_sets(sum, nb);
-            add_picked_digits(acc, sum, of_codes, vf_load_$T(scales), digit_units(x, nb), nb);
-            scales += LANES;$next_zeros
-        }
-    }
-}
-""")
-
 _LOW_CODES = {
     "low": "vi_low_nibbles(eight)",
     "high": "vi_high_nibbles(eight)",
     "kept": "vi_low_nibbles(vp_twins(word, i % 2))",
 }
-_HIGH_CODES = {"low": "vo_nibbles(eight, 0)", "high": "vo_nibbles(eight, 1)", "kept": "vo_twins(word, i % 2)"}
+_HIGH_CODES = {"low": "vi_high_codes(eight, 0)", "high": "vi_high_codes(eight, 1)", "kept": "vo_twins(word, i % 2)"}
 """Codes of 4 bits as bytes, unsigned in their low half or signed in their high half."""
 
 _LOAD_ZEROS = """\
@@ -299,7 +224,7 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return _less_zero(f"vf_byte(half[({j}) / 4], ({j}) % 4)", zeros)
 
     source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
-    digits = grid.fill(_DIGITS, _INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
+    digits = grid.fill(_digits.DIGITS, _digits.INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
     zero = "    vfloat zero = vf_load_i8(zeros + unit / $group * LANES);\n" * zeros
     pairs = grid.pairs(_units.INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
     pairs = pairs and replace(pairs, least_in_vectors=3)
@@ -319,7 +244,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     grid = _Groups(dtype, groups, size, zeros)
     weight = _less_zero("vf_nibble(eight, j % 4 * 2 + j / 4)", zeros)
     source = grid.fill(_TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8))
-    digits = grid.fill(_DIGITS, _INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
+    digits = grid.fill(_digits.DIGITS, _digits.INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
     pair, start = _pair("vp_step(eight, j)", zeros)
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
     pairs = pairs and replace(pairs, least_blocked=192)
@@ -342,8 +267,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     weight = _less_zero("vf_nibble(eight, j)", zeros)
     arguments = {"positions": " const int32_t *positions,", "halves": halves, "present": present}
     source = grid.fill(_TILE, _INT4_NV24, start=_LOAD_ZEROS if zeros else "", weight=weight, **arguments)
-    zero = "vi_zero_bytes(zeros)" if zeros else "vi_set_bytes(8)"
-    digits = grid.fill(_INT4_NV24_DIGITS, "", zero=zero, halves=halves) if grid.on_integers else ""
+    digits = grid.fill(_digits.INT4_NV24_DIGITS, "", halves=halves, **_picked_codes(grid)) if grid.on_integers else ""
     look_up = "vp_small" if zeros else "vp_nibble"
     names = {"first": f"{look_up}(pair[0])", "second": f"{look_up}(pair[1])"}
     names["kept"] = "vi_sub_bytes(vi_low_nibbles(kept), zero)" if zeros else "kept"
@@ -365,6 +289,20 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     positions = " const uint8_t *positions,"
     decode = _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions)
     return TileMac(source, pack, decode, digits, pairs, octets, picks=picks)
+
+
+def _picked_codes(grid: _Groups) -> dict[str, str]:
+    """C for kept codes as signed bytes, and what goes with them: they stay in the high bits, where sums stay exact."""
+    names = {"code_words": str(-(-grid.size // 16)), "position_words": str(-(-grid.size // 32)), "skip_zeros": ""}
+    if not grid.zeros and grid.size <= _LARGEST_HIGH:
+        names |= {"first": "vi_high_codes(word, 0)", "second": "vi_high_codes(word, 1)", "zero": ""}
+        return names | {"scale": "vf_mul(scale, vf_set1(1 / 16.0f))"}
+    zero = f"vi_zero_bytes(zeros + s * {grid.groups} * LANES)" if grid.zeros else "vi_set_bytes(8)"
+    if grid.zeros:
+        names["skip_zeros"] = f"\n        zeros += (beside - 1) * {grid.groups} * LANES;"
+    kept = {"first": "vi_low_nibbles(word)", "second": "vi_high_nibbles(word)"}
+    names |= {name: f"vi_sub_bytes({code}, zero)" for name, code in kept.items()}
+    return names | {"scale": "scale", "zero": f"                        const vint zero = {zero};\n"}
 
 
 def _pair(codes: str, zeros: bool) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
-from stoicc.formats import _affine_c
+from stoicc.formats import _affine_c, _affine_digits
 from stoicc.formats._lane_order import scale_lanes
 from stoicc.formats._narrow import pack_bits, pack_crumbs, unpack_bits, unpack_crumbs
 from stoicc.ir.format import Planes, Tile, TileMac
@@ -162,7 +162,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return None
     grid, names = _affine_c._Groups(dtype, groups, size, zeros), _names(2, zeros)
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
-    digits = grid.fill(_affine_c._DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
+    digits = grid.fill(_affine_digits.DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
     code = "vi_and(vi_shift_right(word, 2 * i), 0x03030303)" if zeros else "vi_shift(word, 2 * i - 6)"
     octets = grid.octets(_INT2_OCTETS, 16, 16, 2, code=code)
@@ -182,7 +182,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     grid, names = _affine_c._Groups(dtype, groups, size, zeros), _names(3, zeros)
     names |= {"positions": " const int32_t *high,", "halves": "2" if size % 32 == 0 else f"(k + 16 < {size} ? 2 : 1)"}
     source = grid.fill(_affine_c._TILE, _INT3, **names, code=_INT3_CODE)
-    digits = grid.fill(_affine_c._DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
+    digits = grid.fill(_affine_digits.DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
     pairs = pairs and replace(pairs, least_in_vectors=3)

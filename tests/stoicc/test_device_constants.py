@@ -268,7 +268,7 @@ def test_the_gpu_that_is_there(monkeypatch):
 def test_a_disturbed_calibration_has_no_negative_rates(monkeypatch):
     """The small weight was interrupted and took longer than the large one: what is stored can be read again."""
     times = iter([1e-3, 5e-3, 1e-5] * len(calibration.GEMM_BATCHES))
-    monkeypatch.setattr(calibration, "_out_of_cache", lambda kernel, batch, other: next(times))
+    monkeypatch.setattr(calibration, "out_of_cache", lambda kernel, batch, other: next(times))
     monkeypatch.setattr(calibration, "SETS", (1 << 16, 1 << 17, 1 << 18, 1 << 19))
     rates, calls = calibration._gemm("f32", 1, 1e-10, {1 << 18: 1e10})
     assert all(rate > 0 for rate in rates.values())

@@ -78,6 +78,8 @@ MIXED: list[Case] = [
     ("portable", (32, 32), ("bf16", "f32"), ("dense", "nv24")),
 ]
 """Formats with and without digits or pairs together, formats alone, and those that have no codes."""
+
+
 CASES = [*float_cases(), *pair_cases(), *octet_cases(), *MIXED]
 
 
@@ -119,3 +121,17 @@ def test_the_cases_are_what_they_say():
     for isa, tile, dtypes, formats in octet_cases():
         kernel = classify(coded((3, 3), formats, dtypes[0], tile).module, TORCH_DTYPES[dtypes[1]], isa)
         assert kernel.octets, formats
+
+
+@pytest.mark.parametrize("zeros", ["true", "false"])
+@pytest.mark.parametrize("tile", [(32, 1024), (48, 2048)], ids=str)
+def test_sums_of_long_groups_are_exact(tile, zeros, monkeypatch):
+    """Sums of digits times codes stay below 2**24, up to which fp32 has every whole number."""
+    need("vnni", monkeypatch)
+    case = coded((tile[0] + 3, tile[1]), (f"int4_nv24<group_size=0, zero_points={zeros}>",), "f32", tile)
+    executor = build(case)
+    for batch in (1, 2, 4):
+        x = torch.randint(-(2**22), 2**22, (batch, tile[1])).float()
+        x[0] = 127 + 127 * 256 + 63 * 65536  # the largest digits, all of one sign
+        y, expected = product(executor, case, x), x.double() @ case.weight.T
+        assert ((y - expected).abs() <= 2**-22 * expected.abs()).all()

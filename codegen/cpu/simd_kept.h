@@ -1,12 +1,18 @@
 /* Codes of which only some are stored. A block is 16 rows by 4 columns: its mask has bit 4 r + c for row r of
  * column c, its codes follow each other from a byte of their own. */
 
+/* Bytes that the codes of a block take. */
+static inline int block_bytes(uint64_t mask, const int bits)
+{
+    return (__builtin_popcountll(mask) * bits + 7) / 8;
+}
+
 /* Bytes that the codes of n blocks take. */
 static inline int kept_bytes(const int64_t *masks, int n, const int bits)
 {
     int bytes = 0;
     for (int i = 0; i < n; i++)
-        bytes += (__builtin_popcountll((uint64_t)masks[i]) * bits + 7) / 8;
+        bytes += block_bytes((uint64_t)masks[i], bits);
     return bytes;
 }
 

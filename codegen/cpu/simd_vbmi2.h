@@ -64,13 +64,11 @@ static inline void pair_of_kept(const bf16 *p, const bf16 *end, uint32_t mask, b
     _mm512_storeu_si512(to, vi_expand_words(mask, p));
 }
 
-/* The kept codes of one block, a byte each, row by row; `none` where none is kept. */
-INLINE vint vi_kept(uint64_t mask, const uint8_t **codes, const uint8_t *end, vint none, const int bits)
+/* The kept codes of one block from p on, a byte each, row by row; `none` where none is kept. */
+INLINE vint vi_kept(uint64_t mask, const uint8_t *p, const uint8_t *end, vint none, const int bits)
 {
-    const int bytes = (__builtin_popcountll(mask) * bits + 7) / 8;
-    const uint8_t *p = *codes;
+    const int bytes = block_bytes(mask, bits);
     __m512i each;
-    *codes = p + bytes;
     if (bits == 8) {
         const __mmask64 there = bytes < 64 ? ((uint64_t)1 << bytes) - 1 : ~(uint64_t)0;
         each = p + 64 <= end ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(there, p);
@@ -107,14 +105,15 @@ INLINE const uint8_t *spread_word(
     const int flip, const int bits, uint8_t *to)
 {
     const __m512i none = vi_none(rows, otherwise, bits);
-    __m512i word = vi_kept((uint64_t)masks[0], &codes, end, none, bits);
+    __m512i word = vi_kept((uint64_t)masks[0], codes, end, none, bits);
     #pragma GCC unroll 4
     for (int field = 1; field < 8 / bits; field++) {
-        __m512i next = vi_kept((uint64_t)masks[field], &codes, end, none, bits);
+        codes += block_bytes((uint64_t)masks[field - 1], bits);
+        __m512i next = vi_kept((uint64_t)masks[field], codes, end, none, bits);
         word = _mm512_or_si512(word, _mm512_slli_epi32(next, bits * field));
     }
     _mm512_storeu_si512(to, _mm512_xor_si512(word, _mm512_set1_epi8((char)(flip * (255 / ((1 << bits) - 1))))));
-    return codes;
+    return codes + block_bytes((uint64_t)masks[8 / bits - 1], bits);
 }
 
 /* One block of bytes, column by column. */
@@ -124,10 +123,10 @@ INLINE const uint8_t *spread_columns(
 {
     const __m512i fours = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
     const __m512i columns = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i block = vi_kept((uint64_t)masks[0], &codes, end, vi_none(rows, otherwise, bits), bits);
+    __m512i block = vi_kept((uint64_t)masks[0], codes, end, vi_none(rows, otherwise, bits), bits);
     block = _mm512_permutexvar_epi32(columns, _mm512_shuffle_epi8(block, fours));
     _mm512_storeu_si512(to, _mm512_xor_si512(block, _mm512_set1_epi8((char)flip)));
-    return codes;
+    return codes + block_bytes((uint64_t)masks[0], bits);
 }
 
 /* Words of those of sixteen rows that the mask names, to the places of their rows; zeros at others. The bits of a word

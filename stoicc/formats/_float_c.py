@@ -4,6 +4,7 @@ Codes are multiplied as they are and the sum of a block is scaled once in fp32. 
 whole numbers from -12 to 12, so that integer units take them too; there 12 is added to each.
 """
 
+import textwrap
 from string import Template
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c, _lane_order
 from stoicc.formats._affine import unpack_nibbles
-from stoicc.formats._table import e2m1_values
+from stoicc.formats._table import e2m1_values, fp8_values
 from stoicc.ir.format import Planes, Tile, TileMac, TilePairs
 
 _FP8 = Template("""\
@@ -42,14 +43,17 @@ INLINE void {name}(const uint8_t *codes, const $T *scales, const float *x, float
 _FP8_PAIRS = Template("""\
 INLINE vfloat {name}(const uint8_t *codes, const bf16 *scales, const int unit, bf16 *pairs)
 {
-    codes += unit * $size * LANES;
-    for (int k = 0; k < $size; k += 2, codes += 2 * LANES) {
-        vfloat first, second;
-        ahead(codes, 2 * LANES);
-        vf_pair_$kind(codes, &first, &second);
-        vp_store(pairs + k * LANES, vp_join(first, second));
+    static const uint8_t low[128] __attribute__((aligned(64))) = {
+        $low};
+    static const uint8_t high[128] __attribute__((aligned(64))) = {
+        $high};
+    codes += unit * 32 * LANES;
+    #pragma GCC unroll 8
+    for (int k = 0; k < 32; k += 4, codes += 4 * LANES) {
+        ahead(codes, 4 * LANES);
+        vp_look_up_bytes(pairs + k * LANES, codes, low, high);
     }
-    return vf_mul(vf_load_bf16(scales + unit * LANES), vf_set1($unit));
+    return vf_load_bf16(scales + unit / $group * LANES);
 }
 """)
 
@@ -164,7 +168,7 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     # a code of e4m3, read as fp16, is 1/256 of what it means: 448 times any scale is finite, and so is 256 times
     unit = "256" if kind == "e4m3" else "1"
     names = {"T": dtype, "groups": str(groups), "size": str(size), "kind": kind, "unit": unit}
-    pairs = TilePairs(_FP8_PAIRS.substitute(names), size, scaled=True) if dtype == "bf16" and size % 32 == 0 else None
+    pairs = _fp8_pairs(size, kind) if dtype == "bf16" and size % 32 == 0 else None
 
     def pack(planes: Planes) -> Planes:
         return {name: to_lanes(plane) for name, plane in planes.items()}
@@ -173,6 +177,16 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
         return {name: from_lanes(plane, tile[0]) for name, plane in packed.items()}
 
     return TileMac(_FP8.substitute(names), pack, _FP8_DECODE.substitute(names), pairs=pairs, unpack=unpack)
+
+
+def _fp8_pairs(size: int, kind: str) -> TilePairs:
+    """The code for pairs: what a magnitude is as bf16, which has every one of them, is looked up by byte."""
+    words = fp8_values(torch.arange(128, dtype=torch.uint8), kind).bfloat16().view(torch.int16)
+    halves = {"low": words & 0xFF, "high": words >> 8}
+    tables = {name: textwrap.fill(", ".join(map(str, half.tolist())), 110) for name, half in halves.items()}
+    indented = {name: textwrap.indent(table, " " * 8).strip() for name, table in tables.items()}
+    text = _FP8_PAIRS.substitute(indented, group=size // 32)
+    return TilePairs(text, 32, scaled=True, group=size // 32, least_in_vectors=1, least_blocked=96)
 
 
 def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:

@@ -137,7 +137,8 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
 
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
-        pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=5, least_blocked=16)
+        least = 1 if pairs.least_in_vectors == 1 else 5  # floats take longer than a look-up; digits do not
+        pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=least, least_blocked=16)
         returns = "vfloat" if pairs.scaled else "void"
         pairs = replace(pairs, source=unit(pairs.source, pairs.columns, "bf16", returns))
     if octets is not None:

@@ -20,6 +20,12 @@ static inline vint vi_expand_lanes(__mmask16 mask, vint lanes)
     return _mm512_maskz_expand_epi32(mask, lanes);
 }
 
+/* The first bytes to the places that the mask names, those of `none` between. */
+static inline vint vi_expand_bytes(vint none, __mmask64 mask, vint bytes)
+{
+    return _mm512_mask_expand_epi8(none, mask, bytes);
+}
+
 /* Both columns of sixteen rows as pairs, where bit 2r + c of the mask says whether row r of column c is stored. */
 static inline vint vp_expand(const bf16 *p, const int32_t *mask)
 {
@@ -64,27 +70,33 @@ static inline void pair_of_kept(const bf16 *p, const bf16 *end, uint32_t mask, b
     _mm512_storeu_si512(to, vi_expand_words(mask, p));
 }
 
+/* Those of 64 bytes that the codes of a block take. */
+static inline __mmask64 bytes_there(uint64_t mask, const int bits)
+{
+    const int bytes = block_bytes(mask, bits);
+    return bytes < 64 ? ((uint64_t)1 << bytes) - 1 : ~(uint64_t)0;
+}
+
 /* The kept codes of one block from p on, a byte each, row by row; `none` where none is kept. */
 INLINE vint vi_kept(uint64_t mask, const uint8_t *p, const uint8_t *end, vint none, const int bits)
 {
-    const int bytes = block_bytes(mask, bits);
+    const int inside = __builtin_expect(p + 8 * bits <= end, 1); /* so many bytes if all are kept */
     __m512i each;
     if (bits == 8) {
-        const __mmask64 there = bytes < 64 ? ((uint64_t)1 << bytes) - 1 : ~(uint64_t)0;
-        each = p + 64 <= end ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(there, p);
+        each = inside ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(bytes_there(mask, bits), p);
     } else if (bits == 4) {
-        const __mmask32 there = (__mmask32)(((uint64_t)1 << bytes) - 1);
-        __m256i two = p + 32 <= end ? _mm256_loadu_si256((const void *)p) : _mm256_maskz_loadu_epi8(there, p);
+        __m256i two = inside ? _mm256_loadu_si256((const void *)p)
+                             : _mm256_maskz_loadu_epi8((__mmask32)bytes_there(mask, bits), p);
         __m512i wide = _mm512_cvtepu8_epi16(two);
         each = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
     } else {
-        const __mmask16 there = (__mmask16)((1u << bytes) - 1);
-        __m128i four = p + 16 <= end ? _mm_loadu_si128((const void *)p) : _mm_maskz_loadu_epi8(there, p);
+        __m128i four = inside ? _mm_loadu_si128((const void *)p)
+                              : _mm_maskz_loadu_epi8((__mmask16)bytes_there(mask, bits), p);
         __m512i wide = _mm512_cvtepu8_epi32(four);
         wide = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 6));
         each = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), _mm512_set1_epi8(3));
     }
-    return _mm512_mask_expand_epi8(none, mask, each);
+    return vi_expand_bytes(none, mask, each);
 }
 
 /* What stands where no code is kept, as `vi_kept` takes it. */

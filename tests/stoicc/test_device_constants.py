@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stoicc
-from stoicc import calibration, device_constants
+from stoicc import calibration, calibration_timing, device_constants
 from stoicc.device_constants import constants_file, cost_model, from_json, load_constants, to_json
 from stoicc.gpu_model import find_gpu
 from stoicc.ir.errors import InputError
@@ -208,7 +208,7 @@ def test_a_format_is_measured_by_running_it(store):
     found = calibration.measure_format(find_format("nv24"), "f32", (32, 32), known)
     assert found is not None
     curve = found.tiles["nv24", "f32", 32, 32]
-    assert tuple(curve) == calibration.BATCHES
+    assert tuple(curve) == calibration_timing.BATCHES
     assert list(curve.values()) == sorted(curve.values())
     assert 1e-9 < curve[1] < 1e-3
     assert curve[256] > 8 * curve[1]

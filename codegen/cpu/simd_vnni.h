@@ -211,16 +211,17 @@ INLINE void add_digits(
     }
 }
 
-/* The same after `multiply_add_picked_digits`: `codes` are the sums of the codes. */
-INLINE void add_picked_digits(float *acc, const vint *sum, vint codes, vfloat scale, const float *unit, const int nb)
+/* The same after `multiply_add_picked_digits`: `of_codes` are the sums of the codes, which were 1 << up times too large. */
+INLINE void add_picked_digits(
+    float *acc, const vint *sum, vint of_codes, const int up, vfloat scale, const float *unit, const int nb)
 {
-    const __m512i bias = _mm512_slli_epi32(codes, 7);
+    const __m512i bias = _mm512_slli_epi32(of_codes, 7);
     #pragma GCC unroll 4
     for (int n = 0; n < nb; n++) {
         vfloat digit[3];
         #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
-            digit[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[3 * n + i], bias));
+            digit[i] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_sub_epi32(sum[3 * n + i], bias), up));
         add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
     }
 }

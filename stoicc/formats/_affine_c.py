@@ -21,8 +21,8 @@ from stoicc.ir.format import Planes, TileMac, TileOctets, TilePairs
 
 _INT4_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Columns of an int4 word by nibble: its low nibbles are four neighbours, its high nibbles the next four."""
-_LARGEST_HIGH = 1024
-"""Columns of a group up to which sums of digits times 16 times codes are below 2**24, exact in fp32."""
+_LARGEST_HIGH = 1 << 15
+"""Columns of a group up to which sums of digits times 16 times codes are below 2**31."""
 Unpack = Callable[[Tensor], Tensor]
 """Packed nibbles u8 `[..., n / 2]` -> codes u8 `[..., n]`."""
 
@@ -292,17 +292,17 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
 
 
 def _picked_codes(grid: _Groups) -> dict[str, str]:
-    """C for kept codes as signed bytes, and what goes with them: they stay in the high bits, where sums stay exact."""
+    """C for kept codes as signed bytes, and what goes with them: they stay in the high bits, if nothing is taken off."""
     names = {"code_words": str(-(-grid.size // 16)), "position_words": str(-(-grid.size // 32)), "skip_zeros": ""}
     if not grid.zeros and grid.size <= _LARGEST_HIGH:
         names |= {"first": "vi_high_codes(word, 0)", "second": "vi_high_codes(word, 1)", "zero": ""}
-        return names | {"scale": "vf_mul(scale, vf_set1(1 / 16.0f))"}
+        return names | {"up": "4"}
     zero = f"vi_zero_bytes(zeros + s * {grid.groups} * LANES)" if grid.zeros else "vi_set_bytes(8)"
     if grid.zeros:
         names["skip_zeros"] = f"\n        zeros += (beside - 1) * {grid.groups} * LANES;"
     kept = {"first": "vi_low_nibbles(word)", "second": "vi_high_nibbles(word)"}
     names |= {name: f"vi_sub_bytes({code}, zero)" for name, code in kept.items()}
-    return names | {"scale": "scale", "zero": f"                        const vint zero = {zero};\n"}
+    return names | {"up": "0", "zero": f"                        const vint zero = {zero};\n"}
 
 
 def _pair(codes: str, zeros: bool) -> tuple[str, str]:

@@ -86,7 +86,7 @@ $zero                        ahead_beside(codes + s * CODES, LANES * sizeof *cod
             for (int s = 0; s < beside; s++) {
                 vfloat scale = vf_load_$T(scales + s * $groups * LANES);
                 add_picked_digits(
-                    acc + s * LANES * nb, sum + s * 3 * nb, of_codes[s], $scale, digit_units(x, nb), nb);
+                    acc + s * LANES * nb, sum + s * 3 * nb, of_codes[s], $up, scale, digit_units(x, nb), nb);
             }
             scales += LANES;$next_zeros
         }

@@ -53,7 +53,7 @@ INLINE vfloat {name}(const uint8_t *codes, const bf16 *scales, const int unit, b
         ahead(codes, 4 * LANES);
         vp_look_up_bytes(pairs + k * LANES, codes, low, high);
     }
-    return vf_load_bf16(scales + unit / $group * LANES);
+    return vf_mul(vf_load_bf16(scales + unit / $group * LANES), vf_set1($unit));
 }
 """)
 
@@ -168,7 +168,7 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     # a code of e4m3, read as fp16, is 1/256 of what it means: 448 times any scale is finite, and so is 256 times
     unit = "256" if kind == "e4m3" else "1"
     names = {"T": dtype, "groups": str(groups), "size": str(size), "kind": kind, "unit": unit}
-    pairs = _fp8_pairs(size, kind) if dtype == "bf16" and size % 32 == 0 else None
+    pairs = _fp8_pairs(size, kind, unit) if dtype == "bf16" and size % 32 == 0 else None
 
     def pack(planes: Planes) -> Planes:
         return {name: to_lanes(plane) for name, plane in planes.items()}
@@ -179,13 +179,20 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     return TileMac(_FP8.substitute(names), pack, _FP8_DECODE.substitute(names), pairs=pairs, unpack=unpack)
 
 
-def _fp8_pairs(size: int, kind: str) -> TilePairs:
-    """The code for pairs: what a magnitude is as bf16, which has every one of them, is looked up by byte."""
-    words = fp8_values(torch.arange(128, dtype=torch.uint8), kind).bfloat16().view(torch.int16)
+def _fp8_pairs(size: int, kind: str, unit: str) -> TilePairs:
+    """The code for pairs: what a magnitude is as bf16, which has every one of them, is looked up by byte.
+
+    Codes count as in fp32: e4m3 as 1/256 of what it means, and its NaN, which no weight has, as the number after 448.
+    """
+    if kind == "e4m3":
+        values = torch.cat((fp8_values(torch.arange(127, dtype=torch.uint8), kind), torch.tensor([480.0])))
+    else:
+        values = fp8_values(torch.arange(128, dtype=torch.uint8), kind)
+    words = (values / int(unit)).bfloat16().view(torch.int16).where(values == values, 0x7FC0)
     halves = {"low": words & 0xFF, "high": words >> 8}
     tables = {name: textwrap.fill(", ".join(map(str, half.tolist())), 110) for name, half in halves.items()}
     indented = {name: textwrap.indent(table, " " * 8).strip() for name, table in tables.items()}
-    text = _FP8_PAIRS.substitute(indented, group=size // 32)
+    text = _FP8_PAIRS.substitute(indented, group=size // 32, unit=unit)
     return TilePairs(text, 32, scaled=True, group=size // 32, least_in_vectors=1, least_blocked=96)
 
 

@@ -292,7 +292,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
 
 
 def _picked_codes(grid: _Groups) -> dict[str, str]:
-    """C for kept codes as signed bytes, and what goes with them: they stay in the high bits, if nothing is taken off."""
+    """C for kept codes as signed bytes, and what goes with them: in the high bits, if nothing is taken off."""
     names = {"code_words": str(-(-grid.size // 16)), "position_words": str(-(-grid.size // 32)), "skip_zeros": ""}
     if not grid.zeros and grid.size <= _LARGEST_HIGH:
         names |= {"first": "vi_high_codes(word, 0)", "second": "vi_high_codes(word, 1)", "zero": ""}

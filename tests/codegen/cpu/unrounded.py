@@ -20,7 +20,14 @@ SLACK = 2e-6
 """Relative error of a sum in fp32, or of 22 bits of x; one of three digits lost is twenty times that."""
 
 
-def coded(shape: tuple[int, int], formats: tuple[str, ...], dtype: str, tile: tuple[int, int], **options) -> Mosaic:
+def coded(
+    shape: tuple[int, int],
+    formats: tuple[str, ...],
+    dtype: str,
+    tile: tuple[int, int],
+    scale: float | None = None,
+    **options,
+) -> Mosaic:
     """A mosaic whose codes and zero points are any, with the matrix of (code - zero) * scale in float64."""
     case = mosaic(shape, formats, dtype, tile, **options)
     program, pools = case.module.tiles, dict(case.pools)
@@ -34,6 +41,8 @@ def coded(shape: tuple[int, int], formats: tuple[str, ...], dtype: str, tile: tu
         for name, limit in (("codes", 255), ("zeros", most)):
             if (pool := pools.get(pool_name(index, name))) is not None:
                 pools[pool_name(index, name)] = torch.randint(0, limit + 1, pool.shape, dtype=torch.uint8)
+        if scale is not None:
+            pools[pool_name(index, "scales")] = torch.full_like(pools[pool_name(index, "scales")], scale)
         planes = tile_planes(program, index, pools)
         full[torch.from_numpy(program.map_array() == index)] = _matrix(fmt, planes, program.tile, dtype)
     matrix = full.permute(0, 2, 1, 3).reshape(rows * height, columns * width)[: shape[0], : shape[1]]

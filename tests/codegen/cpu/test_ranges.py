@@ -39,6 +39,8 @@ def test_a_code_of_no_number_counts_alike_at_any_batch(isa, monkeypatch):
 @pytest.mark.parametrize("kind", ["e4m3", "e5m2"])
 def test_tables_of_fp8_are_bytes_without_a_sign(kind):
     code = find_format(f"fp8<kind={kind}>").tile_mac(TILE, "bf16")
+    assert code is not None
+    assert code.pairs is not None
     low, high = (
         [int(number) for number in table.split(",")] for table in re.findall(r"= \{(.*?)\};", code.pairs.source, re.S)
     )

@@ -10,6 +10,7 @@ lucky, the fastest few and the picked one are measured once more, together, and 
 
 import argparse
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -140,13 +141,13 @@ def _short(text: str) -> str:
 
 
 def pick(predicted: dict[str, float], kernels: dict[str, stoicc.Kernel]) -> str:
-    """The schedule of the least predicted time; where several are within TIE, the first of the fewest work items.
+    """The schedule that is predicted to be fastest; where several are within TIE, that of the fewest items, then tiles.
 
     Each item begins streams of its own: what that takes is too little to be predicted.
     """
     least = min(predicted.values())
     alike = [name for name, seconds in predicted.items() if seconds <= (1 + TIE) * least]
-    return min(alike, key=lambda name: len(kernels[name].schedule.items))
+    return min(alike, key=lambda name: (len(kernels[name].schedule.items), math.prod(kernels[name].program.grid)))
 
 
 def compare(

@@ -30,8 +30,10 @@ from stoicc.tuning_space import Structure, Tile
 
 RANK_BY, BUILD_BY, RACE_BY = 0.3, 0.55, 0.85
 """Shares of the budget after which ranking, building and the races of single batch sizes end."""
-EARLY_ROUNDS, LAST_ROUNDS = 15, 100
+EARLY_ROUNDS, LAST_ROUNDS = 25, 200
 """The most rounds of a heat, and of the last one."""
+NEAR = 1.25
+"""Tile shapes whose best schedule is foretold to take no longer than so many times the least are all tried."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,17 @@ class Search:
         return varies and arm.executor in self.executors
 
     def _ranked(self, batch: int) -> list[Arm]:
-        """The arms to build for a batch size: the default, then the best predicted."""
+        """The arms to build for a batch size: the default, the best predicted of each tile shape, then the best of all.
+
+        Many schedules of a tile shape are foretold alike; were they all, a shape that is misjudged by little would
+        never be tried.
+        """
         arms = sorted((arm for arm, at in self.predicted if at == batch), key=lambda arm: self.predicted[arm, batch])
-        return list(dict.fromkeys([self.default_arm(batch), *arms[: self.keep]]))
+        least = self.predicted[arms[0], batch]
+        near = [arm for arm in arms if self.predicted[arm, batch] <= NEAR * least]
+        firsts = {arm.structure.tile: arm for arm in reversed(near)}.values()
+        shapes = sorted(firsts, key=lambda arm: self.predicted[arm, batch])
+        return list(dict.fromkeys([self.default_arm(batch), *list(dict.fromkeys([*shapes, *arms]))[: self.keep]]))
 
     # -- building --------------------------------------------------------------------------
 

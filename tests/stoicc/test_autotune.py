@@ -113,6 +113,21 @@ def _default_arm():
     return Arm(Structure((64, 64), str(default_pipeline("cpu")), 1), "tiles")
 
 
+@pytest.mark.parametrize(("foretold", "tried"), [(1.2, True), (1.3, False)])
+def test_every_tile_shape_that_is_foretold_to_be_near_is_tried(weight, store, foretold, tried):
+    """Many schedules of one shape are foretold alike: they do not keep another out that is foretold a little worse."""
+
+    def model(module, executor, batch):
+        return 1e-3 * (foretold if module.tiles.tile == (32, 64) else 1.0) * (1 if executor == "tiles" else 2)
+
+    def seconds(arm, batch):
+        return 1e-3 * (0.5 if arm.structure.tile == (32, 64) and arm.executor == "tiles" else 1.0)
+
+    space = Space(tiles=((64, 64), (32, 64)), orders=("row", "cost"), parts=(1, 2, 4), bins=(BINS,))
+    result, _ = tuned(weight, store, seconds, model, space=space, keep=2, batch_sizes=(16,))
+    assert (result.kernel.program.tile == (32, 64)) == tried
+
+
 def test_schedules_that_come_out_alike_are_one(weight, store):
     """Four tile columns cannot be cut in more than four parts."""
     result, _ = tuned(weight, store, fastest_with_four_parts, space=replace(SMALL, parts=(4, 5, 60)), batch_sizes=[1])

@@ -30,12 +30,13 @@ import stoicc
 from bench.cpu_bounds import READ_BYTES, Host
 from bench.cpu_gates import gates
 from bench.cpu_kernels import alone as executor_alone
-from bench.cpu_kernels import copies_for, copies_of, inputs, measured, rotated, threads_set
+from bench.cpu_kernels import copies_for, copies_of, inputs, measured, rotated
 from bench.cpu_peers import Peer, peers
 from bench.cpu_record import CODED, LINEAR, Facts, Group, Record, Skew
 from bench.cpu_tables import claims_table, peers_table, weights_table
 from bench.cpu_weights import FEW, KEPT, MAIN, mixes, random_weight, skewed_pair
 from bench.machine import describe_machine
+from stoicc.calibration_timing import torch_threads
 
 RESULTS = Path(__file__).with_name("results")
 ALONE_BYTES = 640 << 20
@@ -120,7 +121,7 @@ class Alone:
         for dtype, dense in (("bf16", weight.bfloat16()), ("f32", weight)):
             copies = [dense.clone() for _ in range(max(2, -(-ALONE_BYTES // dense.nbytes)))]
             for threads, batches in _threads(plan, dtype):
-                with threads_set(threads), console.status(f"F.linear alone, {dtype}, {threads} threads"):
+                with torch_threads(threads), console.status(f"F.linear alone, {dtype}, {threads} threads"):
                     for batch in batches:
                         x = inputs(batch, weight.shape[1], dense.dtype)
                         call = rotated([partial(F.linear, x, each) for each in copies])
@@ -176,7 +177,7 @@ def measure_dtype(weight: Tensor, dtype: str, plan: Plan, record: Record, host: 
     every = {name: copies_of(kernel, count, _sizes(name, batches)) for name, kernel in kernels.items()}
     dense = [weight, *(weight.clone() for _ in range(count - 1))]
     for threads, sizes in _threads(plan, dtype):
-        with threads_set(threads):
+        with torch_threads(threads):
             for batch in sizes:
                 x = inputs(batch, weight.shape[1], weight.dtype)
                 copies = {name: same for name, same in every.items() if batch in _sizes(name, batches)}

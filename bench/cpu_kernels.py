@@ -5,8 +5,7 @@ import ctypes
 import gc
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import stoicc
 from bench.cpu_peers import TOLERANCE, relative_error
 from bench.cpu_record import Facts
 from bench.cpu_weights import Weight
+from stoicc.calibration_timing import torch_threads
 
 COLD_BYTES = 2 << 30
 """What is read between two visits of the same copy of a weight, at least."""
@@ -25,17 +25,6 @@ REPEATS = 2
 
 CHECKED = 8
 """Rows of a batch whose product is compared."""
-
-
-@contextmanager
-def threads_set(threads: int) -> Iterator[None]:
-    """torch, and with it our kernels, on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def rotated(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
@@ -126,7 +115,7 @@ def alone(kernel: stoicc.Kernel, x: Tensor) -> Callable[[], object]:
 def _same_bits(kernel: stoicc.Kernel, x: Tensor, threads: Sequence[int]) -> bool:
     products = []
     for count in threads:
-        with threads_set(count):
+        with torch_threads(count):
             products.append(kernel(x))
     return all(torch.equal(products[0], other) for other in products[1:])
 

@@ -11,11 +11,12 @@ from rich.console import Console
 from bench import cpu, cpu_bounds, cpu_pages, figures
 from bench.cpu_bounds import Bounds, Host
 from bench.cpu_gates import Gate, gates
-from bench.cpu_kernels import copies_for, measured, rotated, threads_set
+from bench.cpu_kernels import copies_for, measured, rotated
 from bench.cpu_peers import Peer, _checked
 from bench.cpu_record import CODED, LINEAR, Facts, Group, Record, Skew
 from bench.cpu_tables import claims_table, peers_table, weights_table
 from bench.cpu_weights import KEPT, mixes, random_weight, skewed_pair
+from stoicc.calibration_timing import torch_threads
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 2, "last_level_cache": "1K", "torch": "2", "commit": "c"}
 FACTS = Facts(1000, 0, 500, 1500, 0, 1.0, {"1": "tiles", "4": "tiles", "64": "tiles", "256": "dense-once"}, True)
@@ -150,7 +151,7 @@ def test_one_visit_is_far_from_the_next():
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    with threads_set(before + 1):
+    with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 

@@ -83,7 +83,7 @@ static inline vint vi_expand_lanes(__mmask16 mask, vint lanes)
     return to;
 }
 
-/* In assembly for the same reason: `none` is copied for each block, so that none waits for the block before. */
+/* In assembly, as `vi_expand_words` is: `none` is copied for each block, so that none waits for the one before. */
 static inline vint vi_expand_bytes(vint none, __mmask64 mask, vint bytes)
 {
     __asm__("vpexpandb %1, %0%{%2%}" : "+v"(none) : "v"(bytes), "Yk"(mask));

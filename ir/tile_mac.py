@@ -135,6 +135,10 @@ class TileMac:
             `pairs`, which have to be there too. A unit has 32 columns. The function writes the two kept columns of
             each four as a pair, `[8][16][2]`, then as many 16-bit words, whose low two bits say which of the four
             columns it is; other bits are ignored.
+        crossed: optional code for bf16 products in vectors of a batch of few, instead of `pairs`, which have to be there
+            too. Its pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes that four
+            neighbours share a lane's bytes for: a shift for each where neighbours would take a shuffle as well. A unit
+            may have 16 columns.
     """
 
     source: str
@@ -147,3 +151,4 @@ class TileMac:
     decode_packed: str = ""
     floats: TileFloats | None = None
     picks: TilePairs | None = None
+    crossed: TilePairs | None = None

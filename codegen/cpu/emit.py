@@ -148,7 +148,7 @@ def _preamble(kernel: KernelClass) -> str:
     )
     lines = (*simd.includes(kernel.isa), *maths, "#include <stdint.h>", "#include <string.h>")
     inline = "/* nb and column are constants at every call: the compiler makes one version for each. */\n"
-    return "\n".join(lines) + f"\n\n{inline}#define INLINE static inline __attribute__((always_inline))\n"
+    return "\n".join(lines) + f"\n\n{inline}#define INLINE static inline __attribute__((always_inline))\n#define NOINLINE __attribute__((noinline))\n"
 
 
 def _structs(kernel: KernelClass) -> str:
@@ -194,9 +194,13 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
     if kernel.digits and part.code.digits:
         texts.append(_asking_from(least, part.code.digits).replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
-        text = kernel.pairs_of(part).source
-        text = re.sub(r"\bahead\(", "ahead_if(0, ", text) if least else text  # `units.add_dots` asks: it knows nb
-        texts.append(text.replace("{name}", f"{part.name}_pairs"))
+        codes = {"pairs": kernel.pairs_of(part)}
+        if kernel.crosses(part):
+            codes["crossed"] = kernel.dots_of(part)
+        for form, code in codes.items():
+            # `units.add_dots` asks for what comes: it knows nb
+            text = re.sub(r"\bahead\(", "ahead_if(0, ", code.source) if least else code.source
+            texts.append(text.replace("{name}", f"{part.name}_{form}"))
     if kernel.octets and part.code.octets:
         texts.append(part.code.octets.source.replace("{name}", f"{part.name}_octets"))
     if kernel.blocked == "floats" and part.code.floats:
@@ -293,7 +297,7 @@ def _when_pairs(part: FormatPart, kernel: KernelClass) -> str:
     """Which calls multiply a part's tiles and pairs, as a condition on `struct call`; none: all of them."""
     if kernel.tiled_pairs:
         return "pairs"
-    least = max(kernel.least_pairs, kernel.pairs_of(part).least_in_vectors)
+    least = max(kernel.least_pairs, kernel.dots_of(part).least_in_vectors)
     return "" if least == 1 else "pairs" if least == kernel.least_pairs else f"pairs && call->batch >= {least}"
 
 
@@ -377,7 +381,7 @@ def _packs(kernel: KernelClass) -> str:
     """Loops that pack x in the forms that this call takes."""
     octets = kernel.octets and all(part.code.octets for part in kernel.parts)
     vectors = kernel.pairs and not kernel.tiled_pairs  # where some parts take pairs whatever the others take
-    others = [part for part in kernel.parts if not vectors or kernel.pairs_of(part).least_in_vectors > 1]
+    others = [part for part in kernel.parts if not vectors or kernel.dots_of(part).least_in_vectors > 1]
     digits = kernel.digits and all(part.code.digits for part in others)
     without = "!call.pairs" if kernel.tiled_pairs else "call.floats"
     unless = [without] * kernel.pairs + ["!call.digits"] * digits + ["!call.octets"] * octets

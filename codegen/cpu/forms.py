@@ -12,6 +12,7 @@ A call packs x in one of them, or in more where formats differ. Sums are
 is as wide as the batch leaves it, rounded up.
 """
 
+from collections.abc import Iterable
 from string import Template
 
 from stoicc.codegen.cpu import units
@@ -56,29 +57,36 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
         "format": str(part.format),
         "pointers": "\n".join(pointers),
         "arguments": ", ".join(arguments),
+        "wide": str(kernel.wide),
     }
-    text = _ADD_FLOATS.substitute(names, tails=_tails(names, f"{part.name}_tile", kernel.wide)) * kernel.floats
+    planes = _parameters(part)
+    names |= {"parameters": ", ".join(map("".join, planes)), "planes": ", ".join(name for _, name in planes)}
+    counts = [nb for nb in (8, 4, 2, 1) if nb <= kernel.wide]
+    text = ""
+    if kernel.floats:
+        names |= {"element": "float", "function": f"{part.name}_tile"}
+        text += _alone(names, counts) + _ADD_FLOATS.substitute(names, tails=_tails(names, kernel.wide))
     if kernel.digits and part.code.digits:
-        text += "\n" + _ADD_DIGITS.substitute(names, tails=_tails(names, "digits", 2 * max(DIGIT_BATCHES)))
+        names |= {"element": "int8_t", "function": f"{part.name}_digits"}
+        cases = "        else ".join(_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES)
+        text += "\n" + _alone(names, DIGIT_BATCHES) + _ADD_DIGITS.substitute(names, tails="        " + cases)
     if kernel.tiled_pairs:
         text += "\n" + units.add_tiles(part, kernel, names, "pairs")
     elif kernel.pairs:
-        planes = _parameters(part)
-        more = {"parameters": ", ".join(map("".join, planes)), "planes": ", ".join(name for _, name in planes)}
-        text += "\n" + units.add_dots(
-            part, kernel, names | more | {"tails": _tails(names, f"multiply_{part.name}_tile", kernel.wide)}
-        )
+        names |= {"element": "bf16", "function": f"multiply_{part.name}_tile"}
+        alone = _alone(names, counts)
+        text += "\n" + units.add_dots(part, kernel, names | {"alone": alone, "tails": _tails(names, kernel.wide)})
     if kernel.octets and part.code.octets:
         text += "\n" + units.add_tiles(part, kernel, names, "octets")
     return text
 
 
-def _tails(names: dict[str, str], function: str, wide: int) -> str:
-    if function == "digits":
-        cases = [_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES]
-    else:
-        cases = [_TAIL.substitute(names, function=function, nb=nb) for nb in (4, 2, 1) if nb < wide]
-    return "        " + "        else ".join(cases)
+def _alone(names: dict[str, str], counts: Iterable[int]) -> str:
+    return _ALONE.substitute(names) + "\n".join(_OF_COUNT.substitute(names, nb=nb) for nb in counts) + "\n"
+
+
+def _tails(names: dict[str, str], wide: int) -> str:
+    return "        " + "        else ".join(_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide)
 
 
 def _parameters(part: FormatPart) -> list[tuple[str, str]]:
@@ -194,6 +202,17 @@ static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int t
 }
 """)
 
+_ALONE = Template("""\
+/* `$function` for each number of entries by itself: inlined side by side they would take each other's registers. */
+""")
+
+_OF_COUNT = Template("""\
+static NOINLINE void ${function}_$nb($parameters, const $element *x, float *acc)
+{
+    $function($planes, x, acc, $nb);
+}
+""")
+
 _ADD_FLOATS = Template("""\
 /* Tiles begin .. end of format $format, added to the sums of their tile row. */
 static void add_${name}_tiles(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
@@ -203,14 +222,14 @@ static void add_${name}_tiles(const struct weight *w, int begin, int end, const 
 $pointers
         int n = 0;
         for (; n + WIDE <= width; n += WIDE)
-            ${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
+            ${name}_tile_$wide($arguments, panel + n * COLUMNS, acc + n * SUMS);
 $tails    }
 }
 """)
 
 _TAIL = Template("""\
 if (width - n == $nb)
-            $function($arguments, panel + n * COLUMNS, acc + n * SUMS, $nb);
+            ${function}_$nb($arguments, panel + n * COLUMNS, acc + n * SUMS);
 """)
 
 _ADD_DIGITS = Template("""\
@@ -226,5 +245,5 @@ $tails    }
 
 _DIGITS_CASE = Template("""\
 if (width == $nb)
-            ${name}_digits($arguments, panel, acc, $nb);
+            ${function}_$nb($arguments, panel, acc);
 """)

@@ -140,6 +140,17 @@ class KernelClass:
             return code.in_units(VECTOR_COLUMNS)
         return code.in_units(code.columns, "BK" if code.columns == self.tile[1] else "")
 
+    def crosses(self, part: FormatPart) -> bool:
+        """Whether a batch of few meets a part's tiles in pairs of columns that are no neighbours, in vectors."""
+        return self.pairs and not self.tiled_pairs and part.code.crossed is not None
+
+    def dots_of(self, part: FormatPart) -> TilePairs:
+        """How a part's tiles are unpacked for a batch of few."""
+        if not self.crosses(part):
+            return self.pairs_of(part)
+        assert part.code.crossed is not None
+        return part.code.crossed
+
     def least_ahead(self, part: FormatPart) -> int:
         """Batch entries from which it pays to ask for what is read later; 0: always.
 
@@ -157,7 +168,7 @@ class KernelClass:
         On matrix units for every format, which then needs no other form of x; in vectors for some format.
         """
         if self.pairs and not self.tiled_pairs:
-            return min(self.pairs_of(part).least_in_vectors for part in self.parts)
+            return min(self.dots_of(part).least_in_vectors for part in self.parts)
         return max((part.code.pairs.least for part in self.parts if part.code.pairs), default=2)
 
     @property
@@ -165,7 +176,7 @@ class KernelClass:
         """Batch entries from which every format takes pairs."""
         if self.tiled_pairs:
             return self.least_pairs
-        return max(self.least_pairs, *(self.pairs_of(part).least_in_vectors for part in self.parts))
+        return max(self.least_pairs, *(self.dots_of(part).least_in_vectors for part in self.parts))
 
     @property
     def octets(self) -> bool:

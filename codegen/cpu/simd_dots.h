@@ -130,6 +130,16 @@ INLINE void add_dots(vfloat *sum, const bf16 *pairs, const int columns, const bf
         }
 }
 
+/* `count` numbers of x with the middle two of each four columns in each other's place. */
+INLINE const bf16 *cross_columns(const bf16 *x, const int count, bf16 *to)
+{
+    for (int i = 0; i < count; i += 32) {
+        __m512i four = _mm512_loadu_si512(x + i);
+        _mm512_store_si512(to + i, _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(four, 0xd8), 0xd8));
+    }
+    return to;
+}
+
 /* The same x, of which compilers do not know that it is: they would load it once for all strips where it is short, and
  * store it again, as there are no registers for it. */
 static inline const bf16 *anew_for_strip(const bf16 *x, const int strip)

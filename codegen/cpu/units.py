@@ -37,16 +37,17 @@ def add_tiles(part: FormatPart, kernel: KernelClass, names: dict[str, str], form
 
 def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> str:
     """C that unpacks the units of a format's tiles, and multiplies them and pairs of x in vectors."""
-    code = kernel.pairs_of(part)
+    code = kernel.dots_of(part)
     add = "add_picked_dots" if kernel.picks(part) else "add_dots"
     names = {**names, "group": str(code.group), "columns": str(code.columns), "add": add, "asks": _asks(part, kernel)}
+    names |= {"form": "crossed", "cross": _CROSS} if kernel.crosses(part) else {"form": "pairs", "cross": ""}
     steps = _SCALED_DOTS if code.scaled else _PLAIN_DOTS
-    return _unpack(code, names, "pairs") + _ADD_DOTS.substitute(names, **steps)
+    return _unpack(kernel.pairs_of(part), names, "pairs") + _ADD_DOTS.substitute(names, **steps)
 
 
 def _asks(part: FormatPart, kernel: KernelClass) -> str:
     """C that asks for what a unit's place in tiles to come holds, of planes that are streams."""
-    units = kernel.strips * kernel.tile[1] // kernel.pairs_of(part).columns
+    units = kernel.strips * kernel.tile[1] // kernel.dots_of(part).columns
     lines = []
     for plane in part.planes:
         local = f"plane_{plane.name}"
@@ -210,18 +211,18 @@ _ADD_DOTS = Template("""\
 INLINE void multiply_${name}_tile($parameters, const bf16 *x, float *acc, const int nb)
 {
     enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
-    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+$cross    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         x = anew_for_strip(x, strip);
 $clear_strip        for (int unit = 0; unit < UNITS; unit++) {
             bf16 pairs[SIZE * LANES] __attribute__((aligned(64)));
-$asks$clear_group            $scale${name}_pairs($planes, strip * UNITS + unit, pairs);
+$asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, pairs);
             $add(sum, pairs, SIZE, x + unit * SIZE * nb, nb);
 $store_group        }
 $store_strip    }
 }
 
-/* Tiles begin .. end with x in pairs. */
+$alone/* Tiles begin .. end with x in pairs. */
 static void add_${name}_pairs(const struct weight *w, int begin, int end, const bf16 *x, int width, float *acc)
 {
     for (int t = begin; t < end; t++) {
@@ -229,7 +230,7 @@ static void add_${name}_pairs(const struct weight *w, int begin, int end, const 
 $pointers
         int n = 0;
         for (; n + WIDE <= width; n += WIDE)
-            multiply_${name}_tile($arguments, panel + n * COLUMNS, acc + n * SUMS, WIDE);
+            multiply_${name}_tile_$wide($arguments, panel + n * COLUMNS, acc + n * SUMS);
 $tails    }
 }
 """)
@@ -324,6 +325,11 @@ _SCALED_SUMS = {
     sums_add_scaled(&now, parts[(step + 1) % 2], 16 * SUMS);
 """,
 }
+
+_CROSS = """\
+    bf16 crossed[BK * WIDE] __attribute__((aligned(64)));
+    x = cross_columns(x, BK * nb, crossed);
+"""
 
 _PLAIN_DOTS = {
     **dict.fromkeys(("clear_group", "scale", "store_group"), ""),

@@ -170,15 +170,17 @@ class _Groups:
         """Whether groups are made of the 16 columns that x in digits is made of."""
         return self.size % 16 == 0
 
-    def pairs(self, body: Template, per_word: int, step: int, **names: str) -> TilePairs | None:
-        """The code for pairs, `per_word` columns to a word of codes, `step` columns at a time."""
-        if self.size % 32 or self.dtype != "bf16":
+    def pairs(
+        self, body: Template, per_word: int, step: int, columns: int = 32, **names: str
+    ) -> TilePairs | None:
+        """The code for pairs, `per_word` columns to a word of codes, `step` of a unit's columns at a time."""
+        if self.size % columns or self.dtype != "bf16":
             return None
-        group = str(self.size // 32)
+        group = str(self.size // columns)
         names["start"] = Template(names.get("start", "")).substitute(group=group)
-        names |= {"words": str(32 // per_word), "step": str(step), "group": group, "size": "32"}
+        names |= {"words": str(columns // per_word), "step": str(step), "group": group, "size": str(columns)}
         text = self.fill(_units.PAIRS, body, **names)
-        return TilePairs(text, 32, scaled=True, group=int(group), least_in_vectors=2, least_blocked=48)
+        return TilePairs(text, columns, scaled=True, group=int(group), least_in_vectors=2, least_blocked=48)
 
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
@@ -248,13 +250,15 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     pair, start = _pair("vp_step(eight, j)", zeros)
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
     pairs = pairs and replace(pairs, least_blocked=192)
+    pair, start = _pair("vi_shift_right(eight, 4 * j)", zeros)
+    crossed = grid.pairs(_units.INT4_CROSSED, 8, 8, 16, start=start, pair=pair)
     octets = grid.octets(_units.INT4_OCTETS, 8, 8, 4)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **scale_lanes(planes, 4)}
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
-    return TileMac(source, pack, decode, digits, pairs, octets)
+    return TileMac(source, pack, decode, digits, pairs, octets, crossed=crossed)
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:

@@ -30,6 +30,14 @@ INT4_PAIRS = Template("""\
         for (int j = 0; j < 4; j++)
             vp_store(pairs + (k + 2 * j) * LANES, $pair);""")
 
+INT4_CROSSED = Template("""\
+        vint eight = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        codes += LANES;
+        #pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) /* columns 0 and 2, 4 and 6, 1 and 3, 5 and 7 */
+            vp_store(pairs + (k + j % 2 * 4 + j / 2 * 2) * LANES, $pair);""")
+
 INT4_NV24_PAIRS = Template("""\
         vint place = vi_load(positions);
         ahead(positions, LANES * sizeof *positions);

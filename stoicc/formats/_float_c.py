@@ -144,6 +144,24 @@ INLINE void {name}(const int32_t *codes, const uint8_t *scales,$tensor const int
 }
 """)
 
+_FP4_CROSSED = Template("""\
+INLINE vfloat {name}(const int32_t *codes, const uint8_t *scales,$tensor const int unit, bf16 *pairs)
+{
+    static const bf16 value[32] __attribute__((aligned(64))) = {$bf16};
+    codes += unit * ($size / 8) * LANES;
+    scales += unit * LANES;
+    #pragma GCC unroll 4
+    for (int k = 0; k < $size; k += 8, codes += LANES) {
+        vint eight = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        #pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) /* columns 0 and 2, 4 and 6, 1 and 3, 5 and 7 */
+            vp_store(pairs + (k + j % 2 * 4 + j / 2 * 2) * LANES, vp_look_up(value, vi_shift_right(eight, 4 * j)));
+    }
+    return $scale;
+}
+""")
+
 _FP4_DECODE = Template("""\
 static void {name}(
     const uint8_t *codes, const uint8_t *scales,$tensor $T *out, const int64_t stride)
@@ -214,9 +232,10 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     }
     if own:
         names["scale"] = f"vf_mul({names['scale']}, vf_set1(*tensor_scale))"
-    pairs = (
-        TilePairs(_FP4_PAIRS.substitute(names), groups * size) if dtype == "bf16" and groups * size % 32 == 0 else None
-    )
+    pairs = crossed = None
+    if dtype == "bf16" and groups * size % 32 == 0:
+        pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=96)
+        crossed = TilePairs(_FP4_CROSSED.substitute(names), size, scaled=True, least_in_vectors=1)
 
     def pack(planes: Planes) -> Planes:
         codes = _lane_order.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)
@@ -227,8 +246,9 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         return {**packed, "codes": codes, "scales": from_lanes(packed["scales"], tile[0])}
 
     return TileMac(
-        _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs, unpack=unpack
-    )
+        _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs,
+        unpack=unpack, crossed=crossed,
+    )  # fmt: skip
 
 
 def _bf16_words(values: Tensor) -> list[str]:

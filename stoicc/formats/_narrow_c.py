@@ -118,6 +118,16 @@ _INT3_PAIRS = Template("""\
             }
         }""")
 
+_INT2_CROSSED = Template("""\
+        vint word = vi_load(codes);
+        ahead(codes, LANES * sizeof *codes);
+        codes += LANES;
+        #pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) { /* a field of bytes 0 and 2, then of 1 and 3 */
+            vint code = vi_shift_right(word, j / 4 * 8 + j % 4 * 2);
+            vp_store(pairs + (k + j % 4 * 4 + j / 4 * 2) * LANES, $pair);
+        }""")
+
 _INT2_OCTETS = """\
         vint word = vi_load(codes);
         ahead(codes, LANES * sizeof *codes);
@@ -164,6 +174,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
     digits = grid.fill(_affine_digits.DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
+    crossed = grid.pairs(_INT2_CROSSED, 16, 16, 16, **{**names, "start": names["pair_zero"]})
     code = "vi_and(vi_shift_right(word, 2 * i), 0x03030303)" if zeros else "vi_shift(word, 2 * i - 6)"
     octets = grid.octets(_INT2_OCTETS, 16, 16, 2, code=code)
 
@@ -172,7 +183,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
-    return TileMac(source, pack, decode, digits, pairs, octets)
+    return TileMac(source, pack, decode, digits, pairs, octets, crossed=crossed)
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:

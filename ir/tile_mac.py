@@ -27,6 +27,8 @@ class TilePairs:
         least_in_vectors: the same without matrix units; each eight entries unpack a tile once.
         least_blocked: without matrix units, batch entries from which unpacking once for all of them is faster; no fewer
             than `least_in_vectors`.
+        ordered: of `TileMac.crossed`: the units of a tile come in order, and the function takes `int64_t *place` last, a
+            number of its own that is 0 at the first of them: where its codes go on, if they are of no fixed length.
     """
 
     source: str
@@ -36,6 +38,7 @@ class TilePairs:
     least: int = 2
     least_in_vectors: int = 5
     least_blocked: int = 16
+    ordered: bool = False
 
     def in_units(self, columns: int, name: str = "") -> "TilePairs":
         """The same for units of so many columns, which the text then says as a number or by name."""

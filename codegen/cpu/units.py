@@ -39,29 +39,31 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
     """C that unpacks the units of a format's tiles, and multiplies them and pairs of x in vectors."""
     code = kernel.dots_of(part)
     add = "add_picked_dots" if kernel.picks(part) else "add_dots"
-    names = {**names, "group": str(code.group), "columns": str(code.columns), "add": add, "asks": _asks(part, kernel)}
+    names = {**names, "group": str(code.group), "columns": str(code.columns), "add": add} | _asks(part, kernel)
     names |= {"form": "crossed", "cross": _CROSS} if kernel.crosses(part) else {"form": "pairs", "cross": ""}
+    names |= {"start": "    int64_t place = 0;\n" * code.ordered, "place": ", &place" * code.ordered}
     steps = _SCALED_DOTS if code.scaled else _PLAIN_DOTS
     return _unpack(kernel.pairs_of(part), names, "pairs") + _ADD_DOTS.substitute(names, **steps)
 
 
-def _asks(part: FormatPart, kernel: KernelClass) -> str:
-    """C that asks for what a unit's place in tiles to come holds, of planes that are streams."""
+def _asks(part: FormatPart, kernel: KernelClass) -> dict[str, str]:
+    """C that asks for what a strip's or a unit's place in tiles to come holds, of planes that are streams."""
     units = kernel.strips * kernel.tile[1] // kernel.dots_of(part).columns
-    lines = []
+    strip, unit = [], []
     for plane in part.planes:
         local = f"plane_{plane.name}"
         if plane.kind is PlaneKind.RAGGED:
-            first = f"{local}_count * (strip * UNITS + unit) / {units}{f' * {plane.elements}' * (plane.elements > 1)}"
-            lines.append(f"ahead({local} + {first}, (int){local}_count * {plane.bytes} / {units});")
+            first = f"{local}_count * strip / {kernel.strips}{f' * {plane.elements}' * (plane.elements > 1)}"
+            strip.append(f"ahead({local} + {first}, (int){local}_count * {plane.bytes} / {kernel.strips});")
         elif plane.kind is not PlaneKind.MATRIX and plane.bytes > MOST_FETCH:
-            lines.append(
+            unit.append(
                 f"ahead({local} + (strip * UNITS + unit) * {plane.elements // units}, {plane.bytes // units});"
             )
-    if not lines:
-        return ""
-    asks = "".join(f"                {line}\n" for line in lines)
-    return f"            if (nb >= {kernel.least_ahead(part)}) {{\n{asks}            }}\n"
+    texts = {}
+    for name, lines, indent in (("strip_asks", strip, " " * 8), ("asks", unit, " " * 12)):
+        asks = "".join(f"{indent}    {line}\n" for line in lines)
+        texts[name] = f"{indent}if (nb >= {kernel.least_ahead(part)}) {{\n{asks}{indent}}}\n" if lines else ""
+    return texts
 
 
 def _unpack(code: TilePairs | TileOctets, names: dict[str, str], form: str) -> str:
@@ -211,12 +213,12 @@ _ADD_DOTS = Template("""\
 INLINE void multiply_${name}_tile($parameters, const bf16 *x, float *acc, const int nb)
 {
     enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
-$cross    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+$start$cross    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         x = anew_for_strip(x, strip);
-$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
+$strip_asks$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
             bf16 pairs[SIZE * LANES] __attribute__((aligned(64)));
-$asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, pairs);
+$asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, pairs$place);
             $add(sum, pairs, SIZE, x + unit * SIZE * nb, nb);
 $store_group        }
 $store_strip    }

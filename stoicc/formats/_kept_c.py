@@ -54,6 +54,18 @@ INLINE $returns {name}($arguments, const int unit, $element *to)
 }
 """)
 
+_ORDERED = Template("""\
+INLINE $returns {name}($arguments, const int unit, bf16 *to, int64_t *place)
+{
+    enum { SIZE = $columns, UNITS = BK / SIZE };
+    uint8_t whole[BM * BK * $bits / 8] __attribute__((aligned(64)));
+    const uint8_t *from = {name}_spread(
+        masks + unit * (SIZE / 4), codes + *place, codes + count,$unit_zeros whole + unit * (SIZE * $bits * 2), SIZE);
+    *place = from - codes;
+    $give{name}_values($given, unit, to);
+}
+""")
+
 _DECODE = Template("""\
 static void {name}($arguments, $T *out, const int64_t stride)
 {
@@ -115,12 +127,12 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         own = own.replace("{name}", "{name}_values")
         return f"{own}\n{spread if template is not _DECODE else ''}\n{template.substitute({**names, **more})}"
 
-    def unit(inner: str, columns: int, element: str, returns: str) -> str:
+    def unit(inner: str, columns: int, element: str, returns: str, template: Template = _UNIT) -> str:
         give = "return " if returns == "vfloat" else ""
         first = f"unit / UNITS * {elements.groups * 16} + unit % UNITS * SIZE / {tile[1] // elements.groups} * 16"
         unit_zeros = f" {zeros} + {first}," if zeros else ""
         more = {"columns": str(columns), "element": element, "returns": returns, "give": give}
-        return function(_UNIT, inner, **more, unit_zeros=unit_zeros)
+        return function(template, inner, **more, unit_zeros=unit_zeros)
 
     def pack(planes: Planes) -> Planes:
         own: Planes = {name: planes[name] for name in ("masks", "starts", "codes", "codes_ptr")}
@@ -141,6 +153,11 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=least, least_blocked=16)
         returns = "vfloat" if pairs.scaled else "void"
         pairs = replace(pairs, source=unit(pairs.source, pairs.columns, "bf16", returns))
+    crossed = code.crossed
+    if crossed is not None:
+        returns = "vfloat" if crossed.scaled else "void"
+        text = unit(crossed.source, crossed.columns, "bf16", returns, _ORDERED)
+        crossed = replace(crossed, source=text, least_in_vectors=3, ordered=True)
     if octets is not None:
         octets = replace(octets, source=unit(octets.source, octets.columns, "int8_t", "vfloat"))
     return TileMac(
@@ -151,6 +168,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         pairs,
         octets,
         unpack if code.unpack is not None else None,
+        crossed=crossed,
     )
 
 

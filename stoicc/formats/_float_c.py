@@ -228,7 +228,7 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         "scale": f"vf_load_{kind}(scales)",
         "values": ", ".join(f"{value:.1f}f" for value in values.tolist()),
         "nibbles": ", ".join(str(_affine_c._INT4_ORDER.index(column)) for column in range(8)),
-        "bf16": ", ".join(_bf16_words(values.repeat(2))),
+        "bf16": _lane_order.bf16_words(values.repeat(2)),
     }
     if own:
         names["scale"] = f"vf_mul({names['scale']}, vf_set1(*tensor_scale))"
@@ -249,7 +249,3 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs,
         unpack=unpack, crossed=crossed,
     )  # fmt: skip
-
-
-def _bf16_words(values: Tensor) -> list[str]:
-    return [f"{word & 0xFFFF:#x}" for word in values.bfloat16().view(torch.int16).tolist()]

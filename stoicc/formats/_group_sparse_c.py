@@ -1,11 +1,15 @@
 """C code of group-sparse int4: kept groups to the lanes of their rows, in the first-level cache, then the C of int4."""
 
 import re
+import textwrap
 from dataclasses import replace
 from string import Template
 
+import torch
+
 from stoicc.formats import _affine_c
 from stoicc.formats._affine import unpack_nibbles
+from stoicc.formats._lane_order import bf16_words
 from stoicc.ir.format import Planes, Tile, TileMac, TilePairs
 
 _ARGUMENTS = """\
@@ -89,6 +93,30 @@ $strip_zero        const uint32_t mask = (uint16_t)masks[group];
 }
 """)
 
+_CROSSED = Template("""\
+INLINE vfloat {name}(
+    $arguments, const int unit, bf16 *pairs, int64_t *place)
+{
+    enum { SIZE = $columns, PER = $size / SIZE }; /* units of a group */
+    static const bf16 value[32] __attribute__((aligned(64))) = {
+        $values};
+    const uint32_t mask = (uint16_t)masks[unit / PER];
+    const int count = __builtin_popcount(mask);
+    codes += *place * ($size / 8) + unit % PER * (SIZE / 8) * count;
+    scales += *place;
+$crossed_zero    #pragma GCC unroll 4
+    for (int k = 0; k < SIZE; k += 8, codes += count) {
+        vint eight = vi_kept_words(mask, codes, (int)0x88888888);
+        #pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) /* columns 0 and 2, 4 and 6, 1 and 3, 5 and 7 */
+            vp_store(pairs + (k + j % 2 * 4 + j / 2 * 2) * LANES, $crossed_pair);
+    }
+    if (unit % PER == PER - 1)
+        *place += count;
+    return vf_kept_bf16(mask, scales);
+}
+""")
+
 _DECODE = Template("""\
 static void {name}(
     $arguments, $T *out, const int64_t stride)
@@ -139,6 +167,11 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         "pair": "vp_nibble_less(vp_step(vi_load(word + k / 8 * LANES), k % 8 / 2), vp_zero(zero))"
         if zeros
         else "vp_nibble(vp_step(vi_load(word + k / 8 * LANES), k % 8 / 2))",
+        "values": textwrap.fill(bf16_words(torch.arange(32) % 16 - 8), 110, subsequent_indent=" " * 8),
+        "crossed_zero": "    const vint zero = vp_kept_zeros(mask, zeros + *place);\n" * zeros,
+        "crossed_pair": "vp_codes_less(vi_shift_right(eight, 4 * j), 15, zero)"
+        if zeros
+        else "vp_look_up(value, vi_shift_right(eight, 4 * j))",
     }
 
     def function(template: Template, inner: str, **more: str) -> str:
@@ -156,6 +189,10 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         dtype == "bf16" and tile[1] % 32 == 0
     ):  # too few columns under a scale for a tile product: they are scaled first
         pairs = TilePairs(f"{_SPREAD.substitute(names)}\n{_STRIP.substitute(names)}", tile[1], least=8)
+    crossed = None
+    if dtype == "bf16" and size % 16 == 0 and tile[1] % 32 == 0:
+        columns = 32 if size % 32 == 0 else 16
+        crossed = TilePairs(_CROSSED.substitute(names, columns=columns), columns, scaled=True, group=size // columns, least_in_vectors=1, ordered=True)
     if octets is not None:
         octets = replace(octets, source=function(_UNIT, octets.source, element="int8_t", columns=str(octets.columns)))
     return TileMac(
@@ -166,4 +203,5 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         pairs,
         octets,
         lambda packed, tile: packed,
+        crossed=crossed,
     )

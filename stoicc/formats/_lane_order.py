@@ -120,3 +120,8 @@ def _unshuffled(words: Tensor, width: int) -> Tensor:
             half &= _fields(2 * step, word)
         halves.append(half)
     return halves[0].bitwise_or_(halves[1] << word // 2)
+
+
+def bf16_words(values: Tensor) -> str:
+    """The bits of numbers in bf16, as an array in C has them."""
+    return ", ".join(f"{word & 0xFFFF:#x}" for word in values.bfloat16().view(torch.int16).tolist())

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c, _affine_digits
-from stoicc.formats._lane_order import scale_lanes
+from stoicc.formats._lane_order import bf16_words, scale_lanes
 from stoicc.formats._narrow import pack_bits, pack_crumbs, unpack_bits, unpack_crumbs
 from stoicc.ir.format import Planes, Tile, TileMac
 
@@ -221,7 +221,7 @@ def _names(bits: int, zeros: bool) -> dict[str, str]:
     less = 1 << (ZEROS_AS - 1) if zeros else 1 << (bits - 1)
     steps = [code % (1 << bits) - less for code in range(32)]
     pair = f"vp_codes_less(code, {(1 << bits) - 1}, zero)" if zeros else "vp_look_up(value, code)"
-    table = f"    static const bf16 value[32] __attribute__((aligned(64))) = {{{_as_bf16(steps)}}};\n"
+    table = f"    static const bf16 value[32] __attribute__((aligned(64))) = {{{bf16_words(torch.tensor(steps))}}};\n"
     return {
         "values": ", ".join(map(str, steps[:16])),
         "fields": ", ".join(map(str, _FIELDS)),
@@ -232,11 +232,6 @@ def _names(bits: int, zeros: bool) -> dict[str, str]:
         "pair_zero": "    vint zero = vp_zero(zeros + unit / $group * LANES);\n" if zeros else table,
         **_PAIR_OF_BYTES,
     }
-
-
-def _as_bf16(values: list[int]) -> str:
-    words = torch.tensor(values, dtype=torch.bfloat16).view(torch.int16) & 0xFFFF
-    return ", ".join(f"{word & 0xFFFF:#x}" for word in words.tolist())
 
 
 def _grouped(codes: Tensor, groups: int, columns: int) -> Tensor:

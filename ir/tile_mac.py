@@ -27,8 +27,15 @@ class TilePairs:
         least_in_vectors: the same without matrix units; each eight entries unpack a tile once.
         least_blocked: without matrix units, batch entries from which unpacking once for all of them is faster; no fewer
             than `least_in_vectors`.
-        ordered: of `TileMac.crossed`: the units of a tile come in order, and the function takes `int64_t *place` last, a
+        crossed: of `TileMac.dots`: pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes of which
+            four neighbours share a lane's bytes: a shift for each pair, where neighbours take a shuffle as well.
+        ordered: of `TileMac.dots`: the units of a tile come in order, and the function takes `int64_t *place` last, a
             number of its own that is 0 at the first of them: where its codes go on, if they are of no fixed length.
+        apart: of `TileMac.dots`: C text of a function that adds what a strip's units leave out, after them:
+
+            INLINE void {name}(<planes>, const int strip, const bf16 *x, float *acc, const int nb, int64_t *place)
+
+            x is bf16 `[nb][BK]`, acc the strip's fp32 `[nb][16]`, and place as above.
     """
 
     source: str
@@ -38,7 +45,9 @@ class TilePairs:
     least: int = 2
     least_in_vectors: int = 5
     least_blocked: int = 16
+    crossed: bool = False
     ordered: bool = False
+    apart: str = ""
 
     def in_units(self, columns: int, name: str = "") -> "TilePairs":
         """The same for units of so many columns, which the text then says as a number or by name."""
@@ -138,10 +147,8 @@ class TileMac:
             `pairs`, which have to be there too. A unit has 32 columns. The function writes the two kept columns of
             each four as a pair, `[8][16][2]`, then as many 16-bit words, whose low two bits say which of the four
             columns it is; other bits are ignored.
-        crossed: optional code for bf16 products in vectors of a batch of few, instead of `pairs`, which have to be there
-            too. Its pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes that four
-            neighbours share a lane's bytes for: a shift for each where neighbours would take a shuffle as well. A unit
-            may have 16 columns.
+        dots: optional code for bf16 products in vectors of a batch of few, instead of `pairs`, which have to be there
+            too. A unit may have 16 columns.
     """
 
     source: str
@@ -154,4 +161,4 @@ class TileMac:
     decode_packed: str = ""
     floats: TileFloats | None = None
     picks: TilePairs | None = None
-    crossed: TilePairs | None = None
+    dots: TilePairs | None = None

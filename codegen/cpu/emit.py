@@ -195,12 +195,13 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
         texts.append(_asking_from(least, part.code.digits).replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
         codes = {"pairs": kernel.pairs_of(part)}
-        if kernel.crosses(part):
-            codes["crossed"] = kernel.dots_of(part)
+        if kernel.has_dots(part):
+            codes["dots"] = kernel.dots_of(part)
         for form, code in codes.items():
             # `units.add_dots` asks for what comes: it knows nb
             text = re.sub(r"\bahead\(", "ahead_if(0, ", code.source) if least else code.source
             texts.append(text.replace("{name}", f"{part.name}_{form}"))
+            texts += [code.apart.replace("{name}", f"{part.name}_apart")] * bool(code.apart)
     if kernel.octets and part.code.octets:
         texts.append(part.code.octets.source.replace("{name}", f"{part.name}_octets"))
     if kernel.blocked == "floats" and part.code.floats:

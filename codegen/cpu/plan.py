@@ -140,16 +140,16 @@ class KernelClass:
             return code.in_units(VECTOR_COLUMNS)
         return code.in_units(code.columns, "BK" if code.columns == self.tile[1] else "")
 
-    def crosses(self, part: FormatPart) -> bool:
-        """Whether a batch of few meets a part's tiles in pairs of columns that are no neighbours, in vectors."""
-        return self.pairs and not self.tiled_pairs and part.code.crossed is not None
+    def has_dots(self, part: FormatPart) -> bool:
+        """Whether a part's tiles are unpacked in a way of their own where a batch of few meets them in vectors."""
+        return self.pairs and not self.tiled_pairs and part.code.dots is not None
 
     def dots_of(self, part: FormatPart) -> TilePairs:
         """How a part's tiles are unpacked for a batch of few."""
-        if not self.crosses(part):
+        if not self.has_dots(part):
             return self.pairs_of(part)
-        assert part.code.crossed is not None
-        return part.code.crossed
+        assert part.code.dots is not None
+        return part.code.dots
 
     def least_ahead(self, part: FormatPart) -> int:
         """Batch entries from which it pays to ask for what is read later; 0: always.

@@ -186,6 +186,73 @@ INLINE void add_picked_dots(vfloat *sum, const bf16 *kept, const int columns, co
     }
 }
 
+/* A tile's columns of x, an entry after the other: fours of columns that stand entry by entry, parted again and again in
+ * those of even and of odd entries, which brings entries in the order of their numbers' bits from the last to the first. */
+INLINE const bf16 *entries_apart(const bf16 *x, bf16 *to, const int nb)
+{
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    for (int k = 0; nb > 1 && k < BK; k += 32, x += 32 * nb) {
+        vint all[8], parted[8];
+        #pragma GCC unroll 8
+        for (int i = 0; i < nb; i++)
+            all[i] = vp_load(x + 32 * i);
+        #pragma GCC unroll 3
+        for (int size = nb; size > 1; size /= 2) {
+            #pragma GCC unroll 4
+            for (int i = 0; i < nb / 2; i++) {
+                const int from = i * 2, at = from / size * size + from % size / 2;
+                parted[at] = _mm512_permutex2var_epi64(all[from], even, all[from + 1]);
+                parted[at + size / 2] = _mm512_permutex2var_epi64(all[from], odd, all[from + 1]);
+            }
+            #pragma GCC unroll 8
+            for (int i = 0; i < nb; i++)
+                all[i] = parted[i];
+        }
+        #pragma GCC unroll 8
+        for (int i = 0; i < nb; i++) {
+            const int n = nb == 8 ? i % 2 * 4 + i / 2 % 2 * 2 + i / 4 : nb == 4 ? i % 2 * 2 + i / 2 : i;
+            vp_store(to + n * BK + k, all[i]);
+        }
+    }
+    return nb > 1 ? to : x;
+}
+
+/* Of BK columns at x what each 16-bit word names, where the mask has it; zeros elsewhere. */
+INLINE vint pick_columns(const bf16 *x, vint column, __mmask32 mask)
+{
+    enum { VECTORS = BK / 32 };
+    __m512i picked = _mm512_setzero_si512(), sixty_four = _mm512_srli_epi16(column, 6);
+    #pragma GCC unroll 4
+    for (int i = 0; i < VECTORS; i += 2) {
+        const __m512i low = vp_load(x + 32 * i), high = vp_load(x + 32 * (i + 1 < VECTORS ? i + 1 : i));
+        const __mmask32 here = VECTORS <= 2 ? mask : _mm512_mask_cmpeq_epi16_mask(mask, sixty_four, _mm512_set1_epi16((short)(i / 2)));
+        picked = _mm512_or_si512(picked, _mm512_maskz_permutex2var_epi16(here, low, column, high));
+    }
+    return picked;
+}
+
+/* Add to acc [nb][LANES] one weight of each of some rows and another of some of them, times their own columns of x
+ * [nb][BK]. Of rows that have none, x is not read: it may be infinite. */
+INLINE void add_dots_apart(
+    uint32_t rows, const uint8_t *columns, const bf16 *weights, uint32_t also, const uint8_t *other_columns,
+    const bf16 *other_weights, const bf16 *x, float *acc, const int nb)
+{
+    const __mmask16 first = (__mmask16)rows, second = (__mmask16)also;
+    const __m512i words = _mm512_maskz_set1_epi32(first, 0x0000ffff);
+    const __mmask32 both = _mm512_movepi16_mask(_mm512_mask_set1_epi32(words, second, -1));
+    __m512i weight = _mm512_cvtepu16_epi32(_mm256_maskz_expandloadu_epi16(first, weights));
+    __m512i other = _mm512_cvtepu16_epi32(_mm256_maskz_expandloadu_epi16(second, other_weights));
+    __m512i column = _mm512_cvtepu8_epi32(_mm_maskz_expandloadu_epi8(first, columns));
+    __m512i other_column = _mm512_cvtepu8_epi32(_mm_maskz_expandloadu_epi8(second, other_columns));
+    weight = _mm512_or_si512(weight, _mm512_slli_epi32(other, 16));
+    column = _mm512_or_si512(column, _mm512_slli_epi32(other_column, 16));
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++) {
+        vfloat sum = vp_multiply_add(weight, pick_columns(x + n * BK, column, both), vf_load_f32(acc + 16 * n));
+        vf_store_f32(acc + 16 * n, sum);
+    }
+}
+
 /* What entry n has in its sums, two by two. */
 INLINE vfloat total_dots(const vfloat *sum, const int n, const int nb)
 {

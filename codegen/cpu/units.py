@@ -40,8 +40,10 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
     code = kernel.dots_of(part)
     add = "add_picked_dots" if kernel.picks(part) else "add_dots"
     names = {**names, "group": str(code.group), "columns": str(code.columns), "add": add} | _asks(part, kernel)
-    names |= {"form": "crossed", "cross": _CROSS} if kernel.crosses(part) else {"form": "pairs", "cross": ""}
-    names |= {"start": "    int64_t place = 0;\n" * code.ordered, "place": ", &place" * code.ordered}
+    names |= {"form": "dots" if kernel.has_dots(part) else "pairs", "place": ", &place" * code.ordered}
+    names["start"] = "    int64_t place = 0;\n" * (code.ordered or bool(code.apart))
+    names["start"] += _ENTRIES * bool(code.apart) + _CROSS * code.crossed
+    names["apart"] = f"        {part.name}_apart({names['planes']}, strip, entries, acc, nb, &place);\n" * bool(code.apart)
     steps = _SCALED_DOTS if code.scaled else _PLAIN_DOTS
     return _unpack(kernel.pairs_of(part), names, "pairs") + _ADD_DOTS.substitute(names, **steps)
 
@@ -213,7 +215,7 @@ _ADD_DOTS = Template("""\
 INLINE void multiply_${name}_tile($parameters, const bf16 *x, float *acc, const int nb)
 {
     enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
-$start$cross    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+$start    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         x = anew_for_strip(x, strip);
 $strip_asks$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
@@ -221,7 +223,7 @@ $strip_asks$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
 $asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, pairs$place);
             $add(sum, pairs, SIZE, x + unit * SIZE * nb, nb);
 $store_group        }
-$store_strip    }
+$store_strip$apart    }
 }
 
 $alone/* Tiles begin .. end with x in pairs. */
@@ -327,6 +329,11 @@ _SCALED_SUMS = {
     sums_add_scaled(&now, parts[(step + 1) % 2], 16 * SUMS);
 """,
 }
+
+_ENTRIES = """\
+    bf16 room[BK * WIDE] __attribute__((aligned(64)));
+    const bf16 *entries = entries_apart(x, room, nb);
+"""
 
 _CROSS = """\
     bf16 crossed[BK * WIDE] __attribute__((aligned(64)));

@@ -251,14 +251,15 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
     pairs = pairs and replace(pairs, least_blocked=192)
     pair, start = _pair("vi_shift_right(eight, 4 * j)", zeros)
-    crossed = grid.pairs(_units.INT4_CROSSED, 8, 8, 16, start=start, pair=pair)
+    dots = grid.pairs(_units.INT4_CROSSED, 8, 8, 16, start=start, pair=pair)
+    dots = dots and replace(dots, crossed=True)
     octets = grid.octets(_units.INT4_OCTETS, 8, 8, 4)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **scale_lanes(planes, 4)}
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
-    return TileMac(source, pack, decode, digits, pairs, octets, crossed=crossed)
+    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots)
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:

@@ -232,10 +232,10 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     }
     if own:
         names["scale"] = f"vf_mul({names['scale']}, vf_set1(*tensor_scale))"
-    pairs = crossed = None
+    pairs = dots = None
     if dtype == "bf16" and groups * size % 32 == 0:
         pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=96)
-        crossed = TilePairs(_FP4_CROSSED.substitute(names), size, scaled=True, least_in_vectors=1)
+        dots = TilePairs(_FP4_CROSSED.substitute(names), size, scaled=True, least_in_vectors=1, crossed=True)
 
     def pack(planes: Planes) -> Planes:
         codes = _lane_order.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)
@@ -247,5 +247,5 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
 
     return TileMac(
         _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs,
-        unpack=unpack, crossed=crossed,
+        unpack=unpack, dots=dots,
     )  # fmt: skip

@@ -93,7 +93,7 @@ $strip_zero        const uint32_t mask = (uint16_t)masks[group];
 }
 """)
 
-_CROSSED = Template("""\
+_DOTS = Template("""\
 INLINE vfloat {name}(
     $arguments, const int unit, bf16 *pairs, int64_t *place)
 {
@@ -104,12 +104,12 @@ INLINE vfloat {name}(
     const int count = __builtin_popcount(mask);
     codes += *place * ($size / 8) + unit % PER * (SIZE / 8) * count;
     scales += *place;
-$crossed_zero    #pragma GCC unroll 4
+$dots_zero    #pragma GCC unroll 4
     for (int k = 0; k < SIZE; k += 8, codes += count) {
         vint eight = vi_kept_words(mask, codes, (int)0x88888888);
         #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) /* columns 0 and 2, 4 and 6, 1 and 3, 5 and 7 */
-            vp_store(pairs + (k + j % 2 * 4 + j / 2 * 2) * LANES, $crossed_pair);
+            vp_store(pairs + (k + j % 2 * 4 + j / 2 * 2) * LANES, $dots_pair);
     }
     if (unit % PER == PER - 1)
         *place += count;
@@ -168,8 +168,8 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         if zeros
         else "vp_nibble(vp_step(vi_load(word + k / 8 * LANES), k % 8 / 2))",
         "values": textwrap.fill(bf16_words(torch.arange(32) % 16 - 8), 110, subsequent_indent=" " * 8),
-        "crossed_zero": "    const vint zero = vp_kept_zeros(mask, zeros + *place);\n" * zeros,
-        "crossed_pair": "vp_codes_less(vi_shift_right(eight, 4 * j), 15, zero)"
+        "dots_zero": "    const vint zero = vp_kept_zeros(mask, zeros + *place);\n" * zeros,
+        "dots_pair": "vp_codes_less(vi_shift_right(eight, 4 * j), 15, zero)"
         if zeros
         else "vp_look_up(value, vi_shift_right(eight, 4 * j))",
     }
@@ -189,10 +189,11 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         dtype == "bf16" and tile[1] % 32 == 0
     ):  # too few columns under a scale for a tile product: they are scaled first
         pairs = TilePairs(f"{_SPREAD.substitute(names)}\n{_STRIP.substitute(names)}", tile[1], least=8)
-    crossed = None
+    dots = None
     if dtype == "bf16" and size % 16 == 0 and tile[1] % 32 == 0:
         columns = 32 if size % 32 == 0 else 16
-        crossed = TilePairs(_CROSSED.substitute(names, columns=columns), columns, scaled=True, group=size // columns, least_in_vectors=1, ordered=True)
+        dots = TilePairs(_DOTS.substitute(names, columns=columns), columns, scaled=True, group=size // columns)
+        dots = replace(dots, least_in_vectors=1, crossed=True, ordered=True)
     if octets is not None:
         octets = replace(octets, source=function(_UNIT, octets.source, element="int8_t", columns=str(octets.columns)))
     return TileMac(
@@ -203,5 +204,5 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         pairs,
         octets,
         lambda packed, tile: packed,
-        crossed=crossed,
+        dots=dots,
     )

@@ -174,7 +174,8 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
     digits = grid.fill(_affine_digits.DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
-    crossed = grid.pairs(_INT2_CROSSED, 16, 16, 16, **{**names, "start": names["pair_zero"]})
+    dots = grid.pairs(_INT2_CROSSED, 16, 16, 16, **{**names, "start": names["pair_zero"]})
+    dots = dots and replace(dots, crossed=True)
     code = "vi_and(vi_shift_right(word, 2 * i), 0x03030303)" if zeros else "vi_shift(word, 2 * i - 6)"
     octets = grid.octets(_INT2_OCTETS, 16, 16, 2, code=code)
 
@@ -183,7 +184,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
-    return TileMac(source, pack, decode, digits, pairs, octets, crossed=crossed)
+    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots)
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:

@@ -1,5 +1,6 @@
 """C code of a format with outliers: the C of its values, then weights that stand apart, one of each row at a time."""
 
+from dataclasses import replace
 from string import Template
 
 import torch
@@ -62,6 +63,33 @@ INLINE void {name}(
 }
 """)
 
+_DOTS = Template("""\
+INLINE $returns {name}(
+    $arguments,
+    const uint8_t *counts, const uint8_t *columns, const int64_t count, const bf16 *outliers, const int64_t same,
+    const int unit, bf16 *pairs)
+{
+    $give{name}_values($given, unit, pairs);
+}
+""")
+
+_APART = Template("""\
+INLINE void {name}(
+    $arguments,
+    const uint8_t *counts, const uint8_t *columns, const int64_t count, const bf16 *outliers, const int64_t same,
+    const int strip, const bf16 *x, float *acc, const int nb, int64_t *place)
+{
+    uint32_t rows;
+    counts += strip * LANES;
+    for (int i = 0; (rows = rows_above(counts, i)); i += 2) { /* two outliers of each row */
+        const uint32_t also = rows_above(counts, i + 1);
+        const int64_t at = *place, then = at + __builtin_popcount(rows);
+        add_dots_apart(rows, columns + at, outliers + at, also, columns + then, outliers + then, x, acc, nb);
+        *place = then + __builtin_popcount(also);
+    }
+}
+""")
+
 _DECODE = Template("""\
 static void {name}(
     $arguments,
@@ -115,6 +143,11 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         call = f"vp_scale(to, SIZE, {call});" if pairs.scaled else f"{call};"
         source = function(_PAIRS, pairs.source, columns=str(pairs.columns), call=call)
         pairs = TilePairs(source, tile[1], least=pairs.least, least_in_vectors=3, least_blocked=16)
+    dots = code.dots or (code.pairs and code.pairs.in_units(code.pairs.columns))
+    if dots is not None:
+        returns = {"returns": "vfloat", "give": "return "} if dots.scaled else {"returns": "void", "give": ""}
+        dots = replace(dots, source=function(_DOTS, dots.source, **returns), apart=_APART.substitute(names))
+        dots = replace(dots, least_in_vectors=1)
     return TileMac(
         function(_TILE, code.source, **_FLOATS),
         pack,
@@ -122,4 +155,5 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         function(_TILE, code.digits, **_DIGITS) if code.digits else "",
         pairs,
         unpack=unpack if unpack_values is not None else None,
+        dots=dots,
     )

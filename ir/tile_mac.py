@@ -27,8 +27,8 @@ class TilePairs:
         least_in_vectors: the same without matrix units; each eight entries unpack a tile once.
         least_blocked: without matrix units, batch entries from which unpacking once for all of them is faster; no fewer
             than `least_in_vectors`.
-        crossed: of `TileMac.dots`: pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes of which
-            four neighbours share a lane's bytes: a shift for each pair, where neighbours take a shuffle as well.
+        crossed: of `TileMac.dots`: pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes of
+            which four neighbours share a lane's bytes: a shift for each pair, where neighbours take a shuffle as well.
         ordered: of `TileMac.dots`: the units of a tile come in order, and the function takes `int64_t *place` last, a
             number of its own that is 0 at the first of them: where its codes go on, if they are of no fixed length.
         apart: of `TileMac.dots`: C text of a function that adds what a strip's units leave out, after them:

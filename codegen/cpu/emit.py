@@ -148,7 +148,10 @@ def _preamble(kernel: KernelClass) -> str:
     )
     lines = (*simd.includes(kernel.isa), *maths, "#include <stdint.h>", "#include <string.h>")
     inline = "/* nb and column are constants at every call: the compiler makes one version for each. */\n"
-    return "\n".join(lines) + f"\n\n{inline}#define INLINE static inline __attribute__((always_inline))\n#define NOINLINE __attribute__((noinline))\n"
+    defines = (
+        "#define INLINE static inline __attribute__((always_inline))\n#define NOINLINE __attribute__((noinline))\n"
+    )
+    return "\n".join(lines) + f"\n\n{inline}{defines}"
 
 
 def _structs(kernel: KernelClass) -> str:

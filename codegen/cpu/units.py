@@ -43,7 +43,9 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
     names |= {"form": "dots" if kernel.has_dots(part) else "pairs", "place": ", &place" * code.ordered}
     names["start"] = "    int64_t place = 0;\n" * (code.ordered or bool(code.apart))
     names["start"] += _ENTRIES * bool(code.apart) + _CROSS * code.crossed
-    names["apart"] = f"        {part.name}_apart({names['planes']}, strip, entries, acc, nb, &place);\n" * bool(code.apart)
+    names["apart"] = f"        {part.name}_apart({names['planes']}, strip, entries, acc, nb, &place);\n" * bool(
+        code.apart
+    )
     steps = _SCALED_DOTS if code.scaled else _PLAIN_DOTS
     return _unpack(kernel.pairs_of(part), names, "pairs") + _ADD_DOTS.substitute(names, **steps)
 
@@ -58,9 +60,7 @@ def _asks(part: FormatPart, kernel: KernelClass) -> dict[str, str]:
             first = f"{local}_count * strip / {kernel.strips}{f' * {plane.elements}' * (plane.elements > 1)}"
             strip.append(f"ahead({local} + {first}, (int){local}_count * {plane.bytes} / {kernel.strips});")
         elif plane.kind is not PlaneKind.MATRIX and plane.bytes > MOST_FETCH:
-            unit.append(
-                f"ahead({local} + (strip * UNITS + unit) * {plane.elements // units}, {plane.bytes // units});"
-            )
+            unit.append(f"ahead({local} + (strip * UNITS + unit) * {plane.elements // units}, {plane.bytes // units});")
     texts = {}
     for name, lines, indent in (("strip_asks", strip, " " * 8), ("asks", unit, " " * 12)):
         asks = "".join(f"{indent}    {line}\n" for line in lines)

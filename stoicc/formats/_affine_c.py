@@ -170,11 +170,17 @@ class _Groups:
         """Whether groups are made of the 16 columns that x in digits is made of."""
         return self.size % 16 == 0
 
-    def pairs(
-        self, body: Template, per_word: int, step: int, columns: int = 32, **names: str
-    ) -> TilePairs | None:
+    def pairs(self, body: Template, per_word: int, step: int, **names: str) -> TilePairs | None:
         """The code for pairs, `per_word` columns to a word of codes, `step` of a unit's columns at a time."""
-        if self.size % columns or self.dtype != "bf16":
+        return self._units(32, body, per_word, step, names)
+
+    def dots(self, body: Template, per_word: int, step: int, **names: str) -> TilePairs | None:
+        """The same for a batch of few in vectors: pairs of columns 0 and 2, then 1 and 3 of each four."""
+        code = self._units(16, body, per_word, step, names)
+        return code and replace(code, crossed=True)
+
+    def _units(self, columns: int, body: Template, per_word: int, step: int, names: dict[str, str]) -> TilePairs | None:
+        if self.size % 32 or self.dtype != "bf16":
             return None
         group = str(self.size // columns)
         names["start"] = Template(names.get("start", "")).substitute(group=group)
@@ -251,8 +257,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
     pairs = pairs and replace(pairs, least_blocked=192)
     pair, start = _pair("vi_shift_right(eight, 4 * j)", zeros)
-    dots = grid.pairs(_units.INT4_CROSSED, 8, 8, 16, start=start, pair=pair)
-    dots = dots and replace(dots, crossed=True)
+    dots = grid.dots(_units.INT4_DOTS, 8, 8, start=start, pair=pair)
     octets = grid.octets(_units.INT4_OCTETS, 8, 8, 4)
 
     def pack(planes: Planes) -> Planes:

@@ -30,7 +30,7 @@ INT4_PAIRS = Template("""\
         for (int j = 0; j < 4; j++)
             vp_store(pairs + (k + 2 * j) * LANES, $pair);""")
 
-INT4_CROSSED = Template("""\
+INT4_DOTS = Template("""\
         vint eight = vi_load(codes);
         ahead(codes, LANES * sizeof *codes);
         codes += LANES;

@@ -8,7 +8,6 @@ import textwrap
 from string import Template
 
 import torch
-from torch import Tensor
 
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c, _lane_order
@@ -144,7 +143,7 @@ INLINE void {name}(const int32_t *codes, const uint8_t *scales,$tensor const int
 }
 """)
 
-_FP4_CROSSED = Template("""\
+_FP4_DOTS = Template("""\
 INLINE vfloat {name}(const int32_t *codes, const uint8_t *scales,$tensor const int unit, bf16 *pairs)
 {
     static const bf16 value[32] __attribute__((aligned(64))) = {$bf16};
@@ -234,8 +233,8 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         names["scale"] = f"vf_mul({names['scale']}, vf_set1(*tensor_scale))"
     pairs = dots = None
     if dtype == "bf16" and groups * size % 32 == 0:
-        pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=96)
-        dots = TilePairs(_FP4_CROSSED.substitute(names), size, scaled=True, least_in_vectors=1, crossed=True)
+        pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=48 if own else 64)
+        dots = TilePairs(_FP4_DOTS.substitute(names), size, scaled=True, least_in_vectors=1, crossed=True)
 
     def pack(planes: Planes) -> Planes:
         codes = _lane_order.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)

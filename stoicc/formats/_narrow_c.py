@@ -118,7 +118,7 @@ _INT3_PAIRS = Template("""\
             }
         }""")
 
-_INT2_CROSSED = Template("""\
+_INT2_DOTS = Template("""\
         vint word = vi_load(codes);
         ahead(codes, LANES * sizeof *codes);
         codes += LANES;
@@ -174,8 +174,8 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
     digits = grid.fill(_affine_digits.DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
-    dots = grid.pairs(_INT2_CROSSED, 16, 16, 16, **{**names, "start": names["pair_zero"]})
-    dots = dots and replace(dots, crossed=True)
+    pairs = pairs and replace(pairs, least_blocked=96)
+    dots = grid.dots(_INT2_DOTS, 16, 16, **{**names, "start": names["pair_zero"]})
     code = "vi_and(vi_shift_right(word, 2 * i), 0x03030303)" if zeros else "vi_shift(word, 2 * i - 6)"
     octets = grid.octets(_INT2_OCTETS, 16, 16, 2, code=code)
 
@@ -197,7 +197,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     digits = grid.fill(_affine_digits.DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
-    pairs = pairs and replace(pairs, least_in_vectors=3)
+    pairs = pairs and replace(pairs, least_in_vectors=3, least_blocked=64)
     code = "vi_select(vi_shift(word, 2 * i - 5), vi_shift(top, 4 * half + i - 7), 0x60606060)"
     if zeros:
         code = "vi_select(vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303)"

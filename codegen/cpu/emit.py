@@ -142,16 +142,18 @@ def _header(kernel: KernelClass, stoicc_version: str) -> str:
 """
 
 
+_INLINING = (
+    "/* nb and column are constants at every call: the compiler makes one version for each. */",
+    "#define INLINE static inline __attribute__((always_inline))",
+    "#define NOINLINE __attribute__((noinline))",
+)
+
+
 def _preamble(kernel: KernelClass) -> str:
-    maths = ("#include <math.h>",) * (kernel.has("activation") is not None) + ("#include <omp.h>",) * bool(
-        kernel.blocked
-    )
-    lines = (*simd.includes(kernel.isa), *maths, "#include <stdint.h>", "#include <string.h>")
-    inline = "/* nb and column are constants at every call: the compiler makes one version for each. */\n"
-    defines = (
-        "#define INLINE static inline __attribute__((always_inline))\n#define NOINLINE __attribute__((noinline))\n"
-    )
-    return "\n".join(lines) + f"\n\n{inline}{defines}"
+    maths = ("#include <math.h>",) * (kernel.has("activation") is not None)
+    openmp = ("#include <omp.h>",) * bool(kernel.blocked)
+    lines = (*simd.includes(kernel.isa), *maths, *openmp, "#include <stdint.h>", "#include <string.h>", "")
+    return "\n".join((*lines, *_INLINING, ""))
 
 
 def _structs(kernel: KernelClass) -> str:

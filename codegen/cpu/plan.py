@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from stoicc.codegen.cpu.checks import check_units
 from stoicc.codegen.cpu.lanes import LANES, strips
 from stoicc.codegen.cpu.layouts import (
     BLOCKED_ENTRIES,
@@ -146,10 +147,7 @@ class KernelClass:
 
     def dots_of(self, part: FormatPart) -> TilePairs:
         """How a part's tiles are unpacked for a batch of few."""
-        if not self.has_dots(part):
-            return self.pairs_of(part)
-        assert part.code.dots is not None
-        return part.code.dots
+        return (part.code.dots if self.has_dots(part) else None) or self.pairs_of(part)
 
     def least_ahead(self, part: FormatPart) -> int:
         """Batch entries from which it pays to ask for what is read later; 0: always.
@@ -318,10 +316,7 @@ def _parts(program: TileProgram, schedule: Schedule, on_missing: str) -> tuple[F
             fmt, materialised = _materialise(fmt, program, on_missing), True
             code = fmt.tile_mac(program.tile, program.dtype)
             assert code is not None
-        if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
-            raise FormatError(
-                f"format {fmt}: expected picks in units of {VECTOR_COLUMNS} columns, found {code.picks.columns}"
-            )
+        check_units(fmt, code, program.tile)
         name = _c_name(fmt, index, formats, [part.name for part in parts])
         planes = packed_planes(fmt, code, program.tile, program.dtype)
         parts.append(FormatPart(name, fmt, code, planes, index, materialised))

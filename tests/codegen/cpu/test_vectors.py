@@ -12,7 +12,9 @@ from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
 from stoicc.codegen.cpu.plan import classify
 from stoicc.formats.dense import Dense
+from stoicc.formats.int4 import Int4
 from stoicc.formats.nv24 import Nv24
+from stoicc.formats.outlier import Outlier
 from stoicc.ir.format import Tile, TileMac
 from stoicc.ir.registry import REGISTRY
 from stoicc.testing import check_format
@@ -24,7 +26,9 @@ FORMATS = (
     *("dense", "nv24", "int8", "int4", "int4<zero_points=true>", "int4_nv24", "int4_nv24<zero_points=true>", "int2"),
     *("int3<zero_points=true>", "bitmap", "nm", "nm<n=3, m=16>", "fp8", "fp8<kind=e5m2>", "mxfp4", "nvfp4", "outlier"),
     *("group_sparse", "group_sparse<group_size=64>", "masked<values=int8>", "masked<mask=nv24, values=fp8>"),
-    "masked<mask=nm, values=int4>",
+    *("masked<mask=nm, values=int4>", "masked<values=int4<zero_points=true>>", "masked<values=mxfp4>"),
+    *("masked<values=int2>", "int2<zero_points=true>", "outlier<values=int8>", "outlier<values=fp8>"),
+    *("group_sparse<group_size=32>", "group_sparse<zero_points=true>", "group_sparse<group_size=8>"),
 )
 BESIDE = ("bias", "output_scale", "low_rank", "row_permutation", "column_permutation")
 
@@ -113,6 +117,20 @@ def test_x_that_is_not_finite_beside_formats_that_take_digits(batch, monkeypatch
     assert relative_error(y[1:], reference[1:]) < BOUNDS["bf16"]
 
 
+@pytest.mark.parametrize("tile", [(32, 32), (16, 64), (64, 128), (32, 256)])
+def test_outliers_in_tiles_of_any_width(tile, monkeypatch):
+    """Of a row without an outlier no column is read: were it infinite, zero times that would be no number."""
+    need(ISA, monkeypatch)
+    kernel = compiled(("outlier<share=0.03>",) * 2, tile)
+    held = kernel.to_dense().double()
+    for batch in (1, 2, 4, 8, 13):
+        x = torch.randn(batch, held.shape[1]).bfloat16()
+        assert relative_error(products(kernel, x), x.double() @ held.T) < BOUNDS["bf16"], batch
+        x[-1, 0] = torch.inf
+        y, whole = products(kernel, x)[-1], held[:, 0].ne(0) & held[:, 0].abs().lt(1)  # none of them apart
+        assert torch.equal(y[whole].isposinf(), held[whole, 0] > 0), batch
+
+
 def test_which_form_is_taken_when():
     """Every pair of formats: pairs are there before they are all there is, and then before the blocked loop nest."""
     for pair in itertools.combinations(FORMATS, 2):
@@ -160,15 +178,49 @@ class WidePicks(Nv24):
         return replace(code, picks=code.picks and replace(code.picks, columns=64))
 
 
-@pytest.mark.parametrize("cls", [Spread, WidePicks])
+class NarrowDots(Int4):
+    """Units for a batch of few that no loop walks."""
+
+    name: ClassVar[str] = "narrow_dots"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        return code and replace(code, dots=code.dots and replace(code.dots, columns=8))
+
+
+class BothWays(Nv24):
+    """Picks, and dots beside them."""
+
+    name: ClassVar[str] = "both_ways"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        return replace(code, dots=code.pairs)
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (WidePicks, "picks in units of 32 columns, found 64"),
+        (NarrowDots, "dots in units of 16, 32, .. columns that divide the tile's 64, found 8"),
+        (BothWays, "picks or dots, found both"),
+    ],
+)
+def test_units_that_no_loop_walks_are_refused(cls, said, monkeypatch):
+    need(ISA, monkeypatch)
+    fmt = stoicc.register_format(cls())
+    try:
+        with pytest.raises(stoicc.FormatError, match=said):
+            products(compiled((fmt.name, fmt.name)), torch.randn(1, 133).bfloat16())
+    finally:
+        REGISTRY.unregister(fmt.name)
+
+
+@pytest.mark.parametrize("cls", [Spread])
 def test_formats_of_users(cls, monkeypatch):
     need(ISA, monkeypatch)
     fmt = stoicc.register_format(cls())
     try:
-        if cls is WidePicks:
-            with pytest.raises(stoicc.FormatError, match="picks in units of 32 columns, found 64"):
-                products(compiled((fmt.name, fmt.name)), torch.randn(1, 133).bfloat16())
-            return
         kernel = compiled((fmt.name, fmt.name))
         held = kernel.to_dense().double()
         for batch in (1, 5, 9, 200):
@@ -212,8 +264,37 @@ class NotBlocked(Dense):
         return replace(code, pairs=late)
 
 
+class NoDots(Int4):
+    """Right but for a few entries, which find no codes."""
+
+    name: ClassVar[str] = "no_dots"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        text = code.dots.source.replace("vi_load(codes)", "vi_zero()") if code and code.dots else ""
+        return code and replace(code, dots=code.dots and replace(code.dots, source=text))
+
+
+class NoneApart(Outlier):
+    """Right but for a few entries, which are not multiplied with what stands apart."""
+
+    name: ClassVar[str] = "none_apart"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        text = code.dots.apart.replace("rows_above(counts, i)", "0") if code and code.dots else ""
+        return code and replace(code, dots=code.dots and replace(code.dots, apart=text))
+
+
 @pytest.mark.parametrize(
-    ("cls", "where"), [(NoPairs, "a batch of 1 "), (NoPicks, "a batch of 1 "), (NotBlocked, "a batch of 16 ")]
+    ("cls", "where"),
+    [
+        (NoPairs, "a batch of 1 "),
+        (NoPicks, "a batch of 1 "),
+        (NotBlocked, "a batch of 16 "),
+        (NoDots, "a batch of [23] "),
+        (NoneApart, "a batch of 1 "),
+    ],
 )
 def test_every_form_is_under_contract(cls, where, monkeypatch):
     need(ISA, monkeypatch)

@@ -1,0 +1,22 @@
+"""What a format's code for bf16 products in vectors has to be, for the loops that walk its units."""
+
+from stoicc.codegen.cpu.layouts import VECTOR_COLUMNS
+from stoicc.ir.errors import FormatError
+from stoicc.ir.format import Tile, TileFormat, TileMac
+
+
+def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
+    """FormatError where units are of columns that no loop walks, or where a format has two ways for the same batch."""
+    if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
+        raise FormatError(
+            f"format {fmt}: expected picks in units of {VECTOR_COLUMNS} columns, found {code.picks.columns}"
+        )
+    if code.dots is None:
+        return
+    if code.picks is not None:
+        raise FormatError(f"format {fmt}: expected picks or dots, found both; a batch of few takes one of them")
+    if code.dots.columns % 16 or tile[1] % code.dots.columns:
+        raise FormatError(
+            f"format {fmt}: expected dots in units of 16, 32, .. columns that divide the tile's {tile[1]}, found "
+            f"{code.dots.columns}"
+        )

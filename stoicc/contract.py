@@ -108,7 +108,9 @@ class Contract:
             kept = self.fmt.keep(whole.float().abs())
             if kept is not None:
                 kinds[f"{width}-bit whole, with zeros of its own,"] = whole.where(kept, 0)
-        return {**kinds, **self._nearest(dense)}
+        apart, rows = kinds["4-bit whole"].clone(), torch.arange(self.tile[0])
+        apart[:, rows, 7 * rows % self.tile[1]] = 100
+        return {**kinds, "4-bit whole, but one of each row,": apart, **self._nearest(dense)}
 
     def _nearest(self, dense: Tensor) -> dict[str, Tensor]:
         """What the format itself makes of random tiles: each alone, and all with one shared entry."""

@@ -13,8 +13,6 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
         )
     if code.dots is None:
         return
-    if code.picks is not None:
-        raise FormatError(f"format {fmt}: expected picks or dots, found both; a batch of few takes one of them")
     if code.dots.columns % 16 or tile[1] % code.dots.columns:
         raise FormatError(
             f"format {fmt}: expected dots in units of 16, 32, .. columns that divide the tile's {tile[1]}, found "

@@ -12,10 +12,10 @@ A call packs x in one of them, or in more where formats differ. Sums are
 is as wide as the batch leaves it, rounded up.
 """
 
-from collections.abc import Iterable
 from string import Template
 
-from stoicc.codegen.cpu import units
+from stoicc.codegen.cpu import dots, units
+from stoicc.codegen.cpu.counts import alone, tails
 from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, MOST_FETCH
 from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind
@@ -64,29 +64,19 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     counts = [nb for nb in (8, 4, 2, 1) if nb <= kernel.wide]
     text = ""
     if kernel.floats:
-        names |= {"element": "float", "function": f"{part.name}_tile"}
-        text += _alone(names, counts) + _ADD_FLOATS.substitute(names, tails=_tails(names, kernel.wide))
+        names |= {"element": "float", "function": f"{part.name}_tile", "inner": f"{part.name}_tile"}
+        text += alone(names, counts) + _ADD_FLOATS.substitute(names, tails=tails(names, kernel.wide))
     if kernel.digits and part.code.digits:
-        names |= {"element": "int8_t", "function": f"{part.name}_digits"}
+        names |= {"element": "int8_t", "function": f"{part.name}_digits", "inner": f"{part.name}_digits"}
         cases = "        else ".join(_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES)
-        text += "\n" + _alone(names, DIGIT_BATCHES) + _ADD_DIGITS.substitute(names, tails="        " + cases)
+        text += "\n" + alone(names, DIGIT_BATCHES) + _ADD_DIGITS.substitute(names, tails="        " + cases)
     if kernel.tiled_pairs:
         text += "\n" + units.add_tiles(part, kernel, names, "pairs")
     elif kernel.pairs:
-        names |= {"element": "bf16", "function": f"multiply_{part.name}_tile"}
-        alone = _alone(names, counts)
-        text += "\n" + units.add_dots(part, kernel, names | {"alone": alone, "tails": _tails(names, kernel.wide)})
+        text += "\n" + dots.add_dots(part, kernel, names)
     if kernel.octets and part.code.octets:
         text += "\n" + units.add_tiles(part, kernel, names, "octets")
     return text
-
-
-def _alone(names: dict[str, str], counts: Iterable[int]) -> str:
-    return _ALONE.substitute(names) + "\n".join(_OF_COUNT.substitute(names, nb=nb) for nb in counts) + "\n"
-
-
-def _tails(names: dict[str, str], wide: int) -> str:
-    return "        " + "        else ".join(_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide)
 
 
 def _parameters(part: FormatPart) -> list[tuple[str, str]]:
@@ -202,17 +192,6 @@ static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int t
 }
 """)
 
-_ALONE = Template("""\
-/* `$function` for each number of entries by itself: inlined side by side they would take each other's registers. */
-""")
-
-_OF_COUNT = Template("""\
-static NOINLINE void ${function}_$nb($parameters, const $element *x, float *acc)
-{
-    $function($planes, x, acc, $nb);
-}
-""")
-
 _ADD_FLOATS = Template("""\
 /* Tiles begin .. end of format $format, added to the sums of their tile row. */
 static void add_${name}_tiles(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
@@ -225,11 +204,6 @@ $pointers
             ${name}_tile_$wide($arguments, panel + n * COLUMNS, acc + n * SUMS);
 $tails    }
 }
-""")
-
-_TAIL = Template("""\
-if (width - n == $nb)
-            ${function}_$nb($arguments, panel + n * COLUMNS, acc + n * SUMS);
 """)
 
 _ADD_DIGITS = Template("""\

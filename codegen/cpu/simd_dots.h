@@ -27,10 +27,21 @@ static inline vint vp_four(const bf16 *x)
     return _mm512_set1_epi64(four);
 }
 
-/* Each 16-bit word takes one of four columns, by the low two bits of its pick. */
-static inline vint vp_pick(vint four, vint pick)
+/* Each 16-bit word takes one of 32 columns, by the low five bits of its pick; of four, which come over and over, by the
+ * low two. */
+static inline vint vp_pick(vint columns, vint pick)
 {
-    return _mm512_permutexvar_epi16(pick, four);
+    return _mm512_permutexvar_epi16(pick, columns);
+}
+
+/* Of a word of positions of eight groups, a column of group g and of the group two further on, of a unit of 32: the
+ * first that they keep or the second. */
+static inline vint vp_two_columns(vint positions, const int g, const int second)
+{
+    const int first = g % 4 * 8 + g / 4 * 4 + 2 * second, column = 4 * g;
+    const __m512i base = _mm512_set1_epi32(column | (column + 8) << 16);
+    vint place = first ? _mm512_srli_epi32(positions, first) : positions;
+    return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16(3), base, 0xea); /* place & 3 | base */
 }
 
 /* The low (0) or the high (1) 16 bits of each lane, twice. */
@@ -153,6 +164,19 @@ INLINE void add_dots(vfloat *sum, const bf16 *pairs, const int columns, const bf
             for (int n = 0; n < nb; n++)
                 own[n] = vp_dot(own[n], pair, x + (i / 2 * nb + n) * 4 + i % 2 * 2);
         }
+}
+
+/* The same with pairs of kept columns, and which of the 32 columns at x [nb][BK] they are. */
+INLINE void add_dots_of_columns(vfloat *sum, const bf16 *kept, const int columns, const bf16 *x, const int nb)
+{
+    #pragma GCC unroll 8
+    for (int i = 0; i < columns / 4; i++) {
+        vint pair = vp_load(kept + i * 2 * LANES), pick = vp_load(kept + (columns / 4 + i) * 2 * LANES);
+        vfloat *own = sum + i % dot_chains(nb) * nb;
+        #pragma GCC unroll 8
+        for (int n = 0; n < nb; n++)
+            own[n] = vp_multiply_add(pair, vp_pick(vp_load(x + n * BK), pick), own[n]);
+    }
 }
 
 /* `count` numbers of x with the middle two of each four columns in each other's place. */

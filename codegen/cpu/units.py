@@ -11,9 +11,8 @@ import textwrap
 from string import Template
 
 from stoicc.codegen.cpu.lanes import LANES
-from stoicc.codegen.cpu.layouts import MOST_FETCH
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass
-from stoicc.ir.format import PlaneKind, TileOctets, TilePairs
+from stoicc.ir.format import TileOctets, TilePairs
 
 _AHEAD = {"pairs": 4096, "octets": 8192}
 """Bytes that are unpacked ahead: what is multiplied should have left the store buffer, or its tiles wait for it."""
@@ -32,43 +31,10 @@ def add_tiles(part: FormatPart, kernel: KernelClass, names: dict[str, str], form
     sums, add = (_SCALED_SUMS if scaled else _PLAIN_SUMS), (_ADD_PAIRS if form == "pairs" else _ADD_OCTETS)
     names = {**names, "group": str(code.group), "block": str(_block(code, form, kernel)), "columns": str(code.columns)}
     steps = {key: Template(text).substitute(names) for key, text in sums.items()}
-    return _unpack(code, names, form) + add.substitute({**names, **steps})
+    return unpack(code, names, form) + add.substitute({**names, **steps})
 
 
-def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> str:
-    """C that unpacks the units of a format's tiles, and multiplies them and pairs of x in vectors."""
-    code = kernel.dots_of(part)
-    add = "add_picked_dots" if kernel.picks(part) else "add_dots"
-    names = {**names, "group": str(code.group), "columns": str(code.columns), "add": add} | _asks(part, kernel)
-    names |= {"form": "dots" if kernel.has_dots(part) else "pairs", "place": ", &place" * code.ordered}
-    names["start"] = "    int64_t place = 0;\n" * (code.ordered or bool(code.apart))
-    names["start"] += _ENTRIES * bool(code.apart) + _CROSS * code.crossed
-    names["apart"] = f"        {part.name}_apart({names['planes']}, strip, entries, acc, nb, &place);\n" * bool(
-        code.apart
-    )
-    steps = _SCALED_DOTS if code.scaled else _PLAIN_DOTS
-    return _unpack(kernel.pairs_of(part), names, "pairs") + _ADD_DOTS.substitute(names, **steps)
-
-
-def _asks(part: FormatPart, kernel: KernelClass) -> dict[str, str]:
-    """C that asks for what a strip's or a unit's place in tiles to come holds, of planes that are streams."""
-    units = kernel.strips * kernel.tile[1] // kernel.dots_of(part).columns
-    strip, unit = [], []
-    for plane in part.planes:
-        local = f"plane_{plane.name}"
-        if plane.kind is PlaneKind.RAGGED:
-            first = f"{local}_count * strip / {kernel.strips}{f' * {plane.elements}' * (plane.elements > 1)}"
-            strip.append(f"ahead({local} + {first}, (int){local}_count * {plane.bytes} / {kernel.strips});")
-        elif plane.kind is not PlaneKind.MATRIX and plane.bytes > MOST_FETCH:
-            unit.append(f"ahead({local} + (strip * UNITS + unit) * {plane.elements // units}, {plane.bytes // units});")
-    texts = {}
-    for name, lines, indent in (("strip_asks", strip, " " * 8), ("asks", unit, " " * 12)):
-        asks = "".join(f"{indent}    {line}\n" for line in lines)
-        texts[name] = f"{indent}if (nb >= {kernel.least_ahead(part)}) {{\n{asks}{indent}}}\n" if lines else ""
-    return texts
-
-
-def _unpack(code: TilePairs | TileOctets, names: dict[str, str], form: str) -> str:
+def unpack(code: TilePairs | TileOctets, names: dict[str, str], form: str) -> str:
     """C that unpacks a unit of a tile, and asks for what tiles to come need."""
     scaled = isinstance(code, TileOctets) or code.scaled
     pointers = names["pointers"].replace("if (w->streamed)", "if (w->streamed && unit == 0)")
@@ -210,35 +176,6 @@ $next            }
 $end}
 """)
 
-_ADD_DOTS = Template("""\
-/* One tile times x in pairs, nb entries: the pairs of $columns columns of a strip meet x while they are at hand. */
-INLINE void multiply_${name}_tile($parameters, const bf16 *x, float *acc, const int nb)
-{
-    enum { SIZE = $columns, GROUP = $group, UNITS = BK / SIZE };
-$start    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
-        vfloat sum[8];
-        x = anew_for_strip(x, strip);
-$strip_asks$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
-            bf16 pairs[SIZE * LANES] __attribute__((aligned(64)));
-$asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, pairs$place);
-            $add(sum, pairs, SIZE, x + unit * SIZE * nb, nb);
-$store_group        }
-$store_strip$apart    }
-}
-
-$alone/* Tiles begin .. end with x in pairs. */
-static void add_${name}_pairs(const struct weight *w, int begin, int end, const bf16 *x, int width, float *acc)
-{
-    for (int t = begin; t < end; t++) {
-        const bf16 *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
-$pointers
-        int n = 0;
-        for (; n + WIDE <= width; n += WIDE)
-            multiply_${name}_tile_$wide($arguments, panel + n * COLUMNS, acc + n * SUMS);
-$tails    }
-}
-""")
-
 _ADD_OCTETS = Template("""\
 /* The same with x in octets: `count` entries, whose sums are in blocks of `wide`, `width` in all. */
 static void add_${name}_octets(
@@ -327,31 +264,5 @@ _SCALED_SUMS = {
     sums_add_scaled(&before, parts[step % 2], 16 * SUMS);
     sums_store((step + 1) % 2, parts[(step + 1) % 2], 256, now.entries);
     sums_add_scaled(&now, parts[(step + 1) % 2], 16 * SUMS);
-""",
-}
-
-_ENTRIES = """\
-    bf16 room[BK * WIDE] __attribute__((aligned(64)));
-    const bf16 *entries = entries_apart(x, room, nb);
-"""
-
-_CROSS = """\
-    bf16 crossed[BK * WIDE] __attribute__((aligned(64)));
-    x = cross_columns(x, BK * nb, crossed);
-"""
-
-_PLAIN_DOTS = {
-    **dict.fromkeys(("clear_group", "scale", "store_group"), ""),
-    "clear_strip": "        clear_dots(sum, nb);\n",
-    "store_strip": "        store_dots(acc, sum, nb);\n",
-}
-
-_SCALED_DOTS = {
-    **dict.fromkeys(("clear_strip", "store_strip"), ""),
-    "clear_group": "            if (unit % GROUP == 0)\n                clear_dots(sum, nb);\n",
-    "scale": "vfloat scale = ",
-    "store_group": """\
-            if (unit % GROUP == GROUP - 1)
-                store_scaled_dots(acc, scale, sum, nb);
 """,
 }

@@ -288,6 +288,10 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     pair, zero = _pair("vp_kept_nibbles(word, i)", zeros)
     picked = {"start": zero + "    positions += unit * LANES;\n", "positions": planes, "pair": pair}
     picks = grid.pairs(_units.INT4_NV24_PICKS, 16, 32, **picked)
+    dots = grid.pairs(
+        _units.INT4_NV24_DOTS, 16, 32, **picked | {"pair": _pair("vi_shift_right(word, 4 * j)", zeros)[0]}
+    )
+    dots = dots and replace(dots, picked=True, least_in_vectors=1, most=2)
     octets = grid.octets(
         _units.INT4_NV24_OCTETS, 16, 32, 4, start="    positions += unit * 2 * LANES;\n", positions=planes
     )
@@ -298,7 +302,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
 
     positions = " const uint8_t *positions,"
     decode = _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions)
-    return TileMac(source, pack, decode, digits, pairs, octets, picks=picks)
+    return TileMac(source, pack, decode, digits, pairs, octets, picks=picks, dots=dots)
 
 
 def _picked_codes(grid: _Groups) -> dict[str, str]:

@@ -72,6 +72,20 @@ INT4_NV24_PICKS = Template("""\
             }
         }""")
 
+INT4_NV24_DOTS = Template("""\
+        vint place = vi_load(positions);
+        ahead(positions, LANES * sizeof *positions);
+        ahead(codes, 2 * LANES * sizeof *codes);
+        #pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            vint word = vi_load(codes + half * LANES);
+            #pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) { /* both groups' first, then second kept column: 0 and 2, then 1 and 3 */
+                vp_store(pairs + (4 * half + j) * 2 * LANES, $pair);
+                vp_store(pairs + (8 + 4 * half + j) * 2 * LANES, vp_two_columns(place, 4 * half + j / 2, j % 2));
+            }
+        }""")
+
 OCTETS = Template("""\
 INLINE vfloat {name}(
     const int32_t *codes,$positions const $T *scales,$zeros const int unit, int8_t *octets)

@@ -29,10 +29,10 @@ class TilePairs:
             than `least_in_vectors`.
         crossed: of `TileMac.dots`: pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes of
             which four neighbours share a lane's bytes: a shift for each pair, where neighbours take a shuffle as well.
-        picked: of `TileMac.dots`: lanes pick their columns of x. A unit has 32 columns; the function writes kept weights
-            two by two, `[8][16][2]`, then as many 16-bit words: the column of the unit that each belongs to.
-        most: of `TileMac.dots`: batch entries at a time (1, 2, 4 or 8) up to which they are faster than what else there
-            is.
+        picked: of `TileMac.dots`: lanes pick their columns of x. A unit has 32 columns; the function writes weights two
+            by two, `[8][16][2]`, then as many 16-bit words: the column of the unit that each belongs to.
+        most: of `TileMac.dots`: batch entries at a time (1, 2, 4 or 8) up to which they are faster than what else
+            there is.
         ordered: of `TileMac.dots`: the units of a tile come in order, and the function takes `int64_t *place` last, a
             number of its own that is 0 at the first of them: where its codes go on, if they are of no fixed length.
         apart: of `TileMac.dots`: C text of a function that adds what a strip's units leave out, after them:

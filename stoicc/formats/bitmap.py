@@ -72,6 +72,20 @@ INLINE void {name}($arguments, const int unit, bf16 *pairs)
 }
 """
 
+_DOTS = """\
+INLINE void {name}($arguments, const int unit, bf16 *pairs, int64_t *place)
+{
+    const bf16 *from = values + *place;
+    masks += unit * 8;
+    #pragma GCC unroll 8
+    for (int k = 0; k < 16; k += 2, masks++, pairs += 2 * LANES) {
+        vp_store(pairs, vp_expand(from, masks));
+        from += __builtin_popcount((uint32_t)*masks);
+    }
+    *place = from - values;
+}
+"""
+
 _FLOATS = """\
 INLINE void {name}($arguments, const int strip, float *weights)
 {
@@ -153,6 +167,12 @@ def kept_pairs(arguments: str, start: str, tile: Tile) -> TilePairs | None:
     return TilePairs(source, tile[1], least_in_vectors=1, least_blocked=32) if tile[1] % 32 == 0 else None
 
 
+def kept_dots(arguments: str, tile: Tile) -> TilePairs | None:
+    """The code of kept bf16 values for a batch of few, unit by unit: where each begins is known from those before."""
+    source = _DOTS.replace("$arguments", arguments)
+    return TilePairs(source, 16, least_in_vectors=1, ordered=True) if tile[1] % 32 == 0 else None
+
+
 def kept_decode(arguments: str, count: str, dtype: str, tile: Tile) -> str:
     """C that writes a whole tile of `count` kept values: columns of a strip in their lanes, then turned to rows."""
     rows = {"bf16": (_ROWS_BF16, 32), "f32": (_ROWS_F32, 16)}
@@ -223,6 +243,7 @@ class Bitmap(TileFormat):
             kept_mac(arguments, "count", dtype),
             decode=kept_decode(arguments, "count", dtype, tile),
             pairs=kept_pairs(arguments, "starts[strip]", tile) if dtype == "bf16" else None,
+            dots=kept_dots(arguments, tile) if dtype == "bf16" else None,
             floats=TileFloats(_FLOATS.replace("$arguments", arguments).replace("$T", dtype)),
         )
 

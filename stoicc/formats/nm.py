@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stoicc.formats import _mask, _nm
 from stoicc.formats._mask import ranks, woven
-from stoicc.formats.bitmap import kept_decode, kept_mac, kept_pairs
+from stoicc.formats.bitmap import kept_decode, kept_dots, kept_mac, kept_pairs
 from stoicc.ir.dtypes import bits
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import (
@@ -121,6 +121,7 @@ class Nm(TileFormat):
             decode=kept_decode(arguments, f"(BM / 16) * {strip}", dtype, tile),
             pairs=kept_pairs(arguments, f"strip * {strip}", tile) if dtype == "bf16" else None,
             unpack=lambda packed, tile: packed,
+            dots=kept_dots(arguments, tile) if dtype == "bf16" else None,
         )
 
 

@@ -6,7 +6,7 @@ from stoicc.ir.format import Tile, TileFormat, TileMac
 
 
 def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
-    """FormatError where units are of columns that no loop walks, or where a format has two ways for the same batch."""
+    """FormatError where units are of columns that no loop walks."""
     if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
         raise FormatError(
             f"format {fmt}: expected picks in units of {VECTOR_COLUMNS} columns, found {code.picks.columns}"

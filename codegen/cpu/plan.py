@@ -147,7 +147,8 @@ class KernelClass:
 
     def dots_of(self, part: FormatPart) -> TilePairs:
         """How a part's tiles are unpacked for a batch of few."""
-        return (part.code.dots if self.has_dots(part) else None) or self.pairs_of(part)
+        code = part.code.dots if self.has_dots(part) else None
+        return code.in_units(code.columns) if code else self.pairs_of(part)
 
     def least_ahead(self, part: FormatPart) -> int:
         """Batch entries from which it pays to ask for what is read later; 0: always.

@@ -188,14 +188,14 @@ class NarrowDots(Int4):
         return code and replace(code, dots=code.dots and replace(code.dots, columns=8))
 
 
-class BothWays(Nv24):
-    """Picks, and dots beside them."""
+class DenseDots(Dense):
+    """Units for a batch of few of as many columns as those for a larger one, in a text that leaves it open."""
 
-    name: ClassVar[str] = "both_ways"
+    name: ClassVar[str] = "dense_dots"
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         code = super().tile_mac(tile, dtype)
-        return replace(code, dots=code.pairs)
+        return replace(code, dots=code.pairs and replace(code.pairs, columns=16))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,6 @@ class BothWays(Nv24):
     [
         (WidePicks, "picks in units of 32 columns, found 64"),
         (NarrowDots, "dots in units of 16, 32, .. columns that divide the tile's 64, found 8"),
-        (BothWays, "picks or dots, found both"),
     ],
 )
 def test_units_that_no_loop_walks_are_refused(cls, said, monkeypatch):
@@ -216,7 +215,7 @@ def test_units_that_no_loop_walks_are_refused(cls, said, monkeypatch):
         REGISTRY.unregister(fmt.name)
 
 
-@pytest.mark.parametrize("cls", [Spread])
+@pytest.mark.parametrize("cls", [Spread, DenseDots])
 def test_formats_of_users(cls, monkeypatch):
     need(ISA, monkeypatch)
     fmt = stoicc.register_format(cls())

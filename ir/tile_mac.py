@@ -55,6 +55,11 @@ class TilePairs:
     ordered: bool = False
     apart: str = ""
 
+    @property
+    def alone(self) -> bool:
+        """Whether a unit is all there is to it: no place that goes on from unit to unit, nothing after a strip."""
+        return not self.ordered and not self.apart
+
     def in_units(self, columns: int, name: str = "") -> "TilePairs":
         """The same for units of so many columns, which the text then says as a number or by name."""
         return replace(self, source=self.source.replace("{columns}", name or str(columns)), columns=columns)
@@ -168,3 +173,9 @@ class TileMac:
     floats: TileFloats | None = None
     picks: TilePairs | None = None
     dots: TilePairs | None = None
+
+    @property
+    def units(self) -> TilePairs | None:
+        """What a format that is composed with this one can unpack for a batch of few: `dots`, else `pairs`."""
+        code = self.dots if self.dots is not None and self.dots.alone else self.pairs
+        return code and code.in_units(code.columns)

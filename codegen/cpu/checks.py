@@ -11,8 +11,15 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
         raise FormatError(
             f"format {fmt}: expected picks in units of {VECTOR_COLUMNS} columns, found {code.picks.columns}"
         )
+    if code.pairs is not None and (code.pairs.columns % 32 or tile[1] % code.pairs.columns):
+        raise FormatError(
+            f"format {fmt}: expected pairs in units of 32, 64, .. columns that divide the tile's {tile[1]}, found "
+            f"{code.pairs.columns}"
+        )
     if code.dots is None:
         return
+    if code.pairs is None:
+        raise FormatError(f"format {fmt}: expected pairs beside its dots, found none; a larger batch takes those")
     if code.dots.columns % 16 or tile[1] % code.dots.columns:
         raise FormatError(
             f"format {fmt}: expected dots in units of 16, 32, .. columns that divide the tile's {tile[1]}, found "

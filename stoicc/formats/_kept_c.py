@@ -153,10 +153,10 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         pairs = replace(pairs.in_units(pairs.columns), least_in_vectors=least, least_blocked=16)
         returns = "vfloat" if pairs.scaled else "void"
         pairs = replace(pairs, source=unit(pairs.source, pairs.columns, "bf16", returns))
-    dots = code.dots or (code.pairs and code.pairs.in_units(code.pairs.columns))
+    dots = code.units
     if dots is not None:
         text = unit(dots.source, dots.columns, "bf16", "vfloat" if dots.scaled else "void", _ORDERED)
-        least = 1 if dots.least_in_vectors == 1 else 3 if code.dots else 5  # digits take less than look-ups
+        least = 1 if dots.least_in_vectors == 1 else 3 if dots.crossed else 5  # digits take less than look-ups
         dots = replace(dots, source=text, least_in_vectors=least, ordered=True)
     if octets is not None:
         octets = replace(octets, source=unit(octets.source, octets.columns, "int8_t", "vfloat"))

@@ -143,7 +143,7 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         call = f"vp_scale(to, SIZE, {call});" if pairs.scaled else f"{call};"
         source = function(_PAIRS, pairs.source, columns=str(pairs.columns), call=call)
         pairs = TilePairs(source, tile[1], least=pairs.least, least_blocked=48)
-    dots = code.dots or (code.pairs and code.pairs.in_units(code.pairs.columns))
+    dots = code.units
     if dots is not None:
         returns = {"returns": "vfloat", "give": "return "} if dots.scaled else {"returns": "void", "give": ""}
         dots = replace(dots, source=function(_DOTS, dots.source, **returns), apart=_APART.substitute(names))

@@ -188,6 +188,26 @@ class NarrowDots(Int4):
         return code and replace(code, dots=code.dots and replace(code.dots, columns=8))
 
 
+class NarrowPairs(Dense):
+    """Units for a large batch that no loop walks."""
+
+    name: ClassVar[str] = "narrow_pairs"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        return replace(code, pairs=code.pairs and replace(code.pairs, columns=16))
+
+
+class OnlyDots(Int4):
+    """Units for a batch of few and none for a larger one."""
+
+    name: ClassVar[str] = "only_dots"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        return code and replace(code, pairs=None)
+
+
 class DenseDots(Dense):
     """Units for a batch of few of as many columns as those for a larger one, in a text that leaves it open."""
 
@@ -202,6 +222,8 @@ class DenseDots(Dense):
     ("cls", "said"),
     [
         (WidePicks, "picks in units of 32 columns, found 64"),
+        (NarrowPairs, "pairs in units of 32, 64, .. columns that divide the tile's 64, found 16"),
+        (OnlyDots, "pairs beside its dots, found none"),
         (NarrowDots, "dots in units of 16, 32, .. columns that divide the tile's 64, found 8"),
     ],
 )
@@ -261,6 +283,47 @@ class NotBlocked(Dense):
         text = code.pairs.source.replace("vp_load(values)", "vi_zero()") if code.pairs else ""
         late = code.pairs and replace(code.pairs, source=text, least_in_vectors=16, least_blocked=16)
         return replace(code, pairs=late)
+
+
+class Later(Int4):
+    """Codes that a batch of few finds after a strip, not in units: nowhere, here."""
+
+    name: ClassVar[str] = "later"
+    ordered: ClassVar[bool] = False
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        if code is None or code.dots is None:
+            return code
+        planes = "const int32_t *codes, const bf16 *scales, "
+        apart = "const int strip, const bf16 *x, float *acc, const int nb, int64_t *place)\n{\n}\n"
+        text = code.dots.source.replace("vi_load(codes)", "vi_zero()")
+        dots = replace(code.dots, source=text, apart=f"INLINE void {{name}}({planes}{apart}")
+        if self.ordered:
+            dots = replace(dots, ordered=True, source=dots.source.replace("*pairs)", "*pairs, int64_t *place)"))
+        return replace(code, dots=dots)
+
+
+class Ordered(Later):
+    """And units that come in order."""
+
+    name: ClassVar[str] = "ordered"
+    ordered: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("cls", [Later, Ordered])
+@pytest.mark.parametrize("fmt", ["outlier<values={}>", "masked<values={}>"])
+def test_formats_are_not_composed_with_units_that_are_not_all_there_is(fmt, cls, monkeypatch):
+    need(ISA, monkeypatch)
+    values = stoicc.register_format(cls())
+    try:
+        kernel = compiled((fmt.format(values.name),) * 2)
+        held = kernel.to_dense().double()
+        for batch in (1, 3, 8):
+            x = torch.randn(batch, held.shape[1]).bfloat16()
+            assert relative_error(products(kernel, x), x.double() @ held.T) < BOUNDS["bf16"], batch
+    finally:
+        REGISTRY.unregister(values.name)
 
 
 class NoDots(Int4):

@@ -1,31 +1,73 @@
-"""A function for each number of batch entries that a tile is multiplied with at a time, and calls of them."""
+"""A function for each number of batch entries that tiles are multiplied with at a time, and what calls them."""
 
 from collections.abc import Iterable
 from string import Template
 
 
 def alone(names: dict[str, str], counts: Iterable[int]) -> str:
-    """C of a function for each count, which calls an inlined one: `function`_count calls `inner`."""
-    return _ALONE.substitute(names) + "\n".join(_OF_COUNT.substitute(names, nb=nb) for nb in counts) + "\n"
+    """C of a function for each count, which multiplies a range of tiles: `function`_count calls `inner` for each.
+
+    `entry` is how much of x an entry has in a tile column, as C.
+    """
+    pointers = names["pointers"].replace("if (w->streamed)", "if (w->streamed && n == 0)")
+    functions = [_OF_COUNT.substitute(names, nb=nb, pointers=pointers) for nb in counts]
+    return _ALONE.substitute(names) + "\n".join(functions) + "\n"
 
 
-def tails(names: dict[str, str], wide: int) -> str:
-    """C that takes what is left of a batch below `wide` entries: 4, 2 or 1."""
-    return "        " + "        else ".join(_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide)
+def walk(names: dict[str, str], wide: int) -> str:
+    """C that adds a range of tiles for any number of entries: `wide` of them at a time, then 4, 2 or 1."""
+    tails = "        else ".join(_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide)
+    return _WALK.substitute(names, wide=wide, tails=tails)
+
+
+def walk_once(names: dict[str, str], counts: Iterable[int]) -> str:
+    """The same where there are never more entries than one of the functions takes."""
+    return _WALK_ONCE.substitute(names, cases="    else ".join(_ONCE.substitute(names, nb=nb) for nb in counts))
 
 
 _ALONE = Template("""\
-/* `$inner` for each number of entries by itself: inlined side by side they would take each other's registers. */
+/* Tiles begin .. end of format $format times entries n .. of x in $form, added to the sums of their tile row. A
+ * function for each number of entries: inlined side by side they would take each other's registers. */
 """)
 
 _OF_COUNT = Template("""\
-static NOINLINE void ${function}_$nb($parameters, const $element *x, float *acc)
+static NOINLINE void ${function}_$nb(
+    const struct weight *w, int begin, int end, const $element *x, int width, int n, float *acc)
 {
-    $inner($planes, x, acc, $nb);
+    for (int t = begin; t < end; t++) {
+        const $element *panel = x + ((int64_t)w->${name}_tile_column[t] * width + n) * $entry;
+$pointers
+        $inner($arguments, panel, acc + n * SUMS, $nb);
+    }
+}
+""")
+
+_WALK = Template("""\
+/* The same for any number of entries. */
+static void add_${name}_$adds(const struct weight *w, int begin, int end, const $element *x, int width, float *acc)
+{
+    const int step = width <= WIDE ? end - begin : 1; /* more than those meet a tile while it is cached */
+    for (int t = begin; t < end; t += step) {
+        int n = 0;
+        for (; n + WIDE <= width; n += WIDE)
+            ${function}_$wide(w, t, t + step, x, width, n, acc);
+        $tails    }
 }
 """)
 
 _TAIL = Template("""\
 if (width - n == $nb)
-            ${function}_$nb($arguments, panel + n * COLUMNS, acc + n * SUMS);
+            ${function}_$nb(w, t, t + step, x, width, n, acc);
+""")
+
+_WALK_ONCE = Template("""\
+/* The same for any number of entries. */
+static void add_${name}_$adds(const struct weight *w, int begin, int end, const $element *x, int width, float *acc)
+{
+    $cases}
+""")
+
+_ONCE = Template("""\
+if (width == $nb)
+        ${function}_$nb(w, begin, end, x, width, 0, acc);
 """)

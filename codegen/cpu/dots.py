@@ -7,7 +7,7 @@ A format's pairs are unpacked for each eight entries again, and most of them mee
 from string import Template
 
 from stoicc.codegen.cpu import units
-from stoicc.codegen.cpu.counts import alone, tails
+from stoicc.codegen.cpu.counts import alone, walk
 from stoicc.codegen.cpu.layouts import MOST_FETCH
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass
 from stoicc.ir.format import PlaneKind, TilePairs
@@ -15,7 +15,8 @@ from stoicc.ir.format import PlaneKind, TilePairs
 
 def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> str:
     """C that unpacks the units of a format's tiles, and multiplies them and pairs of x in vectors."""
-    names = {**names, "element": "bf16", "function": f"multiply_{part.name}_tile"}
+    names = {**names, "form": "pairs", "adds": "pairs", "element": "bf16", "entry": "COLUMNS"}
+    names["function"] = f"multiply_{part.name}_tile"
     counts, own = [nb for nb in (8, 4, 2, 1) if nb <= kernel.wide], kernel.dots_of(part)
     ways = {"dots": own, "pairs": kernel.pairs_of(part)} if kernel.has_dots(part) else {"pairs": own}
     text = units.unpack(kernel.pairs_of(part), names, "pairs")
@@ -24,7 +25,7 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
         if mine:
             names["inner"] = names["function"] + "_of_many" * (form == "pairs" and min(mine) > 1)
             text += _multiply(part, kernel, names, form, code) + alone(names, mine)
-    return text + _ADD.substitute(names, tails=tails(names, kernel.wide))
+    return text + walk(names, kernel.wide)
 
 
 def _multiply(part: FormatPart, kernel: KernelClass, names: dict[str, str], form: str, code: TilePairs) -> str:
@@ -85,20 +86,6 @@ $asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, 
             $add(sum, pairs, SIZE, $from, nb);
 $store_group        }
 $store_strip$apart    }
-}
-""")
-
-_ADD = Template("""\
-/* Tiles begin .. end with x in pairs. */
-static void add_${name}_pairs(const struct weight *w, int begin, int end, const bf16 *x, int width, float *acc)
-{
-    for (int t = begin; t < end; t++) {
-        const bf16 *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
-$pointers
-        int n = 0;
-        for (; n + WIDE <= width; n += WIDE)
-            ${function}_$wide($arguments, panel + n * COLUMNS, acc + n * SUMS);
-$tails    }
 }
 """)
 

@@ -15,7 +15,7 @@ is as wide as the batch leaves it, rounded up.
 from string import Template
 
 from stoicc.codegen.cpu import dots, units
-from stoicc.codegen.cpu.counts import alone, tails
+from stoicc.codegen.cpu.counts import alone, walk, walk_once
 from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, MOST_FETCH
 from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind
@@ -57,19 +57,19 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
         "format": str(part.format),
         "pointers": "\n".join(pointers),
         "arguments": ", ".join(arguments),
-        "wide": str(kernel.wide),
     }
     planes = _parameters(part)
     names |= {"parameters": ", ".join(map("".join, planes)), "planes": ", ".join(name for _, name in planes)}
     counts = [nb for nb in (8, 4, 2, 1) if nb <= kernel.wide]
     text = ""
     if kernel.floats:
-        names |= {"element": "float", "function": f"{part.name}_tile", "inner": f"{part.name}_tile"}
-        text += alone(names, counts) + _ADD_FLOATS.substitute(names, tails=tails(names, kernel.wide))
+        names |= {"form": "floats", "adds": "tiles", "element": "float", "entry": "COLUMNS"}
+        names |= dict.fromkeys(("function", "inner"), f"{part.name}_tile")
+        text += alone(names, counts) + walk(names, kernel.wide)
     if kernel.digits and part.code.digits:
-        names |= {"element": "int8_t", "function": f"{part.name}_digits", "inner": f"{part.name}_digits"}
-        cases = "        else ".join(_DIGITS_CASE.substitute(names, nb=nb) for nb in DIGIT_BATCHES)
-        text += "\n" + alone(names, DIGIT_BATCHES) + _ADD_DIGITS.substitute(names, tails="        " + cases)
+        names |= {"form": "digits", "adds": "digits", "element": "int8_t", "entry": "DIGIT_BYTES"}
+        names |= dict.fromkeys(("function", "inner"), f"{part.name}_digits")
+        text += "\n" + alone(names, DIGIT_BATCHES) + walk_once(names, DIGIT_BATCHES)
     if kernel.tiled_pairs:
         text += "\n" + units.add_tiles(part, kernel, names, "pairs")
     elif kernel.pairs:
@@ -190,34 +190,4 @@ static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int t
     }
     return 0;
 }
-""")
-
-_ADD_FLOATS = Template("""\
-/* Tiles begin .. end of format $format, added to the sums of their tile row. */
-static void add_${name}_tiles(const struct weight *w, int begin, int end, const float *x, int width, float *acc)
-{
-    for (int t = begin; t < end; t++) {
-        const float *panel = x + (int64_t)w->${name}_tile_column[t] * width * COLUMNS;
-$pointers
-        int n = 0;
-        for (; n + WIDE <= width; n += WIDE)
-            ${name}_tile_$wide($arguments, panel + n * COLUMNS, acc + n * SUMS);
-$tails    }
-}
-""")
-
-_ADD_DIGITS = Template("""\
-/* The same with x in digits. */
-static void add_${name}_digits(const struct weight *w, int begin, int end, const int8_t *x, int width, float *acc)
-{
-    for (int t = begin; t < end; t++) {
-        const int8_t *panel = x + (int64_t)w->${name}_tile_column[t] * width * DIGIT_BYTES;
-$pointers
-$tails    }
-}
-""")
-
-_DIGITS_CASE = Template("""\
-if (width == $nb)
-            ${function}_$nb($arguments, panel, acc);
 """)

@@ -20,6 +20,10 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
         return
     if code.pairs is None:
         raise FormatError(f"format {fmt}: expected pairs beside its dots, found none; a larger batch takes those")
+    if code.dots.picked and code.dots.columns != VECTOR_COLUMNS:
+        raise FormatError(
+            f"format {fmt}: expected picked dots in units of {VECTOR_COLUMNS} columns, found {code.dots.columns}"
+        )
     if code.dots.columns % 16 or tile[1] % code.dots.columns:
         raise FormatError(
             f"format {fmt}: expected dots in units of 16, 32, .. columns that divide the tile's {tile[1]}, found "

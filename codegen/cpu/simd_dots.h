@@ -210,11 +210,12 @@ INLINE void add_picked_dots(vfloat *sum, const bf16 *kept, const int columns, co
     }
 }
 
-/* A tile's columns of x, an entry after the other: fours of columns that stand entry by entry, parted again and again in
- * those of even and of odd entries, which brings entries in the order of their numbers' bits from the last to the first. */
+/* A tile's columns of x, an entry after the other: fours of columns that stand entry by entry, parted again and again
+ * in those of even and of odd entries, which brings entries in the order of their numbers' bits read backwards. */
 INLINE const bf16 *entries_apart(const bf16 *x, bf16 *to, const int nb)
 {
-    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m512i odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     for (int k = 0; nb > 1 && k < BK; k += 32, x += 32 * nb) {
         vint all[8], parted[8];
         #pragma GCC unroll 8
@@ -249,7 +250,8 @@ INLINE vint pick_columns(const bf16 *x, vint column, __mmask32 mask)
     #pragma GCC unroll 4
     for (int i = 0; i < VECTORS; i += 2) {
         const __m512i low = vp_load(x + 32 * i), high = vp_load(x + 32 * (i + 1 < VECTORS ? i + 1 : i));
-        const __mmask32 here = VECTORS <= 2 ? mask : _mm512_mask_cmpeq_epi16_mask(mask, sixty_four, _mm512_set1_epi16((short)(i / 2)));
+        const __m512i own = _mm512_set1_epi16((short)(i / 2));
+        const __mmask32 here = VECTORS <= 2 ? mask : _mm512_mask_cmpeq_epi16_mask(mask, sixty_four, own);
         picked = _mm512_or_si512(picked, _mm512_maskz_permutex2var_epi16(here, low, column, high));
     }
     return picked;

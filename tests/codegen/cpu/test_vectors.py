@@ -13,6 +13,7 @@ from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
 from stoicc.codegen.cpu.plan import classify
 from stoicc.formats.dense import Dense
 from stoicc.formats.int4 import Int4
+from stoicc.formats.int4_nv24 import Int4Nv24
 from stoicc.formats.nv24 import Nv24
 from stoicc.formats.outlier import Outlier
 from stoicc.ir.format import Tile, TileMac
@@ -27,7 +28,13 @@ FORMATS = (
     *("int3<zero_points=true>", "bitmap", "nm", "nm<n=3, m=16>", "fp8", "fp8<kind=e5m2>", "mxfp4", "nvfp4", "outlier"),
     *("group_sparse", "group_sparse<group_size=64>", "masked<values=int8>", "masked<mask=nv24, values=fp8>"),
     *("masked<mask=nm, values=int4>", "masked<values=int4<zero_points=true>>", "masked<values=mxfp4>"),
-    *("masked<values=int2>", "int2<zero_points=true>", "outlier<values=int8>", "outlier<values=fp8>"),
+    *(
+        "masked<values=int2>",
+        "int2<zero_points=true>",
+        "outlier<values=int8>",
+        "outlier<values=fp8>",
+        "outlier<values=int4_nv24>",
+    ),
     *("group_sparse<group_size=32>", "group_sparse<zero_points=true>", "group_sparse<group_size=8>"),
 )
 BESIDE = ("bias", "output_scale", "low_rank", "row_permutation", "column_permutation")
@@ -188,6 +195,16 @@ class NarrowDots(Int4):
         return code and replace(code, dots=code.dots and replace(code.dots, columns=8))
 
 
+class NarrowPickedDots(Int4Nv24):
+    """Units for one entry or two in which lanes would pick of more columns than there are."""
+
+    name: ClassVar[str] = "narrow_picked_dots"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        return code and replace(code, dots=code.dots and replace(code.dots, columns=16))
+
+
 class NarrowPairs(Dense):
     """Units for a large batch that no loop walks."""
 
@@ -222,6 +239,7 @@ class DenseDots(Dense):
     ("cls", "said"),
     [
         (WidePicks, "picks in units of 32 columns, found 64"),
+        (NarrowPickedDots, "picked dots in units of 32 columns, found 16"),
         (NarrowPairs, "pairs in units of 32, 64, .. columns that divide the tile's 64, found 16"),
         (OnlyDots, "pairs beside its dots, found none"),
         (NarrowDots, "dots in units of 16, 32, .. columns that divide the tile's 64, found 8"),

@@ -29,8 +29,9 @@ class TilePairs:
             than `least_in_vectors`.
         crossed: of `TileMac.dots`: pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes of
             which four neighbours share a lane's bytes: a shift for each pair, where neighbours take a shuffle as well.
-        picked: of `TileMac.dots`: lanes pick their columns of x. A unit has 32 columns; the function writes weights two
-            by two, `[8][16][2]`, then as many 16-bit words: the column of the unit that each belongs to.
+        picked: of `TileMac.dots`: lanes pick their columns of x, so many of a unit, which has 32: an even number. The
+            function writes weights two by two, `[picked / 2][16][2]`, then as many 16-bit words: the column of the unit
+            that each belongs to. 0: they do not pick.
         most: of `TileMac.dots`: batch entries at a time (1, 2, 4 or 8) up to which they are faster than what else
             there is.
         ordered: of `TileMac.dots`: the units of a tile come in order, and the function takes `int64_t *place` last, a
@@ -50,7 +51,7 @@ class TilePairs:
     least_in_vectors: int = 5
     least_blocked: int = 16
     crossed: bool = False
-    picked: bool = False
+    picked: int = 0
     most: int = 8
     ordered: bool = False
     apart: str = ""
@@ -160,6 +161,8 @@ class TileMac:
             columns it is; other bits are ignored.
         dots: optional code for bf16 products in vectors of a batch of few, instead of `pairs`, which have to be there
             too. A unit may have 16 columns.
+        in_vectors: optional code of the same tiles with planes packed in another order, instead of all this, where no
+            matrix units multiply them. `unpack` has to be there.
     """
 
     source: str
@@ -173,6 +176,7 @@ class TileMac:
     floats: TileFloats | None = None
     picks: TilePairs | None = None
     dots: TilePairs | None = None
+    in_vectors: "TileMac | None" = None
 
     @property
     def units(self) -> TilePairs | None:

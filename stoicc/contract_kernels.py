@@ -13,6 +13,7 @@ from stoicc.contract import TILES, Contract, NotTried, Problems
 from stoicc.ir.dtypes import TORCH_DTYPES, bits, output_dtype
 from stoicc.ir.format import PlaneKind
 from stoicc.ir.fragment import Operands
+from stoicc.ir.tile_mac import TileMac
 from stoicc.kernel import Kernel
 from stoicc.targets import backend_named
 
@@ -71,8 +72,20 @@ def c_panels(c: Contract) -> Problems:
 
 def c_unpack(c: Contract) -> Problems:
     code = c.fmt.tile_mac(c.tile, c.dtype)
-    if code is None or code.unpack is None:
+    if code is None or (code.unpack is None and code.in_vectors is None):
         raise NotTried("the format has no unpack")
+    if code.unpack is not None:
+        yield from _unpacked(c, code)
+    if code.in_vectors is not None:
+        if code.in_vectors.unpack is None:
+            yield "in_vectors has no unpack: what reads canonical planes could not have them"
+            return
+        yield from (f"in_vectors: {problem}" for problem in _unpacked(c, code.in_vectors))
+
+
+def _unpacked(c: Contract, code: TileMac) -> Problems:
+    """What unpack does not bring back of what pack made."""
+    assert code.unpack is not None
     ragged = {name for plane in c.of_kind(PlaneKind.RAGGED) for name in (plane.name, f"{plane.name}_ptr")}
     for kind, tiles in c.accepted().items():
         planes = {name: plane.contiguous() for name, plane in c.fmt.encode(tiles.clone()).items()}

@@ -24,6 +24,10 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
         raise FormatError(
             f"format {fmt}: expected picked dots in units of {VECTOR_COLUMNS} columns, found {code.dots.columns}"
         )
+    if code.dots.picked % 2 or not 0 <= code.dots.picked <= VECTOR_COLUMNS:
+        raise FormatError(
+            f"format {fmt}: expected dots that pick 2, 4, .. {VECTOR_COLUMNS} columns, found {code.dots.picked}"
+        )
     if code.dots.columns % 16 or tile[1] % code.dots.columns:
         raise FormatError(
             f"format {fmt}: expected dots in units of 16, 32, .. columns that divide the tile's {tile[1]}, found "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
-from stoicc.codegen.cpu.plan import C_TYPES, PackedPlane, c_name, member, packed_planes
+from stoicc.codegen.cpu.plan import C_TYPES, PackedPlane, c_name, member, packed_planes, tile_code
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.planes import PlaneSource, plane_slots, pool_name, stored_entries, stored_range, tile_coordinates
 from stoicc.ir.schedule import TileCsr
@@ -143,7 +143,7 @@ class CompiledDecoder:
             if not planes:
                 continue
             name = f"decode_{c_name(fmt.name)}_{index}"
-            code = fmt.tile_mac(program.tile, program.dtype)
+            code = tile_code(fmt, program.tile, program.dtype, instruction_set())
             assert code is not None
             packed = csr.segment in self._packed
             functions.append((code.decode_packed if packed else code.decode).replace("{name}", name))
@@ -243,7 +243,10 @@ def _readable_packed(module: Module) -> tuple[int, ...]:
     program = module.tiles
     assert module.schedule is not None
     segments = [csr.segment for csr in module.schedule.csrs]
-    code = {index: program.segments[index].resolve().tile_mac(program.tile, program.dtype) for index in segments}
+    code = {
+        index: tile_code(program.segments[index].resolve(), program.tile, program.dtype, instruction_set())
+        for index in segments
+    }
     return tuple(index for index, mac in code.items() if mac is not None and mac.decode_packed)
 
 

@@ -30,19 +30,20 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
 
 def _multiply(part: FormatPart, kernel: KernelClass, names: dict[str, str], form: str, code: TilePairs) -> str:
     """C that multiplies a tile whose units are unpacked in one form: `dots` or `pairs`."""
-    add, x = "add_dots", "x + unit * SIZE * nb"
+    add, size, x = "add_dots", "SIZE", "x + unit * SIZE * nb"
     if code.picked:
-        add, x = "add_dots_of_columns", "entries + unit * SIZE"
+        add, size, x = "add_dots_of_columns", str(code.picked), "entries + unit * SIZE"
     elif form == "pairs" and kernel.picks(part):
         add = "add_picked_dots"
     apart = f"        {part.name}_apart({names['planes']}, strip, entries, acc, nb, &place);\n"
     start = "    int64_t place = 0;\n" * (code.ordered or bool(code.apart))
-    start += _ENTRIES * (code.picked or bool(code.apart)) + _CROSS * code.crossed
+    start += _ENTRIES * (code.picked > 0 or bool(code.apart)) + _CROSS * code.crossed
     steps = {
         "form": form,
         "group": str(code.group),
         "columns": str(code.columns),
         "add": add,
+        "size": size,
         "from": x,
         "start": start,
         "again": "entries" if code.picked else "x",
@@ -83,7 +84,7 @@ $start    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
 $strip_asks$clear_strip        for (int unit = 0; unit < UNITS; unit++) {
             bf16 pairs[SIZE * LANES] __attribute__((aligned(64)));
 $asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, pairs$place);
-            $add(sum, pairs, SIZE, $from, nb);
+            $add(sum, pairs, $size, $from, nb);
 $store_group        }
 $store_strip$apart    }
 }

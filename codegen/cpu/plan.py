@@ -300,22 +300,29 @@ def classify(
     if x_dtype == torch.float64:
         raise CodegenError(f"cpu kernel of {program.name}: expected x of 16 or 32 bits, found f64; use the reference")
     out = DTYPE_NAMES[output_dtype(program.dtype, x_dtype) if out_dtype is None else out_dtype]
-    parts = _parts(program, schedule, on_missing)
+    parts = _parts(program, schedule, on_missing, isa)
     split = schedule.max_parts > 1
     fused = _fused(program, schedule)
     return KernelClass(parts, program.tile, program.dtype, DTYPE_NAMES[x_dtype], out, fused, split, isa)
 
 
-def _parts(program: TileProgram, schedule: Schedule, on_missing: str) -> tuple[FormatPart, ...]:
+def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | None:
+    """A format's C for an instruction set; None where it has none."""
+    code = fmt.tile_mac(tile, dtype)
+    units = isa == "amx" and dtype == "bf16"
+    return code.in_vectors if code is not None and code.in_vectors is not None and not units else code
+
+
+def _parts(program: TileProgram, schedule: Schedule, on_missing: str, isa: str) -> tuple[FormatPart, ...]:
     parts: list[FormatPart] = []
     formats = [program.segments[csr.segment].resolve() for csr in schedule.csrs]
     for index, fmt in enumerate(formats):
         if not fmt.planes(program.tile, program.dtype):
             continue  # nothing stored, nothing to add: empty tiles
-        code, materialised = fmt.tile_mac(program.tile, program.dtype), False
+        code, materialised = tile_code(fmt, program.tile, program.dtype, isa), False
         if code is None:
             fmt, materialised = _materialise(fmt, program, on_missing), True
-            code = fmt.tile_mac(program.tile, program.dtype)
+            code = tile_code(fmt, program.tile, program.dtype, isa)
             assert code is not None
         check_units(fmt, code, program.tile)
         name = _c_name(fmt, index, formats, [part.name for part in parts])

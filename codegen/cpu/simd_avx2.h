@@ -56,15 +56,21 @@ static inline void vf_pair_f16(const f16 *p, vfloat *first, vfloat *second)
     *second = vf_load_f16(p + 16);
 }
 
-/* Two interleaved vectors: lane i of both is one 32-bit word, the first in its low half. */
-static inline void vf_pair_bf16(const bf16 *p, vfloat *first, vfloat *second)
+/* Both numbers of each 32-bit word: the one in its low half, and the other. */
+static inline void halves_bf16(__m256i lo, __m256i hi, vfloat *first, vfloat *second)
 {
-    __m256i lo = _mm256_loadu_si256((const __m256i *)p), hi = _mm256_loadu_si256((const __m256i *)(p + 16));
     __m256i high_half = _mm256_set1_epi32((int)0xffff0000);
     first->lo = _mm256_castsi256_ps(_mm256_slli_epi32(lo, 16));
     first->hi = _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16));
     second->lo = _mm256_castsi256_ps(_mm256_and_si256(lo, high_half));
     second->hi = _mm256_castsi256_ps(_mm256_and_si256(hi, high_half));
+}
+
+/* Two interleaved vectors: lane i of both is one 32-bit word, the first in its low half. */
+static inline void vf_pair_bf16(const bf16 *p, vfloat *first, vfloat *second)
+{
+    __m256i lo = _mm256_loadu_si256((const __m256i *)p), hi = _mm256_loadu_si256((const __m256i *)(p + 16));
+    halves_bf16(lo, hi, first, second);
 }
 
 static inline void vf_store_f32(float *p, vfloat v)
@@ -127,6 +133,29 @@ static inline vfloat vf_broadcast4(const float *p)
 static inline vfloat vf_pick4(vfloat four, vint index)
 {
     return (vfloat){_mm256_permutevar_ps(four.lo, index.lo), _mm256_permutevar_ps(four.hi, index.hi)};
+}
+
+/* Eight lanes: one of the eight floats at x, by the low three bits of place; of the next eight where the fourth is set,
+ * if `size` is 16. */
+static inline __m256 lanes_of(const float *x, __m256i place, const int size)
+{
+    __m256 lanes = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x), place);
+    if (size <= 8)
+        return lanes;
+    __m256 next = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + 8), place);
+    return _mm256_blendv_ps(lanes, next, _mm256_castsi256_ps(_mm256_slli_epi32(place, 28)));
+}
+
+/* For each lane the float that the low four bits of `place` count from x[group] on: one of `size`, 4, 8 or 16, which do
+ * not reach past the sixteen that they begin among. */
+static inline vfloat vf_pick_of(const float *x, vint place, const int group, const int size)
+{
+    if (group % 8) {
+        const __m256i first = _mm256_set1_epi32(group % 8);
+        place = (vint){_mm256_or_si256(place.lo, first), _mm256_or_si256(place.hi, first)};
+    }
+    x += group / 8 * 8;
+    return (vfloat){lanes_of(x, place.lo, size), lanes_of(x, place.hi, size)};
 }
 
 /* The lanes of `v` whose index, `bits` of it, is `value`; 0 in the others. */
@@ -289,7 +318,7 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t 
     uint32_t mask = (uint32_t)*of;
     __m128i eights[4];
     expand_pair(p, end, mask, eights);
-    vf_pair_bf16((const bf16 *)eights, first, second);
+    halves_bf16(_mm256_set_m128i(eights[1], eights[0]), _mm256_set_m128i(eights[3], eights[2]), first, second);
 }
 
 static inline __m256 eight_e4m3(const uint8_t *p)

@@ -120,6 +120,15 @@ static inline vfloat vf_pick4(vfloat four, vint index)
     return _mm512_permutevar_ps(four, index);
 }
 
+/* For each lane the float that the low four bits of `place` count from x[group] on: one of `size`, 4, 8 or 16, which do
+ * not reach past the sixteen that they begin among. */
+static inline vfloat vf_pick_of(const float *x, vint place, const int group, const int size)
+{
+    const __m512i first = _mm512_set1_epi32(group % 16);
+    const __m512i index = _mm512_ternarylogic_epi32(place, _mm512_set1_epi32(size - 1), first, 0xea); /* and, or */
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(x + group / 16 * 16));
+}
+
 /* Four columns from the two that are kept of them: each lane has its own places, the first in the low two bits of
  * `place`, the second in the next two. */
 static inline void vf_spread4(float *to, const vfloat *kept, vint place)

@@ -86,6 +86,26 @@ INLINE void multiply_add_picked(vfloat w, vint pick, const float *x, vfloat *sum
         own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + 4 * n), pick), own[n]);
 }
 
+/* The same where it is one of `size` at x [nb][BK], from column `group` on. */
+INLINE void multiply_add_of_columns(
+    vfloat w, vint place, const float *x, const int group, const int size, vfloat *sum, const int column, const int nb)
+{
+    vfloat *own = sum + column % chains(nb) * nb;
+    #pragma GCC unroll 8
+    for (int n = 0; n < nb; n++)
+        own[n] = vf_fma(w, vf_pick_of(x + n * BK, place, group, size), own[n]);
+}
+
+/* A tile's columns of x, an entry after the other. */
+INLINE const float *entries_one_by_one(const float *x, float *to, const int nb)
+{
+    for (int k = 0; nb > 1 && k < BK; k += 4, x += 4 * nb)
+        #pragma GCC unroll 8
+        for (int n = 0; n < nb; n++)
+            memcpy(to + n * BK + k, x + 4 * n, 4 * sizeof *x);
+    return nb > 1 ? to : x;
+}
+
 /* Where the kept column i of group g stands in a word of positions of eight groups. */
 static inline int place_shift(const int g, const int i)
 {

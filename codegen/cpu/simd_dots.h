@@ -44,6 +44,14 @@ static inline vint vp_two_columns(vint positions, const int g, const int second)
     return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16(3), base, 0xea); /* place & 3 | base */
 }
 
+/* Of a word of places of four bits, those of pair i: its first weight's, in the group of columns that begins at `first`,
+ * and its second's. */
+static inline vint vp_places(vint places, const int i, const int first, const int second)
+{
+    vint place = i ? _mm512_srli_epi32(places, 4 * i) : places;
+    return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16(15), _mm512_set1_epi32(first | second << 16), 0xea);
+}
+
 /* The low (0) or the high (1) 16 bits of each lane, twice. */
 static inline vint vp_half(vint word, const int high)
 {
@@ -166,12 +174,12 @@ INLINE void add_dots(vfloat *sum, const bf16 *pairs, const int columns, const bf
         }
 }
 
-/* The same with pairs of kept columns, and which of the 32 columns at x [nb][BK] they are. */
-INLINE void add_dots_of_columns(vfloat *sum, const bf16 *kept, const int columns, const bf16 *x, const int nb)
+/* The same with pairs of `count` kept columns, and which of the 32 columns at x [nb][BK] they are. */
+INLINE void add_dots_of_columns(vfloat *sum, const bf16 *kept, const int count, const bf16 *x, const int nb)
 {
-    #pragma GCC unroll 8
-    for (int i = 0; i < columns / 4; i++) {
-        vint pair = vp_load(kept + i * 2 * LANES), pick = vp_load(kept + (columns / 4 + i) * 2 * LANES);
+    #pragma GCC unroll 16
+    for (int i = 0; i < count / 2; i++) {
+        vint pair = vp_load(kept + i * 2 * LANES), pick = vp_load(kept + (count + 2 * i) * LANES);
         vfloat *own = sum + i % dot_chains(nb) * nb;
         #pragma GCC unroll 8
         for (int n = 0; n < nb; n++)

@@ -149,6 +149,19 @@ static inline vfloat vf_pick4(vfloat four, vint index)
     return v;
 }
 
+/* For each lane the float that the low four bits of `place` count from x[group] on: one of `size`, 4, 8 or 16, which do
+ * not reach past the sixteen that they begin among. */
+static inline vfloat vf_pick_of(const float *x, vint place, const int group, const int size)
+{
+    vfloat v;
+    x += group;
+    for (int i = 0; i < 4; i++) {
+        word4 at = place.part[i] & (size - 1);
+        v.part[i] = (float4){x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
+    }
+    return v;
+}
+
 /* Four columns from the two that are kept of them: each lane has its own places, the first in the low two bits of
  * `place`, the second in the next two. */
 static inline void vf_spread4(float *to, const vfloat *kept, vint place)

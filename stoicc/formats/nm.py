@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stoicc.formats import _mask, _nm
 from stoicc.formats._mask import ranks, woven
+from stoicc.formats._nm_picked_c import picked_mac
 from stoicc.formats.bitmap import kept_decode, kept_dots, kept_mac, kept_pairs
 from stoicc.ir.dtypes import bits
 from stoicc.ir.errors import FormatError
@@ -116,12 +117,14 @@ class Nm(TileFormat):
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         strip = _mask.ROWS * tile[1] * self.n // self.m
         arguments = f"const int32_t *masks, const {dtype} *values"
+        decode = kept_decode(arguments, f"(BM / 16) * {strip}", dtype, tile)
         return TileMac(
             kept_mac(arguments, f"STRIPS * {strip}", dtype),
-            decode=kept_decode(arguments, f"(BM / 16) * {strip}", dtype, tile),
+            decode=decode,
             pairs=kept_pairs(arguments, f"strip * {strip}", tile) if dtype == "bf16" else None,
             unpack=lambda packed, tile: packed,
             dots=kept_dots(arguments, tile) if dtype == "bf16" else None,
+            in_vectors=picked_mac(self.n, self.m, tile, dtype, decode),
         )
 
 

@@ -15,7 +15,10 @@ FORMATS = (
     "fp8<kind=e5m2, group_size=16>",
     "mxfp4",
     "nvfp4",
+    "nm",
+    "nm<n=1, m=4>",
     "nm<n=3, m=16>",
+    "nm<n=5, m=16>",
 )
 COMPOSED = (
     "masked<values=int8<zero_points=true>>",

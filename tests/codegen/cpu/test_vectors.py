@@ -205,6 +205,16 @@ class NarrowPickedDots(Int4Nv24):
         return code and replace(code, dots=code.dots and replace(code.dots, columns=16))
 
 
+class OddPicks(Int4Nv24):
+    """Units for one entry or two whose weights do not come two by two."""
+
+    name: ClassVar[str] = "odd_picks"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        return code and replace(code, dots=code.dots and replace(code.dots, picked=15))
+
+
 class NarrowPairs(Dense):
     """Units for a large batch that no loop walks."""
 
@@ -240,6 +250,7 @@ class DenseDots(Dense):
     [
         (WidePicks, "picks in units of 32 columns, found 64"),
         (NarrowPickedDots, "picked dots in units of 32 columns, found 16"),
+        (OddPicks, "dots that pick 2, 4, .. 32 columns, found 15"),
         (NarrowPairs, "pairs in units of 32, 64, .. columns that divide the tile's 64, found 16"),
         (OnlyDots, "pairs beside its dots, found none"),
         (NarrowDots, "dots in units of 16, 32, .. columns that divide the tile's 64, found 8"),

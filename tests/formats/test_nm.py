@@ -1,0 +1,62 @@
+"""n:m tiles in the order in which lanes pick their columns."""
+
+import pytest
+import torch
+
+import stoicc
+from stoicc.codegen.cpu.plan import tile_code
+from stoicc.formats._nm_picked_c import can_pick
+from stoicc.formats.nm import Nm
+from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.tile_mac import TileMac
+
+TILE = (32, 64)
+
+
+def code_of(fmt: Nm, dtype: str, isa: str) -> TileMac:
+    code = tile_code(fmt, TILE, dtype, isa)
+    assert code is not None
+    return code
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (1, 8), (2, 8), (1, 16), (2, 16), (3, 16), (4, 16)])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_kept_weights_stand_by_row_and_column(n, m, dtype):
+    fmt = Nm(n=n, m=m)
+    tiles = torch.arange(1.0, 2 * 32 * 64 + 1).view(2, *TILE).to(TORCH_DTYPES[dtype])
+    held = tiles.where(fmt.keep(torch.rand(tiles.shape, generator=torch.Generator().manual_seed(0))), 0)
+    packed = code_of(fmt, dtype, "avx2").pack(fmt.encode(held))
+    kept, words = n * 32 // m, packed["masks"][1, 1, 1]  # of the second strip of the second tile, columns 32 to 63
+    if dtype == "bf16":
+        values = packed["values"].view(2, 2, 2, kept // 2, 16, 2)[1, 1, 1].transpose(1, 2).flatten(0, 1)
+    else:
+        values = packed["values"].view(2, 2, 2, kept, 16)[1, 1, 1]
+    for row in (0, 5, 15):
+        want = held[1, 16 + row, 32:]
+        found = torch.zeros(32)
+        for i in range(kept):
+            place = int(words[row]) >> (i // 2 * 4 + i % 2 * 16) & 15
+            found[i // n * m + place] = values[i, row]
+        assert torch.equal(found, want.float())
+
+
+def test_what_does_not_fit_a_word_of_positions_keeps_its_masks():
+    for n, m in ((2, 4), (3, 8), (5, 16), (1, 32), (1, 6)):
+        assert not can_pick(n, m, 64), (n, m)
+        if 64 % m == 0:
+            assert Nm(n=n, m=m).tile_mac((32, 64), "bf16").in_vectors is None
+    assert not can_pick(2, 8, 48)
+
+
+def test_matrix_units_take_masks():
+    for dtype, isa, picked in (("bf16", "amx", False), ("f32", "amx", True), ("bf16", "avx512bf16", True)):
+        own = Nm().tile_mac(TILE, dtype).in_vectors
+        assert own is not None
+        assert (code_of(Nm(), dtype, isa).source == own.source) is picked
+
+
+def test_masks_that_keep_another_number_are_refused():
+    planes = Nm().encode(torch.zeros(1, *TILE))
+    planes["masks"][0, 0, 0] ^= 1
+    with pytest.raises(stoicc.FormatError, match="masks that keep 2 of each 8"):
+        code_of(Nm(), "f32", "avx2").pack(planes)

@@ -1,12 +1,19 @@
-"""What a format's code for bf16 products in vectors has to be, for the loops that walk its units."""
+"""The C of a format that a kernel takes, and what it has to be for the loops that walk its units."""
 
 from stoicc.codegen.cpu.layouts import VECTOR_COLUMNS
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import Tile, TileFormat, TileMac
 
 
+def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | None:
+    """A format's C for an instruction set; None where it has none."""
+    code = fmt.tile_mac(tile, dtype)
+    units = isa == "amx" and dtype == "bf16"
+    return code.in_vectors if code is not None and code.in_vectors is not None and not units else code
+
+
 def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
-    """FormatError where units are of columns that no loop walks."""
+    """FormatError where units of bf16 products in vectors are of columns that no loop walks."""
     if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
         raise FormatError(
             f"format {fmt}: expected picks in units of {VECTOR_COLUMNS} columns, found {code.picks.columns}"

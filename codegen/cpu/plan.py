@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stoicc.codegen.cpu.checks import check_units
+from stoicc.codegen.cpu.checks import check_units, tile_code
 from stoicc.codegen.cpu.lanes import LANES, strips
 from stoicc.codegen.cpu.layouts import (
     BLOCKED_ENTRIES,
@@ -304,13 +304,6 @@ def classify(
     split = schedule.max_parts > 1
     fused = _fused(program, schedule)
     return KernelClass(parts, program.tile, program.dtype, DTYPE_NAMES[x_dtype], out, fused, split, isa)
-
-
-def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | None:
-    """A format's C for an instruction set; None where it has none."""
-    code = fmt.tile_mac(tile, dtype)
-    units = isa == "amx" and dtype == "bf16"
-    return code.in_vectors if code is not None and code.in_vectors is not None and not units else code
 
 
 def _parts(program: TileProgram, schedule: Schedule, on_missing: str, isa: str) -> tuple[FormatPart, ...]:

@@ -3,8 +3,8 @@
 `simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
 scalars, and what builds on those names, `simd_kept.h` codes of which some are kept. `simd_vnni.h`, `simd_pairs.h` with
 `simd_dots.h` or `simd_amx.h`, `simd_octets.h` and `simd_transposed.h` add products of their own to AVX-512.
-`simd_dots.h`, `simd_decode.h`, `simd_decode_avx2.h` and `simd_vbmi2.h` have better forms of some names. An emitted file
-holds only the definitions it needs.
+`simd_dots.h`, `simd_kept_avx2.h`, `simd_kept_avx512.h`, `simd_decode.h`, `simd_decode_avx2.h` and `simd_vbmi2.h` have
+better forms of some names. An emitted file holds only the definitions it needs.
 """
 
 import re
@@ -15,11 +15,23 @@ from importlib.resources import files
 ISAS = ("amx", "avx512bf16", "vnni", "avx512", "avx2", "portable")
 """Instruction sets, the best first: each of the first four has all of those up to `avx512`."""
 _HEADERS = {
-    "amx": ("avx512", "common", "kept", "decode", "vnni", "pairs", "amx", "octets", "transposed", "vbmi2"),
-    "avx512bf16": ("avx512", "common", "kept", "decode", "vnni", "pairs", "vbmi2", "dots"),
-    "vnni": ("avx512", "common", "kept", "decode", "vnni"),
-    "avx512": ("avx512", "common", "kept", "decode"),
-    "avx2": ("avx2", "common", "kept", "decode_avx2"),
+    "amx": (
+        "avx512",
+        "common",
+        "kept",
+        "kept_avx512",
+        "decode",
+        "vnni",
+        "pairs",
+        "amx",
+        "octets",
+        "transposed",
+        "vbmi2",
+    ),
+    "avx512bf16": ("avx512", "common", "kept", "kept_avx512", "decode", "vnni", "pairs", "vbmi2", "dots"),
+    "vnni": ("avx512", "common", "kept", "kept_avx2", "kept_avx512", "decode", "vnni"),
+    "avx512": ("avx512", "common", "kept", "kept_avx2", "kept_avx512", "decode"),
+    "avx2": ("avx2", "common", "kept", "kept_avx2", "decode_avx2"),
     "portable": ("portable", "common", "kept"),
 }
 _NAME = re.compile(
@@ -39,15 +51,18 @@ class Definition:
     uses: tuple[str, ...]
 
 
+def defined(header: str) -> dict[str, str]:
+    """The text of every definition of `simd_<header>.h`, by name."""
+    blocks = _blocks(files(__package__).joinpath(f"simd_{header}.h").read_text())
+    return {match.group(1): block for block in blocks if (match := _NAME.search(block))}
+
+
 @cache
 def vocabulary(isa: str) -> dict[str, Definition]:
     """Every definition for an instruction set, by name, in the order of the headers."""
     blocks: dict[str, str] = {}
     for header in _HEADERS[isa]:
-        for block in _blocks(files(__package__).joinpath(f"simd_{header}.h").read_text()):
-            match = _NAME.search(block)
-            if match:
-                blocks[match.group(1)] = block
+        blocks |= defined(header)
     words = {name: dict.fromkeys(_WORD.findall(_COMMENT.sub("", text))) for name, text in blocks.items()}
     return {
         name: Definition(name, text, tuple(w for w in words[name] if w in blocks and w != name))

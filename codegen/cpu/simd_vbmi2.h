@@ -14,12 +14,6 @@ static inline vint vi_expand_words(__mmask32 mask, const void *p)
     return _mm512_maskz_expandloadu_epi16(mask, p);
 }
 
-/* The first lanes to the places that the mask names, zeros between. */
-static inline vint vi_expand_lanes(__mmask16 mask, vint lanes)
-{
-    return _mm512_maskz_expand_epi32(mask, lanes);
-}
-
 /* The first bytes to the places that the mask names, those of `none` between. */
 static inline vint vi_expand_bytes(vint none, __mmask64 mask, vint bytes)
 {
@@ -141,21 +135,7 @@ INLINE const uint8_t *spread_columns(
     return codes + block_bytes((uint64_t)masks[0], bits);
 }
 
-/* Words of those of sixteen rows that the mask names, to the places of their rows; zeros at others. The bits of a word
- * that are set in `flip` are turned. No word is read after the last that is stored. */
-static inline void spread_words(uint32_t mask, const int32_t *p, const uint32_t flip, int32_t *to)
-{
-    const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
-    __m512i words = _mm512_xor_si512(_mm512_maskz_loadu_epi32(there, p), _mm512_set1_epi32((int)flip));
-    _mm512_storeu_si512(to, vi_expand_lanes((__mmask16)mask, words));
-}
-
-static inline void spread_f32(uint32_t mask, const f32 *p, f32 *to)
-{
-    const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
-    _mm512_storeu_ps(to, _mm512_maskz_expand_ps((__mmask16)mask, _mm512_maskz_loadu_ps(there, p)));
-}
-
+/* 16-bit words of those of sixteen rows that the mask names, to the places of their rows; zeros at others. */
 static inline void spread_bf16(uint32_t mask, const bf16 *p, bf16 *to)
 {
     const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
@@ -169,48 +149,4 @@ static inline void spread_bytes(uint32_t mask, const uint8_t *p, const int less,
     const __mmask16 there = (__mmask16)((1u << __builtin_popcount(mask)) - 1);
     __m128i bytes = _mm_sub_epi8(_mm_maskz_loadu_epi8(there, p), _mm_set1_epi8((char)less));
     _mm_storeu_si128((__m128i *)to, _mm_maskz_expand_epi8((__mmask16)mask, bytes));
-}
-
-/* x in digits as floats, in their order. */
-INLINE void digit_floats(const int8_t *x, const int nb, float *to)
-{
-    #pragma GCC unroll 4
-    for (int k = 0; k < BK; k += 16)
-        #pragma GCC unroll 8
-        for (int n = 0; n < nb; n++, x += 48) {
-            __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)x));
-            __m512i middle = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(x + 16)));
-            __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(x + 32)));
-            middle = _mm512_add_epi32(middle, _mm512_slli_epi32(high, 8));
-            __m512 all = _mm512_cvtepi32_ps(_mm512_add_epi32(low, _mm512_slli_epi32(middle, 8)));
-            all = _mm512_mul_ps(all, _mm512_set1_ps(digit_units(x - (k / 16 * nb + n) * 48, nb)[n]));
-            float *entry = to + (k * nb + 4 * n);
-            _mm_storeu_ps(entry, _mm512_castps512_ps128(all));
-            _mm_storeu_ps(entry + 4 * nb, _mm512_extractf32x4_ps(all, 1));
-            _mm_storeu_ps(entry + 8 * nb, _mm512_extractf32x4_ps(all, 2));
-            _mm_storeu_ps(entry + 12 * nb, _mm512_extractf32x4_ps(all, 3));
-        }
-}
-
-/* Those of sixteen rows that count more than `less`. */
-static inline uint32_t rows_above(const uint8_t *counts, int less)
-{
-    return _mm_cmpgt_epu8_mask(_mm_loadu_si128((const void *)counts), _mm_set1_epi8((char)less));
-}
-
-/* Add one weight of each of these rows times its own column of x. */
-INLINE void multiply_add_apart(
-    vfloat weights, uint32_t rows, const uint8_t *columns, const float *x, float *acc, const int nb)
-{
-    const __mmask16 here = (__mmask16)rows, there = (__mmask16)((1u << __builtin_popcount(rows)) - 1);
-    __m512i k = _mm512_cvtepu8_epi32(_mm_maskz_expand_epi8(here, _mm_maskz_loadu_epi8(there, columns)));
-    if (nb > 1) {
-        __m512i four = _mm512_and_si512(k, _mm512_set1_epi32(~3));
-        k = _mm512_add_epi32(_mm512_sub_epi32(k, four), _mm512_mullo_epi32(four, _mm512_set1_epi32(nb)));
-    }
-    #pragma GCC unroll 8
-    for (int n = 0; n < nb; n++) {
-        __m512 picked = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), here, k, x + 4 * n, 4);
-        _mm512_storeu_ps(acc + 16 * n, _mm512_fmadd_ps(weights, picked, _mm512_loadu_ps(acc + 16 * n)));
-    }
 }

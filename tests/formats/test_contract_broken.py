@@ -409,25 +409,6 @@ class SignlessUnpack(Dense):
         return replace(code, unpack=lambda packed, tile: {"values": inverse(packed, tile)["values"] + 0.0})
 
 
-class SignlessInVectors(SignlessUnpack):
-    """The same where no matrix units multiply."""
-
-    name: ClassVar[str] = "signless_in_vectors"
-
-    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
-        return replace(Dense().tile_mac(tile, dtype), in_vectors=super().tile_mac(tile, dtype))
-
-
-class PacksInVectors(Dense):
-    """Packs its planes for good where no matrix units multiply."""
-
-    name: ClassVar[str] = "packs_in_vectors"
-
-    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
-        code = super().tile_mac(tile, dtype)
-        return replace(code, in_vectors=replace(code, unpack=None))
-
-
 class UnpacksFromTheStart(Dense):
     """Right for all entries and wrong for some: it counts on the first."""
 
@@ -487,8 +468,6 @@ BROKEN = [
         r"packed planes unpack to themselves \(f32\): values of random tiles is packed and unpacked to other",
     ),
     (SignlessUnpack, r"packed planes unpack to themselves \(f32\): values of negative zero tiles .*other bits \(all"),
-    (SignlessInVectors, r"packed planes unpack to themselves \(f32\): in_vectors: values of negative zero tiles "),
-    (PacksInVectors, r"packed planes unpack to themselves \(f32\): in_vectors has no unpack"),
     (UnpacksFromTheStart, r"packed planes unpack to themselves \(f32\): values of random tiles .*\(a run of entries\)"),
     (SignlessPanel, r"C panel decode equals decode \(f32\): negative zero tiles are written with other bits"),
 ]

@@ -1,14 +1,21 @@
 """n:m tiles in the order in which lanes pick their columns."""
 
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 import torch
 
 import stoicc
-from stoicc.codegen.cpu.plan import tile_code
+from stoicc.codegen.cpu.checks import tile_code
 from stoicc.formats._nm_picked_c import can_pick
+from stoicc.formats.dense import Dense
 from stoicc.formats.nm import Nm
 from stoicc.ir.dtypes import TORCH_DTYPES
+from stoicc.ir.format import Tile
+from stoicc.ir.registry import REGISTRY
 from stoicc.ir.tile_mac import TileMac
+from stoicc.testing import check_format
 
 TILE = (32, 64)
 
@@ -60,3 +67,39 @@ def test_masks_that_keep_another_number_are_refused():
     planes["masks"][0, 0, 0] ^= 1
     with pytest.raises(stoicc.FormatError, match="masks that keep 2 of each 8"):
         code_of(Nm(), "f32", "avx2").pack(planes)
+
+
+class SignlessInVectors(Dense):
+    """Loses the sign of zero on the way back to canonical planes, where no matrix units multiply."""
+
+    name: ClassVar[str] = "signless_in_vectors"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        assert code.unpack is not None
+        inverse = code.unpack
+        signless = replace(code, unpack=lambda packed, tile: {"values": inverse(packed, tile)["values"] + 0.0})
+        return replace(code, in_vectors=signless)
+
+
+class PacksInVectors(Dense):
+    """Packs its planes for good where no matrix units multiply."""
+
+    name: ClassVar[str] = "packs_in_vectors"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
+        code = super().tile_mac(tile, dtype)
+        return replace(code, in_vectors=replace(code, unpack=None))
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [(SignlessInVectors, "in_vectors: values of negative zero tiles"), (PacksInVectors, "in_vectors has no unpack")],
+)
+def test_the_contract_asks_for_the_way_back(cls, said):
+    fmt = stoicc.register_format(cls())
+    try:
+        with pytest.raises(stoicc.FormatError, match=rf"packed planes unpack to themselves \(f32\): {said}"):
+            check_format(fmt, (64, 64), ("f32",))
+    finally:
+        REGISTRY.unregister(fmt.name)

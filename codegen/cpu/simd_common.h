@@ -77,13 +77,20 @@ INLINE void multiply_add(vfloat w, const float *x, vfloat *sum, const int column
         own[n] = vf_fma(w, vf_set1(x[4 * n]), own[n]);
 }
 
-/* The same where every lane has its own column: one of the four at x, by the low bits of `pick`. */
-INLINE void multiply_add_picked(vfloat w, vint pick, const float *x, vfloat *sum, const int column, const int nb)
+/* A tile's columns of x as `multiply_add_picked` takes them: as they are. */
+INLINE const float *columns_to_pick(const float *x, float *room, const int nb)
+{
+    return x;
+}
+
+/* The same where every lane has its own column: one of the four from k on, by the low bits of `pick`. */
+INLINE void multiply_add_picked(
+    vfloat w, vint pick, const float *x, const int k, vfloat *sum, const int column, const int nb)
 {
     vfloat *own = sum + column % chains(nb) * nb;
     #pragma GCC unroll 8
     for (int n = 0; n < nb; n++)
-        own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + 4 * n), pick), own[n]);
+        own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + k * nb + 4 * n), pick), own[n]);
 }
 
 /* The same where it is one of `size` at x [nb][BK], from column `group` on. */

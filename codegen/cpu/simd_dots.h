@@ -318,20 +318,30 @@ INLINE void store_scaled_dots(float *acc, vfloat scale, const vfloat *sum, const
         vf_store_f32(acc + 16 * n, vf_fma(scale, total_dots(sum, n, nb), vf_load_f32(acc + 16 * n)));
 }
 
-/* As in simd_common.h, where a broadcast of four floats takes a shuffle as much as the pick does (Zen 4): picked from
- * sixteen that are loaded, in which the four of entry n are first, or fourth where that would reach past the last. */
-INLINE void multiply_add_picked(vfloat w, vint pick, const float *x, vfloat *sum, const int column, const int nb)
+/* As in simd_common.h, where a broadcast of four floats takes a shuffle as much as the pick does (Zen 4): of four entries,
+ * one after the other, sixteen columns are loaded; of eight, four columns of four entries, among which they stand. */
+INLINE const float *columns_to_pick(const float *x, float *room, const int nb)
+{
+    return BK % 16 || nb != 4 ? x : entries_one_by_one(x, room, nb);
+}
+
+INLINE void multiply_add_picked(
+    vfloat w, vint pick, const float *x, const int k, vfloat *sum, const int column, const int nb)
 {
     vfloat *own = sum + column % chains(nb) * nb;
+    if (BK % 16 == 0 && nb == 4) {
+        multiply_add_of_columns(w, pick, x + k / 16 * 16, k % 16, 4, sum, column, nb);
+        return;
+    }
     #pragma GCC unroll 8
     for (int n = 0; n < nb; n++) {
         if (nb < 4) {
-            own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + 4 * n), pick), own[n]);
+            own[n] = vf_fma(w, vf_pick4(vf_broadcast4(x + k * nb + 4 * n), pick), own[n]);
         } else {
-            const int from = nb == 4 ? 0 : n < 5 ? n : n - 3;
+            const int from = nb == 4 ? 0 : n < 5 ? n : n - 3; /* not past the last */
             const __m512i mask = _mm512_set1_epi32(3), four = _mm512_set1_epi32((n - from) * 4);
             __m512i index = _mm512_ternarylogic_epi32(pick, mask, four, 0xea); /* pick & mask | four */
-            own[n] = vf_fma(w, _mm512_permutexvar_ps(index, _mm512_loadu_ps(x + from * 4)), own[n]);
+            own[n] = vf_fma(w, _mm512_permutexvar_ps(index, _mm512_loadu_ps(x + k * nb + from * 4)), own[n]);
         }
     }
 }

@@ -118,17 +118,26 @@ INLINE void clear_picked_digits(vint *sum, vint *of_codes, const int strips, con
         of_codes[s] = _mm512_setzero_si512();
 }
 
-/* The same where every lane has its own columns of the 16 at x, two times four of each strip, and codes are signed: less
- * 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
+/* x in digits, unsigned, each 16 bytes four times: what lanes pick from is then a load, where a broadcast of 16 bytes takes
+ * one of the two ports that shuffle (Zen 4). */
+INLINE void widen_digits(const int8_t *x, uint8_t *wide, const int nb)
+{
+    #pragma GCC unroll 4
+    for (int i = 0; i < (BK + 15) / 16 * 3 * nb; i++)
+        _mm512_store_si512(
+            wide + 64 * i, vi_unsigned_bytes(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)x + i))));
+}
+
+/* The same where every lane has its own columns of the 16 of `wide`, two times four of each strip, and codes are signed:
+ * less 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
 INLINE void multiply_add_picked_digits(
-    const vint *codes, const vint *places, const int8_t *x, vint *sum, const int strips, const int nb)
+    const vint *codes, const vint *places, const uint8_t *wide, vint *sum, const int strips, const int nb)
 {
     #pragma GCC unroll 4
     for (int n = 0; n < nb; n++)
         #pragma GCC unroll 3
         for (int digit = 0; digit < 3; digit++) {
-            __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(x + 48 * n + 16 * digit)));
-            all = vi_unsigned_bytes(all);
+            __m512i all = _mm512_load_si512(wide + 192 * n + 64 * digit);
             #pragma GCC unroll 4
             for (int i = 0; i < 2 * strips; i++) {
                 vint *own = sum + 3 * (i / 2 * nb + n) + digit;

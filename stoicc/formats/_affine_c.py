@@ -31,7 +31,7 @@ INLINE void {name}(
     const int32_t *codes,$positions const $T *scales,$zeros
     const float *x, float *acc, const int nb)
 {
-    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+$picked    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         for (int group = 0; group < $groups; group++) {
             const float *xg = x + group * $size * nb;
             vfloat sum[8];
@@ -73,10 +73,15 @@ _INT4_NV24 = Template("""\
                     #pragma GCC unroll 8
                     for (int j = 0; j < $present; j++)
                         multiply_add_picked(
-                            $weight, vi_shift_right(place, place_shift(4 * half + j / 2, j % 2)),
-                            xg + (k + 16 * half + j / 2 * 4) * nb, sum, j, nb);
+                            $weight, vi_shift_right(place, place_shift(4 * half + j / 2, j % 2)), x,
+                            group * $size + k + 16 * half + j / 2 * 4, sum, j, nb);
                 }
             }""")
+
+_PICKED = """\
+    float room[COLUMNS * WIDE] __attribute__((aligned(64)));
+    x = columns_to_pick(x, room, nb);
+"""
 
 _LOW_CODES = {
     "low": "vi_low_nibbles(eight)",
@@ -152,6 +157,7 @@ class _Groups:
             "groups": str(self.groups),
             "size": str(self.size),
             "positions": "",
+            "picked": "",
             "start": "",
             "zeros": " const int8_t *zeros," if self.zeros else "",
             "next_zeros": "\n            zeros += LANES;" if self.zeros else "",
@@ -275,7 +281,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     halves = "2" if size % 32 == 0 else f"(k + 16 < {size} ? 2 : 1)"
     present = "8" if size % 16 == 0 else f"({size} - k - 16 * half < 16 ? ({size} - k - 16 * half) / 2 : 8)"
     weight = _less_zero("vf_nibble(eight, j)", zeros)
-    arguments = {"positions": " const int32_t *positions,", "halves": halves, "present": present}
+    arguments = {"positions": " const int32_t *positions,", "halves": halves, "present": present, "picked": _PICKED}
     source = grid.fill(_TILE, _INT4_NV24, start=_LOAD_ZEROS if zeros else "", weight=weight, **arguments)
     digits = grid.fill(_digits.INT4_NV24_DIGITS, "", halves=halves, **_picked_codes(grid)) if grid.on_integers else ""
     look_up = "vp_small" if zeros else "vp_nibble"

@@ -56,15 +56,17 @@ INLINE void {name}(
 {
     enum { CODES = $groups * $code_words * LANES, POSITIONS = $groups * $position_words * LANES }; /* of a strip */
     const int beside = STRIPS % 2 || nb > 2 ? 1 : 2; /* strips that share what is read of x */
+    uint8_t wide[(BK + 15) / 16 * 192 * 4] __attribute__((aligned(64)));
+    widen_digits(x, wide, nb);
     for (int strip = 0; strip < STRIPS; strip += beside) {
         for (int group = 0; group < $groups; group++) {
-            const int8_t *xg = x + group * $size * 3 * nb;
+            const uint8_t *xg = wide + group * $size * 12 * nb;
             vint sum[12], of_codes[2];
             clear_picked_digits(sum, of_codes, beside, nb);
             #pragma GCC unroll 2
             for (int k = 0; k < $size; k += 32, positions += LANES) {
                 #pragma GCC unroll 2
-                for (int half = 0; half < $halves; half++, codes += LANES, xg += 48 * nb) {
+                for (int half = 0; half < $halves; half++, codes += LANES, xg += 192 * nb) {
                     vint kept[4], places[4]; /* the first and the second of four groups, of each strip */
                     #pragma GCC unroll 2
                     for (int s = 0; s < beside; s++) {

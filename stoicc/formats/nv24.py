@@ -52,6 +52,8 @@ _MAC = """\
 INLINE void {name}(
     const $T *values, const int32_t *positions, const float *x, float *acc, const int nb)
 {
+    float room[COLUMNS * WIDE] __attribute__((aligned(64)));
+    x = columns_to_pick(x, room, nb);
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         vfloat sum[8];
         clear_sums(sum, nb);
@@ -66,7 +68,7 @@ INLINE void {name}(
                 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++)
                     multiply_add_picked(
-                        kept[i], vi_shift_right(place, place_shift(g, i)), x + (k + 4 * g) * nb, sum, 2 * g + i, nb);
+                        kept[i], vi_shift_right(place, place_shift(g, i)), x, k + 4 * g, sum, 2 * g + i, nb);
             }
         }
         add_sums(acc, sum, nb);

@@ -16,19 +16,63 @@ static inline int kept_bytes(const int64_t *masks, int n, const int bits)
     return bytes;
 }
 
+/* Where each of eight comes from among those kept, by the mask of which are; 0x88 where none is. */
+static inline const uint8_t *places_of_kept(const int mask)
+{
+#define PLACE(m, i) ((m) >> (i) & 1 ? __builtin_popcount((m) & ((1 << (i)) - 1)) : 0x88)
+#define EIGHT(m) \
+    {PLACE(m, 0), PLACE(m, 1), PLACE(m, 2), PLACE(m, 3), PLACE(m, 4), PLACE(m, 5), PLACE(m, 6), PLACE(m, 7)}
+#define MASKS4(m) EIGHT(m), EIGHT((m) + 1), EIGHT((m) + 2), EIGHT((m) + 3)
+#define MASKS16(m) MASKS4(m), MASKS4((m) + 4), MASKS4((m) + 8), MASKS4((m) + 12)
+#define MASKS64(m) MASKS16(m), MASKS16((m) + 16), MASKS16((m) + 32), MASKS16((m) + 48)
+    static const uint8_t places[256][8] __attribute__((aligned(64))) = {
+        MASKS64(0), MASKS64(64), MASKS64(128), MASKS64(192)};
+#undef PLACE
+#undef EIGHT
+#undef MASKS4
+#undef MASKS16
+#undef MASKS64
+    return places[mask];
+}
+
+/* The eight codes that begin `place` bits from p on, the first in the lowest byte. Reads eight bytes. */
+INLINE uint64_t eight_codes(const uint8_t *p, const int place, const int bits)
+{
+    uint64_t word;
+    memcpy(&word, p + place / 8, sizeof word);
+    word >>= place % 8;
+    if (bits == 4) {
+        word = (word & 0xffff) | (word & 0xffff0000) << 16;
+        word = (word | word << 8) & 0x00ff00ff00ff00ff;
+        word = (word | word << 4) & 0x0f0f0f0f0f0f0f0f;
+    } else if (bits == 2) {
+        word = (word & 0xff) | (word & 0xff00) << 24;
+        word = (word | word << 12) & 0x000f000f000f000f;
+        word = (word | word << 6) & 0x0303030303030303;
+    }
+    return word;
+}
+
 /* Codes of one block to 64 bytes, row by row; where none is kept, `otherwise` and what its row has in `rows`, if any.
  * Returns where the next block's codes are. */
-static inline const uint8_t *spread_block(
+INLINE const uint8_t *spread_block(
     uint64_t mask, const uint8_t *codes, const int8_t *rows, const int otherwise, const int bits, uint8_t *to)
 {
-    const int most = (1 << bits) - 1;
-    int place = 0;
-    for (int i = 0; i < 64; i++, mask >>= 1) {
-        const int none = (otherwise + (rows ? rows[i / 4] : 0)) & most;
-        to[i] = mask & 1 ? (uint8_t)(codes[place / 8] >> place % 8 & most) : (uint8_t)none;
-        place += bits * (int)(mask & 1);
+    const int most = (1 << bits) - 1, bytes = block_bytes(mask, bits);
+    uint8_t run[72], kept[9]; /* and what stands where none is */
+    memcpy(run, codes, (size_t)bytes);
+    for (int i = 0, place = 0; i < 16; mask >>= 8) { /* two rows at a time */
+        const uint8_t *from = places_of_kept(mask & 255);
+        const uint64_t eight = eight_codes(run, place, bits);
+        memcpy(kept, &eight, sizeof eight);
+        place += bits * __builtin_popcount(mask & 255);
+        for (int next = i + 2; i < next; i++, from += 4, to += 4) {
+            kept[8] = (uint8_t)((otherwise + (rows ? rows[i] : 0)) & most);
+            for (int k = 0; k < 4; k++)
+                to[k] = kept[from[k] & 15];
+        }
     }
-    return codes + (place + 7) / 8;
+    return codes + bytes;
 }
 
 /* As many blocks as codes fit a byte, each code in its field: a word of 16 rows. The bits of a code

@@ -4,44 +4,25 @@
 /* Where each of eight bytes comes from among those kept, by the mask of which are: for `pshufb`. */
 static inline __m128i byte_control(const int mask)
 {
-#define BYTE(m, i) ((m) >> (i) & 1 ? __builtin_popcount((m) & ((1 << (i)) - 1)) : 0x80)
-#define EIGHT(m) {BYTE(m, 0), BYTE(m, 1), BYTE(m, 2), BYTE(m, 3), BYTE(m, 4), BYTE(m, 5), BYTE(m, 6), BYTE(m, 7)}
-#define MASKS4(m) EIGHT(m), EIGHT((m) + 1), EIGHT((m) + 2), EIGHT((m) + 3)
-#define MASKS16(m) MASKS4(m), MASKS4((m) + 4), MASKS4((m) + 8), MASKS4((m) + 12)
-#define MASKS64(m) MASKS16(m), MASKS16((m) + 16), MASKS16((m) + 32), MASKS16((m) + 48)
-    static const uint8_t control[256][8] __attribute__((aligned(64))) = {
-        MASKS64(0), MASKS64(64), MASKS64(128), MASKS64(192)};
-#undef BYTE
-#undef EIGHT
-#undef MASKS4
-#undef MASKS16
-#undef MASKS64
-    return _mm_loadl_epi64((const __m128i *)control[mask]);
+    return _mm_loadl_epi64((const __m128i *)places_of_kept(mask));
 }
 
 /* The eight codes that begin `place` bits from p on, a byte each. Reads eight bytes. */
-INLINE __m128i eight_codes(const uint8_t *p, const int place, const int bits)
+INLINE __m128i eight_bytes(const uint8_t *p, const int place, const int bits)
 {
+    if (bits != 4)
+        return _mm_cvtsi64_si128((long long)eight_codes(p, place, bits));
     uint64_t word;
     memcpy(&word, p + place / 8, sizeof word);
-    if (bits == 8)
-        return _mm_cvtsi64_si128((long long)word);
-    word >>= place % 8;
-    if (bits == 4) {
-        __m128i two = _mm_cvtsi64_si128((long long)word);
-        return _mm_and_si128(_mm_unpacklo_epi8(two, _mm_srli_epi16(two, 4)), _mm_set1_epi8(15));
-    }
-    word &= 0xffff;
-    word = (word | word << 24) & 0x000000ff000000ff;
-    word = (word | word << 12) & 0x000f000f000f000f;
-    return _mm_cvtsi64_si128((long long)((word | word << 6) & 0x0303030303030303));
+    __m128i two = _mm_cvtsi64_si128((long long)(word >> place % 8));
+    return _mm_and_si128(_mm_unpacklo_epi8(two, _mm_srli_epi16(two, 4)), _mm_set1_epi8(15));
 }
 
 /* The next two rows of a block, eight codes, from `place` bits after p on, which moves behind them; `none` where the mask
  * has none. */
 INLINE __m128i two_rows(const int mask, const uint8_t *p, int *place, __m128i none, const int bits)
 {
-    __m128i control = byte_control(mask), kept = _mm_shuffle_epi8(eight_codes(p, *place, bits), control);
+    __m128i control = byte_control(mask), kept = _mm_shuffle_epi8(eight_bytes(p, *place, bits), control);
     *place += bits * __builtin_popcount((unsigned)mask);
     return _mm_or_si128(kept, _mm_and_si128(none, _mm_cmpgt_epi8(_mm_setzero_si128(), control)));
 }

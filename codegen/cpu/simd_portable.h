@@ -30,12 +30,21 @@ static inline vfloat vf_load_f32(const float *p)
     return v;
 }
 
+/* Halves, one to a word, as floats. */
+static inline float4 four_halves(word4 half)
+{
+    word4 bits = half & 0x7fff, small = bits < 0x400, endless = bits >= 0x7c00;
+    word4 normal = (bits << 13) + ((112 + (endless & 112)) << 23); /* the exponent is 112 less in a half */
+    float4 steps = __builtin_convertvector(bits, float4) * 0x1p-24f; /* of those below the normal ones */
+    return (float4)((small & (word4)steps) | (~small & normal) | ((half & 0x8000) << 16));
+}
+
 static inline vfloat vf_load_f16(const f16 *p)
 {
-    float lane[16];
-    for (int i = 0; i < 16; i++)
-        lane[i] = f16_to_float(p[i]);
-    return vf_load_f32(lane);
+    vfloat v;
+    for (int i = 0; i < 4; i++, p += 4)
+        v.part[i] = four_halves((word4){p[0], p[1], p[2], p[3]});
+    return v;
 }
 
 static inline vfloat vf_load_bf16(const bf16 *p)
@@ -302,30 +311,37 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t 
     vf_pair_bf16(lane, first, second);
 }
 
+/* Sixteen bytes as 8-bit floats of kind e4m3: 1/256 of what they mean. */
+static inline vfloat sixteen_e4m3(const uint8_t *p)
+{
+    vfloat v;
+    for (int i = 0; i < 4; i++, p += 4) {
+        word4 byte = {p[0], p[1], p[2], p[3]};
+        v.part[i] = four_halves((byte & 128) << 8 | (byte & 127) << 7);
+    }
+    return v;
+}
+
 /* Sixteen scales of kind e4m3. */
 static inline vfloat vf_load_e4m3(const uint8_t *p)
 {
-    float lane[16];
-    for (int i = 0; i < 16; i++)
-        lane[i] = f16_to_float((f16)((p[i] & 128) << 8 | (p[i] & 127) << 7)) * 256;
-    return vf_load_f32(lane);
+    return vf_mul(sixteen_e4m3(p), vf_set1(256));
 }
 
 /* Sixteen bytes and sixteen more as 8-bit floats of kind e4m3: 1/256 of what they mean. */
 static inline void vf_pair_e4m3(const uint8_t *p, vfloat *first, vfloat *second)
 {
-    *first = vf_mul(vf_load_e4m3(p), vf_set1(0x1p-8f));
-    *second = vf_mul(vf_load_e4m3(p + 16), vf_set1(0x1p-8f));
+    *first = sixteen_e4m3(p);
+    *second = sixteen_e4m3(p + 16);
 }
 
 /* The same of kind e5m2, as they are. */
 static inline void vf_pair_e5m2(const uint8_t *p, vfloat *first, vfloat *second)
 {
-    float lane[32];
-    for (int i = 0; i < 32; i++)
-        lane[i] = f16_to_float((f16)(p[i] << 8));
-    *first = vf_load_f32(lane);
-    *second = vf_load_f32(lane + 16);
+    for (int i = 0; i < 4; i++, p += 4) {
+        first->part[i] = four_halves((word4){p[0], p[1], p[2], p[3]} << 8);
+        second->part[i] = four_halves((word4){p[16], p[17], p[18], p[19]} << 8);
+    }
 }
 
 /* Sixteen scales of kind e8m0: powers of two. */

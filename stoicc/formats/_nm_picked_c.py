@@ -77,6 +77,21 @@ INLINE void {name}(const int32_t *masks, const bf16 *values, const int unit, bf1
 }
 """)
 
+_DECODE = Template("""\
+static void {name}(const int32_t *masks, const $T *values, $T *out, const int64_t stride)
+{
+    for (int strip = 0; strip < BM / 16; strip++, out += 16 * stride)
+        for (int k = 0; k < BK; k += 32, masks += 16, values += $kept * 16)
+            for (int row = 0; row < 16; row++) {
+                $T *to = out + row * stride + k;
+                memset(to, 0, 32 * sizeof *to);
+                #pragma GCC unroll 8
+                for (int i = 0; i < $kept; i++)
+                    to[i / $n * $m + (masks[row] >> (i / 2 * 4 + i % 2 * 16) & 15)] = values[$place];
+            }
+}
+""")
+
 
 def can_pick(n: int, m: int, columns: int) -> bool:
     """Whether positions fit a word, and weights of 32 columns come two by two."""
@@ -88,7 +103,8 @@ def picked_mac(n: int, m: int, tile: Tile, dtype: str, decode: str) -> TileMac |
     if not can_pick(n, m, tile[1]):
         return None
     kept = n * UNIT // m
-    names = {"T": dtype, "n": str(n), "m": str(m), "kept": str(kept), "pairs": str(kept // 2)}
+    place = "i / 2 * 32 + 2 * row + i % 2" if dtype == "bf16" else "16 * i + row"
+    names = {"T": dtype, "n": str(n), "m": str(m), "kept": str(kept), "pairs": str(kept // 2), "place": place}
     pairs = dots = None
     if dtype == "bf16":
         pairs = TilePairs(_PAIRS.substitute(names), UNIT, least_in_vectors=1, least_blocked=NEVER)
@@ -100,7 +116,15 @@ def picked_mac(n: int, m: int, tile: Tile, dtype: str, decode: str) -> TileMac |
     def unpack(packed: Planes, tile: Tile) -> Planes:
         return _unpack(packed, n, m, tile)
 
-    return TileMac(_MAC.substitute(names), pack, decode, pairs=pairs, unpack=unpack, dots=dots)
+    return TileMac(
+        _MAC.substitute(names),
+        pack,
+        decode,
+        pairs=pairs,
+        unpack=unpack,
+        decode_packed=_DECODE.substitute(names),
+        dots=dots,
+    )
 
 
 NEVER = 1 << 20

@@ -19,6 +19,9 @@ UNIT = 32
 """Columns of a word of positions."""
 PLACES = 8
 """Positions that fit a word, four bits each: firsts of pairs in its low half, seconds in its high half."""
+NEVER = 1 << 20
+"""Batch entries from which tiles are unpacked to dense pairs: products of zeros take longer than unpacking what is kept
+for each eight entries."""
 
 _MAC = Template("""\
 INLINE void {name}(const int32_t *masks, const $T *values, const float *x, float *acc, const int nb)
@@ -95,7 +98,7 @@ static void {name}(const int32_t *masks, const $T *values, $T *out, const int64_
 
 def can_pick(n: int, m: int, columns: int) -> bool:
     """Whether positions fit a word, and weights of 32 columns come two by two."""
-    return m in (4, 8, 16) and n * UNIT // m in (2, 4, 6, 8) and columns % UNIT == 0
+    return m in (4, 8, 16) and n * UNIT // m in range(2, PLACES + 1, 2) and columns % UNIT == 0
 
 
 def picked_mac(n: int, m: int, tile: Tile, dtype: str, decode: str) -> TileMac | None:
@@ -125,10 +128,6 @@ def picked_mac(n: int, m: int, tile: Tile, dtype: str, decode: str) -> TileMac |
         decode_packed=_DECODE.substitute(names),
         dots=dots,
     )
-
-
-NEVER = 1 << 20
-"""A batch of as many is unpacked to dense pairs: zeros take longer than unpacking what is kept for each eight."""
 
 
 def _pack(planes: Planes, n: int, m: int, tile: Tile) -> Planes:

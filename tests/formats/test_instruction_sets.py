@@ -1,9 +1,12 @@
 """Formats beyond those of the CPU mosaics, on every instruction set of this machine, against float64."""
 
+import numpy as np
 import pytest
 import torch
 
 import stoicc
+from stoicc.codegen.cpu.simd import ISAS
+from stoicc.formats._table import fp8_values
 from stoicc.ir.dtypes import TORCH_DTYPES
 from tests.codegen.cpu.mosaics import BOUNDS, need, relative_error
 
@@ -68,3 +71,16 @@ def check(formats: tuple[str, ...], isa: str, dtype: str, monkeypatch: pytest.Mo
         workspace = torch.full((executor.workspace_bytes(batch, x.dtype),), 255, dtype=torch.uint8)
         executor.run(x, y, workspace)
         assert relative_error(y, x.double() @ held.T) < BOUNDS[dtype], (kind, batch)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_half_and_every_small_float_is_multiplied_as_it_is(isa, monkeypatch):
+    need(isa, monkeypatch)
+    halves = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16).view(np.float16)).view(256, 256)
+    halves = halves.where(halves.isfinite(), 0)
+    assert torch.equal(stoicc.compile(halves, ["dense"], target="cpu")(torch.eye(256)).T, halves.float())
+    for kind in ("e4m3", "e5m2"):
+        values = fp8_values(torch.arange(256, dtype=torch.uint8), kind).view(16, 16).repeat(1, 4)
+        values = values.where(values.isfinite(), 0)
+        kernel = stoicc.compile(values, [f"fp8<kind={kind}>"], tile=(16, 64), target="cpu")
+        assert torch.equal(kernel(torch.eye(64)).T, values)

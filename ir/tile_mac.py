@@ -29,9 +29,10 @@ class TilePairs:
             than `least_in_vectors`.
         crossed: of `TileMac.dots`: pairs are columns 0 and 2, then 1 and 3 of each four, as they come out of codes of
             which four neighbours share a lane's bytes: a shift for each pair, where neighbours take a shuffle as well.
-        picked: of `TileMac.dots`: lanes pick their columns of x, so many of a unit, which has 32: an even number. The
-            function writes weights two by two, `[picked / 2][16][2]`, then as many 16-bit words: the column of the unit
-            that each belongs to. 0: they do not pick.
+        picked: of `TileMac.dots`, or of the pairs of `TileMac.in_vectors`, which then serve any batch: lanes pick their
+            columns of x, so many of a unit, which has 32: an even number. The function writes weights two by two,
+            `[picked / 2][16][2]`, then as many 16-bit words: the column of the unit that each belongs to. 0: they do
+            not pick.
         most: of `TileMac.dots`: batch entries at a time (1, 2, 4 or 8) up to which they are faster than what else
             there is.
         ordered: of `TileMac.dots`: the units of a tile come in order, and the function takes `int64_t *place` last, a

@@ -70,7 +70,7 @@ class Binding:
             for index, part in enumerate(kernel.parts)
             if part.code.unpack is not None and can_unpack(part)
         }
-        self.packed = UnpackedOnDemand(program.tile, packed, pools)
+        self.packed = UnpackedOnDemand(program.tile, packed, pools, kernel.isa)
         self.output_row = self._arrays.get("output_row")
         self.partials = int(splits[:, 2].sum())
         self.bins = numbers["bins"]

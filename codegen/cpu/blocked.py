@@ -5,7 +5,8 @@ for every tile row. Here a thread takes several tile rows and up to 512 batch en
 in steps of a few hundred columns, unpacks the tiles of one row and step, and multiplies them with sums in registers.
 What is unpacked stays in the first level of the cache, x and sums in the second; tiles that are not there cost nothing.
 
-Matrix units take bf16 (codes times scale, rounded as `to_dense` rounds), vector units fp32.
+Matrix units take bf16 (codes times scale, rounded as `to_dense` rounds), vector units fp32. Tiles whose lanes pick
+among more than four columns are not unpacked, as that would bring the zeros back: they are walked as for a small batch.
 """
 
 import textwrap
@@ -226,7 +227,7 @@ static void run_blocked(
             const struct item *item = w->items + i;
             acc[i - begin] = $acc;
             memset(acc[i - begin], 0, sizeof(float) * width * SUMS);
-$starts        }
+$starts$walks        }
         for (int column = 0; column < (int)w->tile_columns; column += DEEP)
             for (int i = begin; i < end; i++) {
                 const struct item *item = w->items + i;
@@ -245,6 +246,15 @@ _UNPACKS = Template("""\
 $flag                    present[tiles++] = w->${name}_tile_column[t];
                     at[$index] = t + 1;
                 }
+""")
+
+_WALK = Template("""\
+            for (int64_t n = first; n < first + count; n += CHUNK) {
+                const int64_t left = call->batch - n, entries = left < CHUNK ? padded(left) : CHUNK;
+                add_${name}_pairs(
+                    w, item->${name}_begin, item->${name}_end, call->pairs + n * w->tile_columns * BK, (int)entries,
+                    acc[i - begin] + (n - first) * SUMS);
+            }
 """)
 
 LOOP = Template("""\
@@ -291,9 +301,11 @@ def functions(kernel: KernelClass, width: str, entries: str) -> str:
     if kernel.split:
         partial = f"item->partial < 0 ? {partial} : call->partials + (item->partial * {entries} + first) * SUMS"
         condition = "if (w->items[i].partial < 0)\n                "
+    parts = [part for part in kernel.parts if not kernel.walked(part)]
     starts = "".join(
-        f"            next[i - begin][{index}] = item->{part.name}_begin;\n" for index, part in enumerate(kernel.parts)
+        f"            next[i - begin][{index}] = item->{part.name}_begin;\n" for index, part in enumerate(parts)
     )
+    walks = "".join(_WALK.substitute(name=part.name) for part in kernel.parts if kernel.walked(part))
     unpacks = "".join(
         _UNPACKS.substitute(
             name=part.name,
@@ -301,21 +313,22 @@ def functions(kernel: KernelClass, width: str, entries: str) -> str:
             columns=columns,
             flag=f"                    picked[tiles] = {int(kernel.picks(part))};\n" * _picks(kernel),
         )
-        for index, part in enumerate(kernel.parts)
+        for index, part in enumerate(parts)
     )
     run = _RUN.substitute(
         element=_element(kernel),
         out=C_TYPES[kernel.out_dtype],
-        formats=len(kernel.parts),
+        formats=len(parts),
         width=width,
         acc=partial,
         starts=starts,
+        walks=walks,
         unpacks=unpacks,
         condition=condition,
         picked=" picked," * _picks(kernel),
         picked_flags=" picked[DEEP]," * _picks(kernel),
     )
-    return "\n".join([*(_unpack(part, kernel) for part in kernel.parts), _multiply(kernel), run])
+    return "\n".join([*(_unpack(part, kernel) for part in parts), _multiply(kernel), run])
 
 
 def _picks(kernel: KernelClass) -> bool:

@@ -2,7 +2,7 @@
 
 from stoicc.codegen.cpu.layouts import VECTOR_COLUMNS
 from stoicc.ir.errors import FormatError
-from stoicc.ir.format import Tile, TileFormat, TileMac
+from stoicc.ir.format import Tile, TileFormat, TileMac, TilePairs
 
 
 def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | None:
@@ -12,7 +12,7 @@ def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | No
     return code.in_vectors if code is not None and code.in_vectors is not None and not units else code
 
 
-def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
+def check_units(fmt: TileFormat, code: TileMac, tile: Tile, isa: str) -> None:
     """FormatError where units of bf16 products in vectors are of columns that no loop walks."""
     if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
         raise FormatError(
@@ -23,20 +23,30 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile) -> None:
             f"format {fmt}: expected pairs in units of 32, 64, .. columns that divide the tile's {tile[1]}, found "
             f"{code.pairs.columns}"
         )
+    if code.pairs is not None and code.pairs.picked and isa == "amx":
+        raise FormatError(
+            f"format {fmt}: expected pairs that pick in in_vectors, found them where tiles are multiplied"
+        )
+    for name, units in (("pairs", code.pairs), ("dots", code.dots)):
+        if units is not None:
+            _check_picked(fmt, name, units)
     if code.dots is None:
         return
     if code.pairs is None:
         raise FormatError(f"format {fmt}: expected pairs beside its dots, found none; a larger batch takes those")
-    if code.dots.picked and code.dots.columns != VECTOR_COLUMNS:
-        raise FormatError(
-            f"format {fmt}: expected picked dots in units of {VECTOR_COLUMNS} columns, found {code.dots.columns}"
-        )
-    if code.dots.picked % 2 or not 0 <= code.dots.picked <= VECTOR_COLUMNS:
-        raise FormatError(
-            f"format {fmt}: expected dots that pick 2, 4, .. {VECTOR_COLUMNS} columns, found {code.dots.picked}"
-        )
     if code.dots.columns % 16 or tile[1] % code.dots.columns:
         raise FormatError(
             f"format {fmt}: expected dots in units of 16, 32, .. columns that divide the tile's {tile[1]}, found "
             f"{code.dots.columns}"
+        )
+
+
+def _check_picked(fmt: TileFormat, name: str, units: TilePairs) -> None:
+    if units.picked and units.columns != VECTOR_COLUMNS:
+        raise FormatError(
+            f"format {fmt}: expected picked {name} in units of {VECTOR_COLUMNS} columns, found {units.columns}"
+        )
+    if units.picked % 2 or not 0 <= units.picked <= VECTOR_COLUMNS:
+        raise FormatError(
+            f"format {fmt}: expected {name} that pick 2, 4, .. {VECTOR_COLUMNS} columns, found {units.picked}"
         )

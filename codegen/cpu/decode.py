@@ -261,5 +261,5 @@ def can_decode(module: Module) -> bool:
 
 def _has_code(fmt: TileFormat, program: TileProgram) -> bool:
     planes = fmt.planes(program.tile, program.dtype)
-    code = fmt.tile_mac(program.tile, program.dtype)
+    code = tile_code(fmt, program.tile, program.dtype, instruction_set())
     return not planes or (code is not None and bool(code.decode))

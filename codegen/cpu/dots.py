@@ -1,7 +1,7 @@
 """C that multiplies bf16 pairs of tiles and of x in vectors, a few batch entries at a time, unit by unit.
 
 A format's pairs are unpacked for each eight entries again, and most of them meet x before they leave the registers;
-`blocked.py` unpacks them once for many.
+`blocked.py` unpacks them once for many, but for those whose lanes pick.
 """
 
 from string import Template
@@ -19,7 +19,7 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
     names["function"] = f"multiply_{part.name}_tile"
     counts, own = [nb for nb in (8, 4, 2, 1) if nb <= kernel.wide], kernel.dots_of(part)
     ways = {"dots": own, "pairs": kernel.pairs_of(part)} if kernel.has_dots(part) else {"pairs": own}
-    text = units.unpack(kernel.pairs_of(part), names, "pairs")
+    text = "" if kernel.walked(part) else units.unpack(kernel.pairs_of(part), names, "pairs")
     for form, code in ways.items():
         mine = [nb for nb in counts if len(ways) == 1 or (nb <= own.most) == (form == "dots")]
         if mine:

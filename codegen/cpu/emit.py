@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from string import Template
 
 from stoicc.codegen.cpu import blocked, driver, forms, simd
-from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, digit_bytes
+from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, LEAST_OCTETS, digit_bytes
 from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
 from stoicc.ir.format import PlaneKind
 
@@ -176,7 +176,7 @@ def _form_constants(kernel: KernelClass) -> str:
         bytes_ = digit_bytes(kernel.tile[1])
         text += driver.DIGIT_CONSTANTS.substitute(bytes=bytes_, most=max(DIGIT_BATCHES))
     if kernel.octets:
-        text += driver.OCTET_CONSTANTS.substitute(least=kernel.least_octets, most=kernel.most_octets)
+        text += driver.OCTET_CONSTANTS.substitute(least=LEAST_OCTETS, most=kernel.most_octets)
     if kernel.pairs:
         text += driver.PAIR_CONSTANTS.substitute(least=kernel.least_pairs)
     return text + (blocked.constants(kernel) if kernel.blocked else "")

@@ -40,14 +40,16 @@ def to_pairs(vectors: Tensor) -> Tensor:
 def from_lanes(packed: Tensor, rows: int, columns: int | None = None) -> Tensor:
     """The inverse of `to_lanes`: `[entries, strips, C, 16]` -> `[entries, rows, columns]`, padding left out."""
     flat = packed.transpose(2, 3).flatten(1, 2)
-    return flat[:, :rows, : flat.shape[2] if columns is None else columns].contiguous()
+    kept = flat[:, :rows, : flat.shape[2] if columns is None else columns]
+    return kept.clone(memory_format=torch.contiguous_format)  # of one column too, which `contiguous` leaves as it is
 
 
 def from_paired_lanes(packed: Tensor, rows: int, columns: int) -> Tensor:
     """`[entries, strips, C, 16]` in the order of `to_pairs` -> `[entries, rows, columns]`."""
     if packed.dtype != torch.bfloat16:
         return from_lanes(packed, rows, columns)
-    words = packed.view(*packed.shape[:2], -1, 2 * LANES).view(torch.int32)  # both columns of a row move as one
+    pairs = packed.shape[2:].numel() // (2 * LANES)
+    words = packed.view(*packed.shape[:2], pairs, 2 * LANES).view(torch.int32)  # both columns of a row move as one
     return from_lanes(words, rows).view(torch.bfloat16)[:, :, :columns].contiguous()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stoicc.codegen.cpu.build import instruction_set
 from stoicc.codegen.cpu.plan import FormatPart
 from stoicc.codegen.executor import PackedPlanes
 from stoicc.ir.format import Planes, Tile
@@ -35,10 +36,16 @@ def address_of_storage(tensor: Tensor) -> int:
 
 
 class UnpackedOnDemand(PackedPlanes):
-    """The planes of a weight that can be unpacked. Those that packing left where they were count as pools."""
+    """The planes of a weight that can be unpacked. Those that packing left where they were count as pools.
 
-    def __init__(self, tile: Tile, segments: Mapping[int, PackedSegment], pools: Mapping[str, Tensor]) -> None:
-        self._tile, self._segments = tile, segments
+    They are shown packed (`held`) to code for the instruction set that they were packed for: their order may depend on
+    it.
+    """
+
+    def __init__(
+        self, tile: Tile, segments: Mapping[int, PackedSegment], pools: Mapping[str, Tensor], isa: str
+    ) -> None:
+        self._tile, self._segments, self._isa = tile, segments, isa
         packed = {pool_name(index, name): p for index, part in segments.items() for name, p in part.planes.items()}
         moved = {name: p for name, p in packed.items() if address_of_storage(p) != address_of_storage(pools[name])}
         self.names = frozenset(moved)
@@ -62,7 +69,7 @@ class UnpackedOnDemand(PackedPlanes):
 
     def held(self, segment: int) -> Planes | None:
         part = self._segments.get(segment)
-        return None if part is None else part.planes
+        return None if part is None or instruction_set() != self._isa else part.planes
 
     def entries(self, segment: int, ranges: Mapping[str, tuple[int, int]]) -> Planes | None:
         part = self._segments.get(segment)

@@ -14,6 +14,7 @@ from stoicc.codegen.cpu.lanes import LANES, strips
 from stoicc.codegen.cpu.layouts import (
     BLOCKED_ENTRIES,
     DIGIT_BATCHES,
+    LEAST_OCTETS,
     VECTOR_COLUMNS,
     digit_bytes,
     octet_bytes,
@@ -141,6 +142,10 @@ class KernelClass:
             return code.in_units(VECTOR_COLUMNS)
         return code.in_units(code.columns, "BK" if code.columns == self.tile[1] else "")
 
+    def walked(self, part: FormatPart) -> bool:
+        """Whether a part's tiles are never unpacked for a large batch: its lanes pick, at any batch."""
+        return self.pairs and self.pairs_of(part).picked > 0
+
     def has_dots(self, part: FormatPart) -> bool:
         """Whether a part's tiles are unpacked in a way of their own where a batch of few meets them in vectors."""
         return self.pairs and not self.tiled_pairs and part.code.dots is not None
@@ -184,11 +189,6 @@ class KernelClass:
         return able and any(part.code.octets for part in self.parts)
 
     @property
-    def least_octets(self) -> int:
-        """Batch entries from which integer matrix units are faster than vectors."""
-        return 2
-
-    @property
     def most_octets(self) -> int:
         """Batch entries up to which they are faster than what else there is: pairs, or floats."""
         able = [part.code.octets.most for part in self.parts if part.code.octets]
@@ -201,7 +201,7 @@ class KernelClass:
         Codes are faster as octets, at any batch, than anything in fp32.
         """
         if self.pairs:
-            return "pairs"
+            return "" if all(map(self.walked, self.parts)) else "pairs"
         able = bool(self.parts) and all(part.code.floats for part in self.parts)
         return "floats" if able and not self.octets else ""
 
@@ -211,7 +211,8 @@ class KernelClass:
         if self.tiled_pairs:
             return 96
         if self.pairs:
-            return max(self.only_pairs, *(self.pairs_of(part).least_blocked for part in self.parts))
+            least = (self.pairs_of(part).least_blocked for part in self.parts if not self.walked(part))
+            return max([self.only_pairs, *least])
         return max(part.code.floats.least for part in self.parts if part.code.floats)
 
     @property
@@ -256,7 +257,7 @@ class KernelClass:
             packed += entries * tile_columns * self.columns * 4
             if self.digits and batch <= max(DIGIT_BATCHES):
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
-        if self.octets and self.least_octets <= batch <= self.most_octets:
+        if self.octets and LEAST_OCTETS <= batch <= self.most_octets:
             packed += octet_bytes(batch, self.tile[1], self.chunk) * tile_columns
         return packed + partials * entries * self.strips * LANES * 4 + blocked
 
@@ -317,7 +318,7 @@ def _parts(program: TileProgram, schedule: Schedule, on_missing: str, isa: str) 
             fmt, materialised = _materialise(fmt, program, on_missing), True
             code = tile_code(fmt, program.tile, program.dtype, isa)
             assert code is not None
-        check_units(fmt, code, program.tile)
+        check_units(fmt, code, program.tile, isa)
         name = _c_name(fmt, index, formats, [part.name for part in parts])
         planes = packed_planes(fmt, code, program.tile, program.dtype)
         parts.append(FormatPart(name, fmt, code, planes, index, materialised))

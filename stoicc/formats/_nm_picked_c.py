@@ -19,10 +19,6 @@ UNIT = 32
 """Columns of a word of positions."""
 PLACES = 8
 """Positions that fit a word, four bits each: firsts of pairs in its low half, seconds in its high half."""
-NEVER = 1 << 20
-"""Batch entries from which tiles are unpacked to dense pairs: products of zeros take longer than unpacking what is kept
-for each eight entries."""
-
 _MAC = Template("""\
 INLINE void {name}(const int32_t *masks, const $T *values, const float *x, float *acc, const int nb)
 {
@@ -53,20 +49,6 @@ INLINE void {name}(const int32_t *masks, const $T *values, const float *x, float
 """)
 
 _PAIRS = Template("""\
-INLINE void {name}(const int32_t *masks, const bf16 *values, const int unit, bf16 *pairs)
-{
-    masks += unit * LANES;
-    values += unit * $kept * LANES;
-    memset(pairs, 0, 32 * LANES * sizeof *pairs);
-    for (int i = 0; i < $kept; i++)
-        for (int row = 0; row < LANES; row++) {
-            const int column = i / $n * $m + (masks[row] >> (i / 2 * 4 + i % 2 * 16) & 15);
-            pairs[column / 2 * 2 * LANES + 2 * row + column % 2] = values[i / 2 * 2 * LANES + 2 * row + i % 2];
-        }
-}
-""")
-
-_DOTS = Template("""\
 INLINE void {name}(const int32_t *masks, const bf16 *values, const int unit, bf16 *kept)
 {
     vint places = vi_load(masks + unit * LANES);
@@ -108,10 +90,7 @@ def picked_mac(n: int, m: int, tile: Tile, dtype: str, decode: str) -> TileMac |
     kept = n * UNIT // m
     place = "i / 2 * 32 + 2 * row + i % 2" if dtype == "bf16" else "16 * i + row"
     names = {"T": dtype, "n": str(n), "m": str(m), "kept": str(kept), "pairs": str(kept // 2), "place": place}
-    pairs = dots = None
-    if dtype == "bf16":
-        pairs = TilePairs(_PAIRS.substitute(names), UNIT, least_in_vectors=1, least_blocked=NEVER)
-        dots = TilePairs(_DOTS.substitute(names), UNIT, least_in_vectors=1, picked=kept)
+    pairs = TilePairs(_PAIRS.substitute(names), UNIT, least_in_vectors=1, picked=kept) if dtype == "bf16" else None
 
     def pack(planes: Planes) -> Planes:
         return _pack(planes, n, m, tile)
@@ -126,7 +105,6 @@ def picked_mac(n: int, m: int, tile: Tile, dtype: str, decode: str) -> TileMac |
         pairs=pairs,
         unpack=unpack,
         decode_packed=_DECODE.substitute(names),
-        dots=dots,
     )
 
 
@@ -134,19 +112,16 @@ def _pack(planes: Planes, n: int, m: int, tile: Tile) -> Planes:
     """Masks and values in the order of bits -> words of positions and pairs of values, in lanes."""
     masks, values = planes["masks"], planes["values"]
     paired, bits = values.dtype == torch.bfloat16, _mask.unpack_bits(masks)
-    if not bool(masks.any()):  # planes of zeros, of which only the size is asked
+    if not bool(masks.any() | values.any()):  # planes of zeros, of which only the size is asked
         bits = _mask.in_order((torch.arange(tile[1]) % m < n).expand(masks.shape[0], *tile), paired)
     kept = _mask.as_tiles(bits, paired)
-    groups = kept.unflatten(2, (-1, m))
-    if not bool(groups.sum(3, dtype=torch.uint8).eq(n).all()):
+    if not bool(kept.unflatten(2, (-1, m)).sum(3, dtype=torch.uint8).eq(n).all()):
         raise FormatError(f"format nm: expected masks that keep {n} of each {m}, found a group of another number")
-    whole = _mask.as_tiles(values.new_zeros(bits.shape).masked_scatter_(bits, values.contiguous()), paired)
-    stored = (*kept.shape[:2], tile[1] * n // m)
-    places = torch.arange(m, dtype=torch.uint8).expand(groups.shape)[groups].view(stored)
-    return {
-        "masks": to_lanes(_words(places.unflatten(2, (-1, n * UNIT // m)))),
-        "values": to_pairs(to_lanes(whole[kept].view(stored))),
-    }
+    ordered = values.new_zeros(bits.numel()).index_copy_(0, _mask.places(bits), values.flatten()).view(bits.shape)
+    own, stored = _mask.places(kept), (*kept.shape[:2], tile[1] * n // m)
+    positions = (own % m).to(torch.uint8).view(stored).unflatten(2, (-1, n * UNIT // m))
+    whole = _mask.as_tiles(ordered, paired).flatten().index_select(0, own).view(stored)
+    return {"masks": to_lanes(_words(positions)), "values": to_pairs(to_lanes(whole))}
 
 
 def _words(places: Tensor) -> Tensor:
@@ -174,4 +149,4 @@ def _unpack(packed: Planes, n: int, m: int, tile: Tile) -> Planes:
     paired = values.dtype == torch.bfloat16
     bits = _mask.in_order(kept, paired)
     stored = tile[0] * tile[1] * n // m
-    return {"masks": _mask.pack_bits(bits), "values": _mask.in_order(whole, paired)[bits].view(-1, stored)}
+    return {"masks": _mask.pack_bits(bits), "values": _mask.taken(_mask.in_order(whole, paired), bits).view(-1, stored)}

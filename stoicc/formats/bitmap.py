@@ -207,7 +207,7 @@ class Bitmap(TileFormat):
         return {
             "masks": _mask.pack_bits(kept),
             "starts": _mask.starts(strips),
-            "values": ordered[kept],
+            "values": _mask.taken(ordered, kept),
             "values_ptr": _mask.offsets(strips.sum(1)),
         }
 

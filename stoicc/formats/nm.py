@@ -75,7 +75,7 @@ class Nm(TileFormat):
     def encode(self, tiles: Tensor) -> Planes:
         paired = tiles.dtype == torch.bfloat16
         kept = _mask.in_order(_nm.largest(bits(tiles).ne(0).to(torch.uint8), self.n, self.m), paired)
-        values = _mask.in_order(tiles, paired)[kept]
+        values = _mask.taken(_mask.in_order(tiles, paired), kept)
         stored = tiles.shape[1] * tiles.shape[2] * self.n // self.m
         return {"masks": _mask.pack_bits(kept), "values": values.view(tiles.shape[0], stored)}
 

@@ -4,7 +4,7 @@ One bit a weight says which are kept, as in bitmap; a tile keeps as many as any 
 2:4 with its own positions is nv24.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stoicc.formats import _mask, _nm
 from stoicc.formats._mask import ranks, woven
-from stoicc.formats._nm_picked_c import picked_mac
+from stoicc.formats._nm_picked_c import can_pick, picked_mac
 from stoicc.formats.bitmap import kept_decode, kept_dots, kept_mac, kept_pairs
 from stoicc.ir.dtypes import bits
 from stoicc.ir.errors import FormatError
@@ -23,6 +23,7 @@ from stoicc.ir.format import (
     Plane,
     Planes,
     Tile,
+    TileCost,
     TileFormat,
     TileMac,
     TritonDecode,
@@ -78,6 +79,11 @@ class Nm(TileFormat):
         values = _mask.taken(_mask.in_order(tiles, paired), kept)
         stored = tiles.shape[1] * tiles.shape[2] * self.n // self.m
         return {"masks": _mask.pack_bits(kept), "values": values.view(tiles.shape[0], stored)}
+
+    def cost(self, tile: Tile, dtype: str) -> TileCost:
+        """Products are of kept weights alone where lanes of a CPU pick their columns."""
+        share = self.n / self.m if can_pick(self.n, self.m, tile[1]) else 1
+        return replace(super().cost(tile, dtype), macs=tile[0] * tile[1] * share)
 
     def lattice(self, tile: Tile) -> Lattice:
         return Lattice(keep=(self.n, self.m))

@@ -8,11 +8,17 @@ from stoicc.ir.format import Tile, TileFormat, TileMac, TilePairs
 def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | None:
     """A format's C for an instruction set; None where it has none."""
     code = fmt.tile_mac(tile, dtype)
-    units = isa == "amx" and dtype == "bf16"
-    return code.in_vectors if code is not None and code.in_vectors is not None and not units else code
+    if code is None or code.in_vectors is None or on_matrix_units(dtype, isa):
+        return code
+    return code.in_vectors
 
 
-def check_units(fmt: TileFormat, code: TileMac, tile: Tile, isa: str) -> None:
+def on_matrix_units(dtype: str, isa: str) -> bool:
+    """Whether pairs of a weight's dtype are multiplied on matrix units."""
+    return isa == "amx" and dtype == "bf16"
+
+
+def check_units(fmt: TileFormat, code: TileMac, tile: Tile, dtype: str, isa: str) -> None:
     """FormatError where units of bf16 products in vectors are of columns that no loop walks."""
     if code.picks is not None and code.picks.columns != VECTOR_COLUMNS:
         raise FormatError(
@@ -23,9 +29,9 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile, isa: str) -> None:
             f"format {fmt}: expected pairs in units of 32, 64, .. columns that divide the tile's {tile[1]}, found "
             f"{code.pairs.columns}"
         )
-    if code.pairs is not None and code.pairs.picked and isa == "amx":
+    if code.pairs is not None and code.pairs.picked and on_matrix_units(dtype, isa):
         raise FormatError(
-            f"format {fmt}: expected pairs that pick in in_vectors, found them where tiles are multiplied"
+            f"format {fmt}: expected pairs that pick in in_vectors, found them where matrix units take pairs; move them"
         )
     for name, units in (("pairs", code.pairs), ("dots", code.dots)):
         if units is not None:

@@ -318,7 +318,7 @@ def _parts(program: TileProgram, schedule: Schedule, on_missing: str, isa: str) 
             fmt, materialised = _materialise(fmt, program, on_missing), True
             code = tile_code(fmt, program.tile, program.dtype, isa)
             assert code is not None
-        check_units(fmt, code, program.tile, isa)
+        check_units(fmt, code, program.tile, program.dtype, isa)
         name = _c_name(fmt, index, formats, [part.name for part in parts])
         planes = packed_planes(fmt, code, program.tile, program.dtype)
         parts.append(FormatPart(name, fmt, code, planes, index, materialised))

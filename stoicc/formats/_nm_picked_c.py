@@ -116,7 +116,9 @@ def _pack(planes: Planes, n: int, m: int, tile: Tile) -> Planes:
         bits = _mask.in_order((torch.arange(tile[1]) % m < n).expand(masks.shape[0], *tile), paired)
     kept = _mask.as_tiles(bits, paired)
     if not bool(kept.unflatten(2, (-1, m)).sum(3, dtype=torch.uint8).eq(n).all()):
-        raise FormatError(f"format nm: expected masks that keep {n} of each {m}, found a group of another number")
+        raise FormatError(
+            f"format nm: expected masks that keep {n} of each {m}, found a group of another number; encode them again"
+        )
     ordered = values.new_zeros(bits.numel()).index_copy_(0, _mask.places(bits), values.flatten()).view(bits.shape)
     own, stored = _mask.places(kept), (*kept.shape[:2], tile[1] * n // m)
     positions = (own % m).to(torch.uint8).view(stored).unflatten(2, (-1, n * UNIT // m))

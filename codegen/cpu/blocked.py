@@ -15,7 +15,8 @@ from string import Template
 
 from stoicc.codegen.cpu.forms import planes_of
 from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
-from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass
+from stoicc.codegen.cpu.plan import FormatPart, KernelClass
+from stoicc.codegen.cpu.plane_types import C_TYPES
 
 CONSTANTS = Template("""\
     LEAST_BLOCKED = $least, /* entries from which rows are multiplied several at a time */

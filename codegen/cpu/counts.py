@@ -20,11 +20,6 @@ def walk(names: dict[str, str], wide: int) -> str:
     return _WALK.substitute(names, wide=wide, tails=tails)
 
 
-def walk_once(names: dict[str, str], counts: Iterable[int]) -> str:
-    """The same where there are never more entries than one of the functions takes."""
-    return _WALK_ONCE.substitute(names, cases="    else ".join(_ONCE.substitute(names, nb=nb) for nb in counts))
-
-
 _ALONE = Template("""\
 /* Tiles begin .. end of format $format times entries n .. of x in $form, added to the sums of their tile row. A
  * function for each number of entries: inlined side by side they would take each other's registers. */
@@ -58,16 +53,4 @@ static void add_${name}_$adds(const struct weight *w, int begin, int end, const 
 _TAIL = Template("""\
 if (width - n == $nb)
             ${function}_$nb(w, t, t + step, x, width, n, acc);
-""")
-
-_WALK_ONCE = Template("""\
-/* The same for any number of entries. */
-static void add_${name}_$adds(const struct weight *w, int begin, int end, const $element *x, int width, float *acc)
-{
-    $cases}
-""")
-
-_ONCE = Template("""\
-if (width == $nb)
-        ${function}_$nb(w, begin, end, x, width, 0, acc);
 """)

@@ -14,7 +14,8 @@ from torch import Tensor
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu.build import instruction_set, load, missing_compiler
 from stoicc.codegen.cpu.checks import tile_code
-from stoicc.codegen.cpu.plan import C_TYPES, PackedPlane, c_name, member, packed_planes
+from stoicc.codegen.cpu.plan import c_name, member
+from stoicc.codegen.cpu.plane_types import C_TYPES, PackedPlane, packed_planes
 from stoicc.ir.format import Plane, PlaneKind, Planes, TileFormat
 from stoicc.ir.planes import PlaneSource, plane_slots, pool_name, stored_entries, stored_range, tile_coordinates
 from stoicc.ir.schedule import TileCsr

@@ -19,7 +19,6 @@ $more};
 
 DIGIT_CONSTANTS = Template("""\
     DIGIT_BYTES = $bytes, /* of one entry of a tile column in digits */
-    MOST_DIGITS = $most, /* entries that digits are faster for */
 """)
 
 OCTET_CONSTANTS = Template("""\
@@ -243,9 +242,11 @@ PACK_OCTETS = """\
 
 PACK_DIGITS = """\
         if (call.digits) {
-            #pragma omp for schedule(static) reduction(|: not_finite)
-            for (int c = 0; c < (int)w->tile_columns; c++)
-                not_finite |= pack_digits(w, x, batch, c, call.digits);
+            #pragma omp for collapse(2) schedule(static) reduction(|: not_finite)
+            for (int64_t first = 0; first < batch; first += CHUNK)
+                for (int c = 0; c < (int)w->tile_columns; c++)
+                    not_finite |= pack_digits(
+                        w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, c, call.digits);
             #pragma omp single
             call.digits = not_finite ? 0 : call.digits;
         }

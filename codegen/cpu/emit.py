@@ -5,8 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 from string import Template
 
 from stoicc.codegen.cpu import blocked, driver, forms, simd
-from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, LEAST_OCTETS, digit_bytes
-from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
+from stoicc.codegen.cpu.layouts import LEAST_OCTETS, digit_bytes
+from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
+from stoicc.codegen.cpu.plane_types import C_TYPES
 from stoicc.ir.format import PlaneKind
 
 Field = tuple[str, str]
@@ -173,8 +174,7 @@ def _structs(kernel: KernelClass) -> str:
 def _form_constants(kernel: KernelClass) -> str:
     text = ""
     if kernel.digits:
-        bytes_ = digit_bytes(kernel.tile[1])
-        text += driver.DIGIT_CONSTANTS.substitute(bytes=bytes_, most=max(DIGIT_BATCHES))
+        text += driver.DIGIT_CONSTANTS.substitute(bytes=digit_bytes(kernel.tile[1]))
     if kernel.octets:
         text += driver.OCTET_CONSTANTS.substitute(least=LEAST_OCTETS, most=kernel.most_octets)
     if kernel.pairs:
@@ -287,7 +287,8 @@ def _adds(kernel: KernelClass) -> str:
             entries = "count" if kernel.tiled_pairs else "width"
             ways.append((_when_pairs(part, kernel), f"add_{part.name}_pairs({span}, {pairs}, {entries}, acc);"))
         if kernel.digits and code.digits:
-            ways.append(("digits", f"add_{part.name}_digits({span}, call->digits, width, acc);"))
+            digits = "call->digits + first * w->tile_columns * DIGIT_BYTES"
+            ways.append(("digits", f"add_{part.name}_digits({span}, {digits}, width, acc);"))
         floats = "call->floats + first * w->tile_columns * COLUMNS"
         ways.append(("", f"add_{part.name}_tiles({span}, {floats}, width, acc);"))
         always = next(i for i, (form, _) in enumerate(ways) if not form)
@@ -354,12 +355,12 @@ def _areas(kernel: KernelClass) -> list[str]:
         "area += padded(batch) * w->tile_columns * COLUMNS * sizeof(float);",
     ]
     if kernel.digits:
-        floats += [
-            "if (batch <= MOST_DIGITS) {",
-            "    call.digits = (int8_t *)area;",
-            "    area += (padded(batch) * w->tile_columns * DIGIT_BYTES + 63) / 64 * 64;",
-            "}",
+        digits = [
+            "call.digits = (int8_t *)area;",
+            "area += (padded(batch) * w->tile_columns * DIGIT_BYTES + 63) / 64 * 64;",
         ]
+        alone = ["if (batch < LEAST_OCTETS) {", *(f"    {line}" for line in digits), "}"]
+        floats += alone if kernel.most_digits else digits
     if kernel.pairs:
         entries = "whole_blocks" if kernel.tiled_pairs else "padded"
         otherwise = ["} else {"] if kernel.tiled_pairs else ["}", f"if (batch < {kernel.only_pairs}) {{"]

@@ -15,9 +15,10 @@ is as wide as the batch leaves it, rounded up.
 from string import Template
 
 from stoicc.codegen.cpu import dots, units
-from stoicc.codegen.cpu.counts import alone, walk, walk_once
-from stoicc.codegen.cpu.layouts import DIGIT_BATCHES, MOST_FETCH
-from stoicc.codegen.cpu.plan import C_TYPES, FormatPart, KernelClass, member
+from stoicc.codegen.cpu.counts import alone, walk
+from stoicc.codegen.cpu.layouts import MOST_FETCH
+from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
+from stoicc.codegen.cpu.plane_types import C_TYPES
 from stoicc.ir.format import PlaneKind
 
 _INDEX_AHEAD = 64
@@ -69,7 +70,7 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     if kernel.digits and part.code.digits:
         names |= {"form": "digits", "adds": "digits", "element": "int8_t", "entry": "DIGIT_BYTES"}
         names |= dict.fromkeys(("function", "inner"), f"{part.name}_digits")
-        text += "\n" + alone(names, DIGIT_BATCHES) + walk_once(names, DIGIT_BATCHES)
+        text += "\n" + alone(names, counts) + walk(names, kernel.wide)
     if kernel.tiled_pairs:
         text += "\n" + units.add_tiles(part, kernel, names, "pairs")
     elif kernel.pairs:
@@ -173,20 +174,24 @@ static inline int whole_numbers(
 """)
 
 _PACK_DIGITS = Template("""\
-/* One tile column of x in digits. Returns 1 where x has no such form. */
-static int pack_digits(const struct weight *w, const $x *x, int64_t batch, int tile_column, int8_t *packed)
+/* Batch entries first .. first + count of one tile column of x in digits. Returns 1 where x has no such form. */
+static int pack_digits(
+    const struct weight *w, const $x *x, int64_t first, int count, int tile_column, int8_t *packed)
 {
-    const int nb = (int)padded(batch);
-    int8_t *panel = packed + (int64_t)tile_column * nb * DIGIT_BYTES;
-    int32_t *sums = (int32_t *)(panel + 3 * BK * nb);
-    float *unit = (float *)(sums + 3 * (BK / 16) * nb);
-    memset(panel, 0, nb * DIGIT_BYTES);
-    for (int n = 0; n < batch; n++) {
-        int32_t whole[BK];
-        if (whole_numbers(w, x, n, (int64_t)tile_column * BK, whole, unit + n))
-            return 1;
-        for (int k = 0; k < BK; k += 16)
-            store_digits(whole + k, panel + (k / 16 * nb + n) * 48, sums + (k / 16 * nb + n) * 3);
+    const int width = (int)padded(count);
+    int8_t *panel = packed + (first * w->tile_columns + (int64_t)tile_column * width) * DIGIT_BYTES;
+    for (int block = 0; block < width; block += WIDE, panel += WIDE * DIGIT_BYTES) {
+        const int nb = width - block < WIDE ? width - block : WIDE, known = count - block < nb ? count - block : nb;
+        int32_t *sums = (int32_t *)(panel + 3 * BK * nb);
+        float *unit = (float *)(sums + 3 * (BK / 16) * nb);
+        memset(panel, 0, nb * DIGIT_BYTES);
+        for (int n = 0; n < known; n++) {
+            int32_t whole[BK];
+            if (whole_numbers(w, x, first + block + n, (int64_t)tile_column * BK, whole, unit + n))
+                return 1;
+            for (int k = 0; k < BK; k += 16)
+                store_digits(whole + k, panel + (k / 16 * nb + n) * 48, sums + (k / 16 * nb + n) * 3);
+        }
     }
     return 0;
 }

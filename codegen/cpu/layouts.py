@@ -6,8 +6,6 @@ MOST_FETCH = 1024
 """Bytes of a plane's entry up to which it is asked for tile by tile; of a larger one the format's code asks."""
 VECTOR_COLUMNS = 32
 """Columns of a strip whose pairs stay in registers while they are multiplied."""
-DIGIT_BATCHES = (1, 2, 4)
-"""Batch entries that a format's `digits` takes; a batch of 3 is padded."""
 LEAST_OCTETS = 2
 """Batch entries from which integer matrix units are faster than vectors."""
 

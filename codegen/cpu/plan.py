@@ -13,45 +13,19 @@ from stoicc.codegen.cpu.checks import check_units, tile_code
 from stoicc.codegen.cpu.lanes import LANES, strips
 from stoicc.codegen.cpu.layouts import (
     BLOCKED_ENTRIES,
-    DIGIT_BATCHES,
     LEAST_OCTETS,
     VECTOR_COLUMNS,
     digit_bytes,
     octet_bytes,
     whole_blocks,
 )
-from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, itemsize, output_dtype
+from stoicc.codegen.cpu.plane_types import PackedPlane, packed_planes
+from stoicc.ir.dtypes import DTYPE_NAMES, output_dtype
 from stoicc.ir.errors import CodegenError, FormatError
-from stoicc.ir.format import PlaneKind, Tile, TileFormat, TileMac, TilePairs
+from stoicc.ir.format import Tile, TileFormat, TileMac, TilePairs
 from stoicc.ir.registry import find_format
 from stoicc.ir.schedule import EPILOGUE, PROLOGUE, Schedule
 from stoicc.ir.types import Beside, CodedFactor, Module, TileProgram
-
-C_TYPES = {
-    "f32": "float",
-    "f16": "f16",
-    "bf16": "bf16",
-    "u8": "uint8_t",
-    "i8": "int8_t",
-    "i16": "int16_t",
-    "i32": "int32_t",
-    "i64": "int64_t",
-}
-
-
-@dataclass(frozen=True)
-class PackedPlane:
-    """A plane as the C code sees it: element dtype and count of one packed entry."""
-
-    name: str
-    dtype: str
-    elements: int
-    kind: PlaneKind
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of one packed entry."""
-        return self.elements * itemsize(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -106,9 +80,15 @@ class KernelClass:
 
     @property
     def digits(self) -> bool:
-        """Whether some format multiplies x as digits, on integer units, at a batch of few."""
+        """Whether some format multiplies x as digits, on integer units in vectors."""
         able = self.isa in ("amx", "avx512bf16", "vnni") and self.floats
         return able and any(part.code.digits for part in self.parts)
+
+    @property
+    def most_digits(self) -> int:
+        """Batch entries up to which formats multiply x as digits: where all of them take octets beyond; 0: any."""
+        octets = self.octets and all(part.code.octets for part in self.parts if part.code.digits)
+        return LEAST_OCTETS - 1 if octets else 0
 
     @property
     def floats(self) -> bool:
@@ -255,7 +235,7 @@ class KernelClass:
             packed += entries * tile_columns * self.tile[1] * 2
         if not paired or batch < self.only_pairs:
             packed += entries * tile_columns * self.columns * 4
-            if self.digits and batch <= max(DIGIT_BATCHES):
+            if self.digits and batch <= (self.most_digits or batch):
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
         if self.octets and LEAST_OCTETS <= batch <= self.most_octets:
             packed += octet_bytes(batch, self.tile[1], self.chunk) * tile_columns
@@ -357,23 +337,6 @@ def _materialise(fmt: TileFormat, program: TileProgram, on_missing: str) -> Tile
             "add tile_mac to the format, or pass on_missing='dense'"
         )
     return find_format("dense")
-
-
-def packed_planes(fmt: TileFormat, code: TileMac, tile: Tile, dtype: str) -> tuple[PackedPlane, ...]:
-    """Dtype and size of a packed entry of each plane, found by packing one entry of zeros."""
-    planes = fmt.planes(tile, dtype)
-    zeros = {p.name: torch.zeros(1, *p.shape, dtype=TORCH_DTYPES[p.dtype]) for p in planes}
-    for plane in planes:
-        if plane.kind is PlaneKind.RAGGED:
-            zeros[plane.name] = zeros[plane.name][:0]
-            zeros[f"{plane.name}_ptr"] = torch.zeros(2, dtype=torch.int64)
-    packed = code.pack(zeros)
-    result = []
-    for plane in planes:
-        values = packed[plane.name]
-        elements = plane.entry_elements if plane.kind is PlaneKind.RAGGED else values.numel()
-        result.append(PackedPlane(plane.name, DTYPE_NAMES[values.dtype], elements, plane.kind))
-    return tuple(result)
 
 
 def _fused(program: TileProgram, schedule: Schedule) -> tuple[tuple[str, str], ...]:

@@ -58,6 +58,12 @@ static inline void store_digits(const int32_t *whole, int8_t *to, int32_t *sums)
     sums[2] = _mm_extract_epi32(sum[0], 2);
 }
 
+/* Batch entries whose sums of digits the registers hold. */
+INLINE int few_digits(const int nb)
+{
+    return nb < 4 ? nb : 4;
+}
+
 INLINE void clear_digits(vint *sum, const int nb)
 {
     #pragma GCC unroll 12
@@ -77,9 +83,13 @@ INLINE vint *digit_set(vint *sum, const int turn, const int nb)
     return sum + turn % digit_sets(nb) * (3 * nb);
 }
 
-INLINE void clear_digit_sets(vint *sum, const int nb)
+/* Sums of digits begin with `below` [nb][3], `times` that. */
+INLINE void start_digit_sets(vint *sum, const int32_t *below, vint times, const int nb)
 {
-    for (int set = 0; set < digit_sets(nb); set++)
+    #pragma GCC unroll 12
+    for (int i = 0; i < 3 * nb; i++)
+        sum[i] = _mm512_mullo_epi32(_mm512_set1_epi32(below[i]), times);
+    for (int set = 1; set < digit_sets(nb); set++)
         clear_digits(digit_set(sum, set, nb), nb);
 }
 
@@ -161,14 +171,25 @@ static inline vint vi_sub_bytes(vint a, vint b)
 /* Zero points of 16 rows (two's complement, less 8) as four unsigned bytes a lane. */
 static inline vint vi_zero_bytes(const int8_t *p)
 {
-    __m512i zero = _mm512_add_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)), _mm512_set1_epi32(8));
-    return _mm512_mullo_epi32(zero, _mm512_set1_epi32(0x01010101));
+    return _mm512_mullo_epi32(vi_zero_points(p, 8), _mm512_set1_epi32(0x01010101));
 }
 
 /* The same byte everywhere. */
 static inline vint vi_set_bytes(const int byte)
 {
     return _mm512_set1_epi8((char)byte);
+}
+
+/* One in every lane. */
+static inline vint vi_one(void)
+{
+    return _mm512_set1_epi32(1);
+}
+
+/* Zero points of 16 rows, as they are stored (less half the range), as whole numbers: `half` added. */
+static inline vint vi_zero_points(const int8_t *p, const int half)
+{
+    return _mm512_add_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)), _mm512_set1_epi32(half));
 }
 
 static inline vint vi_zero(void)
@@ -188,14 +209,14 @@ static inline const float *digit_units(const int8_t *x, const int nb)
     return (const float *)(digit_sums(x, nb) + 3 * (BK / 16) * nb);
 }
 
-/* Sums of the digits of `columns` columns at x: total[n][digit]. `sums` is where the panel keeps those of 16 columns. */
-INLINE void total_digits(const int32_t *sums, const int columns, float *total, const int nb)
+/* `times` the sums of the digits of `columns` columns: total[n][digit]. `sums` is where x has those of 16 columns. */
+INLINE void total_digits(const int32_t *sums, const int columns, const int times, int32_t *total, const int nb)
 {
     for (int i = 0; i < 3 * nb; i++) {
         int32_t all = 0;
         for (int k = 0; k < columns / 16; k++)
             all += sums[3 * nb * k + i];
-        total[i] = (float)all; /* below 2**24: exact */
+        total[i] = times * all;
     }
 }
 
@@ -206,17 +227,18 @@ INLINE void add_joined_digits(float *acc, const vfloat *digit, vfloat scale)
     vf_store_f32(acc, vf_fma(all, scale, vf_load_f32(acc)));
 }
 
-/* acc[n] += scale * unit[n] * (digits of sum[n] - zero * total[n]), over nb entries of acc [nb][LANES]. */
-INLINE void add_digits(
-    float *acc, const vint *sum, const float *total, vfloat zero, vfloat scale, const float *unit, const int nb)
+/* acc[n] += scale * unit[n] * (digits of sum[n]), over nb entries of acc [nb][LANES]. Two digits are joined as whole
+ * numbers where 257 times a sum fits 32 bits: additions have ports that products leave free. */
+INLINE void add_digits(float *acc, const vint *sum, vfloat scale, const float *unit, const int fits, const int nb)
 {
     #pragma GCC unroll 4
-    for (int n = 0; n < nb; n++) {
-        vfloat digit[3];
-        #pragma GCC unroll 3
-        for (int i = 0; i < 3; i++)
-            digit[i] = _mm512_fnmadd_ps(zero, vf_set1(total[3 * n + i]), _mm512_cvtepi32_ps(sum[3 * n + i]));
-        add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
+    for (int n = 0; n < nb; n++, acc += 16, sum += 3) {
+        vfloat high = _mm512_cvtepi32_ps(sum[2]), factor = vf_mul(scale, vf_set1(unit[n])), all;
+        if (fits)
+            all = _mm512_cvtepi32_ps(_mm512_add_epi32(sum[0], _mm512_slli_epi32(sum[1], 8)));
+        else
+            all = vf_fma(_mm512_cvtepi32_ps(sum[1]), vf_set1(256), _mm512_cvtepi32_ps(sum[0]));
+        vf_store_f32(acc, vf_fma(vf_fma(high, vf_set1(65536), all), factor, vf_load_f32(acc)));
     }
 }
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from stoicc.codegen.cpu import simd
 from stoicc.codegen.cpu import transposed_text as text
 from stoicc.codegen.cpu.build import instruction_set, load
-from stoicc.codegen.cpu.plan import C_TYPES, c_name, member
+from stoicc.codegen.cpu.plan import c_name, member
+from stoicc.codegen.cpu.plane_types import C_TYPES
 from stoicc.codegen.executor import Executor, Pools
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, itemsize
 from stoicc.ir.format import Plane, PlaneKind

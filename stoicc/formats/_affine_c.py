@@ -159,6 +159,8 @@ class _Groups:
             "positions": "",
             "picked": "",
             "start": "",
+            "keep": "",
+            "again": "",
             "zeros": " const int8_t *zeros," if self.zeros else "",
             "next_zeros": "\n            zeros += LANES;" if self.zeros else "",
         } | names
@@ -222,10 +224,13 @@ def _less_zero(code: str, zeros: bool) -> str:
     return f"vf_sub({code}, zero)" if zeros else code
 
 
-def _unsigned_zero(bits: int, zeros: bool) -> str:
-    """The zero point of unsigned codes as floats: what is stored is less half the range."""
+def _digits_of(bits: int, zeros: bool, size: int) -> dict[str, str]:
+    """How x in digits takes the zero points of unsigned codes: times `half` once, times `zero` in each lane."""
     half = 1 << (bits - 1)
-    return f"vf_add(vf_load_i8(zeros), vf_set1({half}))" if zeros else f"vf_set1({half})"
+    fits = str(int(257 * 128 * (1 << bits) * size < 1 << 31))  # 257 times a sum of digits
+    if zeros:
+        return {"half": "1", "zero": f"vi_zero_points(zeros, {half})", "fits": fits}
+    return {"half": str(half), "zero": "vi_one()", "fits": fits}
 
 
 def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
@@ -238,7 +243,7 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return _less_zero(f"vf_byte(half[({j}) / 4], ({j}) % 4)", zeros)
 
     source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
-    digits = grid.fill(_digits.DIGITS, _digits.INT8_DIGITS, zero=_unsigned_zero(8, zeros)) if grid.on_integers else ""
+    digits = grid.fill(_digits.DIGITS, _digits.INT8_DIGITS, **_digits_of(8, zeros, size)) if grid.on_integers else ""
     zero = "    vfloat zero = vf_load_i8(zeros + unit / $group * LANES);\n" * zeros
     pairs = grid.pairs(_units.INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
     pairs = pairs and replace(pairs, least_in_vectors=3)
@@ -258,7 +263,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     grid = _Groups(dtype, groups, size, zeros)
     weight = _less_zero("vf_nibble(eight, j % 4 * 2 + j / 4)", zeros)
     source = grid.fill(_TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8))
-    digits = grid.fill(_digits.DIGITS, _digits.INT4_DIGITS, zero=_unsigned_zero(4, zeros)) if grid.on_integers else ""
+    digits = grid.fill(_digits.DIGITS, _digits.INT4_DIGITS, **_digits_of(4, zeros, size)) if grid.on_integers else ""
     pair, start = _pair("vp_step(eight, j)", zeros)
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
     pairs = pairs and replace(pairs, least_blocked=192)
@@ -314,6 +319,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
 def _picked_codes(grid: _Groups) -> dict[str, str]:
     """C for kept codes as signed bytes, and what goes with them: in the high bits, if nothing is taken off."""
     names = {"code_words": str(-(-grid.size // 16)), "position_words": str(-(-grid.size // 32)), "skip_zeros": ""}
+    names["zeros_too"] = " zeros," * grid.zeros
     if not grid.zeros and grid.size <= _LARGEST_HIGH:
         names |= {"first": "vi_high_codes(word, 0)", "second": "vi_high_codes(word, 1)", "zero": ""}
         return names | {"up": "4"}
@@ -322,7 +328,7 @@ def _picked_codes(grid: _Groups) -> dict[str, str]:
         names["skip_zeros"] = f"\n        zeros += (beside - 1) * {grid.groups} * LANES;"
     kept = {"first": "vi_low_nibbles(word)", "second": "vi_high_nibbles(word)"}
     names |= {name: f"vi_sub_bytes({code}, zero)" for name, code in kept.items()}
-    return names | {"up": "0", "zero": f"                        const vint zero = {zero};\n"}
+    return names | {"up": "0", "zero": f"                const vint zero = {zero};\n"}
 
 
 def _pair(codes: str, zeros: bool) -> tuple[str, str]:

@@ -96,28 +96,32 @@ _FP4_DIGITS = Template("""\
 INLINE void {name}(
     const int32_t *codes, const uint8_t *scales,$tensor const int8_t *x, float *acc, const int nb)
 {
-    float total[$groups * 12];
+    const int few = few_digits(nb); /* entries whose sums the registers hold: codes are read once for each few */
+    int32_t below[$groups * 24]; /* codes are twice a value and 12 */
     for (int group = 0; group < $groups; group++)
-        total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, total + 3 * nb * group, nb);
+        total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, -12, below + 3 * nb * group, nb);
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
-        const int8_t *xg = x;
         for (int group = 0; group < $groups; group++, scales += LANES) {
-            vint sum[12];
-            clear_digit_sets(sum, nb);
-            #pragma GCC unroll 2
-            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
-                ahead(codes, 2 * LANES * sizeof *codes);
+            const vfloat half_scale = vf_mul($scale, vf_set1(0.5f));
+            const int32_t *codes_from = codes;
+            for (int n = 0; n < nb; n += few) {
+                const int8_t *xg = x + (group * $size * nb + 16 * n) * 3;
+                vint sum[12];
+                start_digit_sets(sum, below + 3 * (nb * group + n), vi_one(), few);
+                codes = codes_from;
                 #pragma GCC unroll 2
-                for (int half = 0; half < 2; half++) {
-                    vint eight = vi_load(codes + half * LANES);
-                    multiply_add_digits(vi_twice_e2m1(eight), xg + 8 * half, digit_set(sum, 0, nb), nb);
-                    multiply_add_digits(
-                        vi_twice_e2m1(vi_shift_right(eight, 4)), xg + 8 * half + 4, digit_set(sum, 1, nb), nb);
+                for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
+                    ahead(codes, 2 * LANES * sizeof *codes);
+                    #pragma GCC unroll 2
+                    for (int half = 0; half < 2; half++) {
+                        vint low = vi_load(codes + half * LANES), high = vi_shift_right(low, 4);
+                        multiply_add_digits(vi_twice_e2m1(low), xg + 8 * half, digit_set(sum, 0, few), few);
+                        multiply_add_digits(vi_twice_e2m1(high), xg + 8 * half + 4, digit_set(sum, 1, few), few);
+                    }
                 }
+                join_digit_sets(sum, few);
+                add_digits(acc + n * LANES, sum, half_scale, digit_units(x, nb) + n, 1, few);
             }
-            vfloat half_scale = vf_mul($scale, vf_set1(0.5f));
-            join_digit_sets(sum, nb);
-            add_digits(acc, sum, total + 3 * nb * group, vf_set1(12), half_scale, digit_units(x, nb), nb);
         }
     }
 }

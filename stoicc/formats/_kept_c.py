@@ -10,7 +10,7 @@ from string import Template
 
 import torch
 
-from stoicc.codegen.cpu.plan import C_TYPES
+from stoicc.codegen.cpu.plane_types import C_TYPES
 from stoicc.formats._kept import COLUMNS
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from stoicc.ir.format import Elements, PlaneKind, Planes, Tile, TileFormat, TileMac

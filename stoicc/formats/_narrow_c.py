@@ -62,33 +62,33 @@ _INT3 = Template("""\
             }""")
 
 _INT2_DIGITS = """\
-            #pragma GCC unroll 4
-            for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += LANES) {
-                vint word = vi_load(codes);
-                ahead(codes, LANES * sizeof *codes);
                 #pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    multiply_add_digits(
-                        vi_and(vi_shift_right(word, 2 * i), 0x03030303), xg + 4 * i, digit_set(sum, i, nb), nb);
-            }"""
-
-_INT3_DIGITS = """\
-            #pragma GCC unroll 2
-            for (int k = 0; k < $size; k += 32, high += LANES) {
-                vint top = vi_load(high);
-                ahead(high, LANES * sizeof *high);
-                #pragma GCC unroll 2
-                for (int half = 0; half < $halves; half++, xg += 48 * nb, codes += LANES) {
+                for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += LANES) {
                     vint word = vi_load(codes);
                     ahead(codes, LANES * sizeof *codes);
                     #pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++) {
-                        vint code = vi_select(
-                            vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303);
-                        multiply_add_digits(vi_and(code, 0x07070707), xg + 4 * i, digit_set(sum, i, nb), nb);
+                    for (int i = 0; i < 4; i++)
+                        multiply_add_digits(
+                            vi_and(vi_shift_right(word, 2 * i), 0x03030303), xg + 4 * i, digit_set(sum, i, few), few);
+                }"""
+
+_INT3_DIGITS = """\
+                #pragma GCC unroll 2
+                for (int k = 0; k < $size; k += 32, high += LANES) {
+                    vint top = vi_load(high);
+                    ahead(high, LANES * sizeof *high);
+                    #pragma GCC unroll 2
+                    for (int half = 0; half < $halves; half++, xg += 48 * nb, codes += LANES) {
+                        vint word = vi_load(codes);
+                        ahead(codes, LANES * sizeof *codes);
+                        #pragma GCC unroll 4
+                        for (int i = 0; i < 4; i++) {
+                            vint code = vi_select(
+                                vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303);
+                            multiply_add_digits(vi_and(code, 0x07070707), xg + 4 * i, digit_set(sum, i, few), few);
+                        }
                     }
-                }
-            }"""
+                }"""
 
 _INT2_PAIRS = Template("""\
         static const int column[16] = {$fields};
@@ -172,7 +172,9 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return None
     grid, names = _affine_c._Groups(dtype, groups, size, zeros), _names(2, zeros)
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
-    digits = grid.fill(_affine_digits.DIGITS, _INT2_DIGITS, zero=names["digit_zero"])
+    digits = grid.fill(
+        _affine_digits.DIGITS, _INT2_DIGITS, **_affine_c._digits_of(ZEROS_AS if zeros else 2, zeros, size)
+    )
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
     pairs = pairs and replace(pairs, least_blocked=96)
     dots = grid.dots(_INT2_DOTS, 16, 16, **{**names, "start": names["pair_zero"]})
@@ -194,7 +196,9 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     grid, names = _affine_c._Groups(dtype, groups, size, zeros), _names(3, zeros)
     names |= {"positions": " const int32_t *high,", "halves": "2" if size % 32 == 0 else f"(k + 16 < {size} ? 2 : 1)"}
     source = grid.fill(_affine_c._TILE, _INT3, **names, code=_INT3_CODE)
-    digits = grid.fill(_affine_digits.DIGITS, _INT3_DIGITS, **{**names, "zero": names["digit_zero"]})
+    high = {"keep": ", *high_from = high", "again": ", high = high_from"}
+    high |= _affine_c._digits_of(ZEROS_AS if zeros else 3, zeros, size)
+    digits = grid.fill(_affine_digits.DIGITS, _INT3_DIGITS, **{**names, **high})
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
     pairs = pairs and replace(pairs, least_in_vectors=3, least_blocked=64)
@@ -228,7 +232,6 @@ def _names(bits: int, zeros: bool) -> dict[str, str]:
         "fields": ", ".join(map(str, _FIELDS)),
         "start": _affine_c._LOAD_ZEROS if zeros else "",
         "less": "vf_sub(vf_look_up(value, code), zero)" if zeros else "vf_look_up(value, code)",
-        "digit_zero": _affine_c._unsigned_zero(ZEROS_AS if zeros else bits, zeros),
         "pair": pair,
         "pair_zero": "    vint zero = vp_zero(zeros + unit / $group * LANES);\n" if zeros else table,
         **_PAIR_OF_BYTES,

@@ -5,7 +5,7 @@ from string import Template
 
 import torch
 
-from stoicc.codegen.cpu.plan import C_TYPES
+from stoicc.codegen.cpu.plane_types import C_TYPES
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from stoicc.ir.format import Planes, Tile, TileFormat, TileMac, TilePairs
 

@@ -144,12 +144,14 @@ class TileMac:
             static void {name}(<one pointer per *canonical* plane>, T *out, const int64_t stride)
 
             T is the weight's C type; out[r * stride + k] must equal `TileFormat.decode` bit for bit, used without it.
-        digits: optional C text for integer units (`simd_vnni.h`), at batch 1, 2 and 4:
+        digits: optional C text for integer units (`simd_digits.h`):
 
             INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
 
             x is three 8-bit digits of a number of 22 bits and a sign, in units of each tile column and entry:
             `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`.
+        code_bits: bits of the codes that `digits` multiplies. Without VNNI products are added in 16 bits, which is for
+            codes of up to 5 bits, at batch 1.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
@@ -178,6 +180,7 @@ class TileMac:
     picks: TilePairs | None = None
     dots: TilePairs | None = None
     in_vectors: "TileMac | None" = None
+    code_bits: int = 8
 
     @property
     def units(self) -> TilePairs | None:

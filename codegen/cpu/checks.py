@@ -1,16 +1,25 @@
 """The C of a format that a kernel takes, and what it has to be for the loops that walk its units."""
 
+from dataclasses import replace
+
 from stoicc.codegen.cpu.layouts import VECTOR_COLUMNS
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import Tile, TileFormat, TileMac, TilePairs
 
+VNNI = ("amx", "avx512bf16", "vnni")
+"""Instruction sets that add four products of bytes in 32 bits."""
+IN_WORDS = ("avx512", "avx2")
+"""Those that add two, in 16 bits."""
+
 
 def tile_code(fmt: TileFormat, tile: Tile, dtype: str, isa: str) -> TileMac | None:
-    """A format's C for an instruction set; None where it has none."""
+    """A format's C for an instruction set, without digits where it cannot multiply those; None where it has none."""
     code = fmt.tile_mac(tile, dtype)
-    if code is None or code.in_vectors is None or on_matrix_units(dtype, isa):
+    if code is not None and code.in_vectors is not None and not on_matrix_units(dtype, isa):
+        code = code.in_vectors
+    if code is None or isa in VNNI or (isa in IN_WORDS and code.code_bits <= 5):
         return code
-    return code.in_vectors
+    return replace(code, digits="")
 
 
 def on_matrix_units(dtype: str, isa: str) -> bool:

@@ -14,10 +14,11 @@ def alone(names: dict[str, str], counts: Iterable[int]) -> str:
     return _ALONE.substitute(names) + "\n".join(functions) + "\n"
 
 
-def walk(names: dict[str, str], wide: int) -> str:
-    """C that adds a range of tiles for any number of entries: `wide` of them at a time, then 4, 2 or 1."""
-    tails = "        else ".join(_TAIL.substitute(names, nb=nb) for nb in (4, 2, 1) if nb < wide)
-    return _WALK.substitute(names, wide=wide, tails=tails)
+def walk(names: dict[str, str], counts: list[int], wide: int) -> str:
+    """C that adds a range of tiles for any number of entries that `counts` add up to, `wide` of them at a time."""
+    tails = "        else ".join(_TAIL.substitute(names, nb=nb) for nb in counts if nb < wide)
+    whole = _WHOLE.substitute(names, wide=wide) if wide in counts else ""
+    return _WALK.substitute(names, whole=whole, tails=tails)
 
 
 _ALONE = Template("""\
@@ -44,10 +45,13 @@ static void add_${name}_$adds(const struct weight *w, int begin, int end, const 
     const int step = width <= WIDE ? end - begin : 1; /* more than those meet a tile while it is cached */
     for (int t = begin; t < end; t += step) {
         int n = 0;
+$whole        $tails    }
+}
+""")
+
+_WHOLE = Template("""\
         for (; n + WIDE <= width; n += WIDE)
             ${function}_$wide(w, t, t + step, x, width, n, acc);
-        $tails    }
-}
 """)
 
 _TAIL = Template("""\

@@ -25,7 +25,7 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
         if mine:
             names["inner"] = names["function"] + "_of_many" * (form == "pairs" and min(mine) > 1)
             text += _multiply(part, kernel, names, form, code) + alone(names, mine)
-    return text + walk(names, kernel.wide)
+    return text + walk(names, counts, kernel.wide)
 
 
 def _multiply(part: FormatPart, kernel: KernelClass, names: dict[str, str], form: str, code: TilePairs) -> str:

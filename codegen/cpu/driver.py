@@ -19,6 +19,7 @@ $more};
 
 DIGIT_CONSTANTS = Template("""\
     DIGIT_BYTES = $bytes, /* of one entry of a tile column in digits */
+    MOST_DIGITS = $most, /* entries that digits are faster for */
 """)
 
 OCTET_CONSTANTS = Template("""\

@@ -174,7 +174,7 @@ def _structs(kernel: KernelClass) -> str:
 def _form_constants(kernel: KernelClass) -> str:
     text = ""
     if kernel.digits:
-        text += driver.DIGIT_CONSTANTS.substitute(bytes=digit_bytes(kernel.tile[1]))
+        text += driver.DIGIT_CONSTANTS.substitute(bytes=digit_bytes(kernel.tile[1]), most=kernel.most_digits)
     if kernel.octets:
         text += driver.OCTET_CONSTANTS.substitute(least=LEAST_OCTETS, most=kernel.most_octets)
     if kernel.pairs:
@@ -355,12 +355,12 @@ def _areas(kernel: KernelClass) -> list[str]:
         "area += padded(batch) * w->tile_columns * COLUMNS * sizeof(float);",
     ]
     if kernel.digits:
-        digits = [
-            "call.digits = (int8_t *)area;",
-            "area += (padded(batch) * w->tile_columns * DIGIT_BYTES + 63) / 64 * 64;",
+        floats += [
+            "if (batch <= MOST_DIGITS) {",
+            "    call.digits = (int8_t *)area;",
+            "    area += (padded(batch) * w->tile_columns * DIGIT_BYTES + 63) / 64 * 64;",
+            "}",
         ]
-        alone = ["if (batch < LEAST_OCTETS) {", *(f"    {line}" for line in digits), "}"]
-        floats += alone if kernel.most_digits else digits
     if kernel.pairs:
         entries = "whole_blocks" if kernel.tiled_pairs else "padded"
         otherwise = ["} else {"] if kernel.tiled_pairs else ["}", f"if (batch < {kernel.only_pairs}) {{"]

@@ -66,11 +66,12 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
     if kernel.floats:
         names |= {"form": "floats", "adds": "tiles", "element": "float", "entry": "COLUMNS"}
         names |= dict.fromkeys(("function", "inner"), f"{part.name}_tile")
-        text += alone(names, counts) + walk(names, kernel.wide)
+        text += alone(names, counts) + walk(names, counts, kernel.wide)
     if kernel.digits and part.code.digits:
         names |= {"form": "digits", "adds": "digits", "element": "int8_t", "entry": "DIGIT_BYTES"}
         names |= dict.fromkeys(("function", "inner"), f"{part.name}_digits")
-        text += "\n" + alone(names, counts) + walk(names, kernel.wide)
+        few = [nb for nb in counts if nb <= kernel.most_digits]
+        text += "\n" + alone(names, few) + walk(names, few, kernel.wide)
     if kernel.tiled_pairs:
         text += "\n" + units.add_tiles(part, kernel, names, "pairs")
     elif kernel.pairs:

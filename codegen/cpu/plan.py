@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stoicc.codegen.cpu.checks import check_units, tile_code
+from stoicc.codegen.cpu.checks import IN_WORDS, check_units, tile_code
 from stoicc.codegen.cpu.lanes import LANES, strips
 from stoicc.codegen.cpu.layouts import (
     BLOCKED_ENTRIES,
@@ -81,14 +81,18 @@ class KernelClass:
     @property
     def digits(self) -> bool:
         """Whether some format multiplies x as digits, on integer units in vectors."""
-        able = self.isa in ("amx", "avx512bf16", "vnni") and self.floats
-        return able and any(part.code.digits for part in self.parts)
+        return self.floats and any(part.code.digits for part in self.parts)
 
     @property
     def most_digits(self) -> int:
-        """Batch entries up to which formats multiply x as digits: where all of them take octets beyond; 0: any."""
+        """Batch entries up to which formats multiply x as digits.
+
+        Beyond, all of them take octets, or codes are in fp32 for several entries at a time.
+        """
+        if self.isa in IN_WORDS:
+            return 1
         octets = self.octets and all(part.code.octets for part in self.parts if part.code.digits)
-        return LEAST_OCTETS - 1 if octets else 0
+        return LEAST_OCTETS - 1 if octets else 1 << 30
 
     @property
     def floats(self) -> bool:
@@ -235,7 +239,7 @@ class KernelClass:
             packed += entries * tile_columns * self.tile[1] * 2
         if not paired or batch < self.only_pairs:
             packed += entries * tile_columns * self.columns * 4
-            if self.digits and batch <= (self.most_digits or batch):
+            if self.digits and batch <= self.most_digits:
                 packed += -(-entries * tile_columns * digit_bytes(self.tile[1]) // 64) * 64
         if self.octets and LEAST_OCTETS <= batch <= self.most_octets:
             packed += octet_bytes(batch, self.tile[1], self.chunk) * tile_columns

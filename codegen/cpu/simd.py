@@ -14,6 +14,7 @@ from importlib.resources import files
 
 ISAS = ("amx", "avx512bf16", "vnni", "avx512", "avx2", "portable")
 """Instruction sets, the best first: each of the first four has all of those up to `avx512`."""
+_DIGITS = ("digits", "digits_avx512")
 _HEADERS = {
     "amx": (
         "avx512",
@@ -21,6 +22,7 @@ _HEADERS = {
         "kept",
         "kept_avx512",
         "decode",
+        *_DIGITS,
         "vnni",
         "pairs",
         "amx",
@@ -28,10 +30,10 @@ _HEADERS = {
         "transposed",
         "vbmi2",
     ),
-    "avx512bf16": ("avx512", "common", "kept", "kept_avx512", "decode", "vnni", "pairs", "vbmi2", "dots"),
-    "vnni": ("avx512", "common", "kept", "kept_avx2", "kept_avx512", "decode", "vnni"),
-    "avx512": ("avx512", "common", "kept", "kept_avx2", "kept_avx512", "decode"),
-    "avx2": ("avx2", "common", "kept", "kept_avx2", "decode_avx2"),
+    "avx512bf16": ("avx512", "common", "kept", "kept_avx512", "decode", *_DIGITS, "vnni", "pairs", "vbmi2", "dots"),
+    "vnni": ("avx512", "common", "kept", "kept_avx2", "kept_avx512", "decode", *_DIGITS, "vnni"),
+    "avx512": ("avx512", "common", "kept", "kept_avx2", "kept_avx512", "decode", *_DIGITS),
+    "avx2": ("avx2", "common", "kept", "kept_avx2", "decode_avx2", "digits", "digits_avx2"),
     "portable": ("portable", "common", "kept"),
 }
 _NAME = re.compile(

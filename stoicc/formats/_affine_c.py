@@ -230,7 +230,7 @@ def _digits_of(bits: int, zeros: bool, size: int) -> dict[str, str]:
     fits = str(int(257 * 128 * (1 << bits) * size < 1 << 31))  # 257 times a sum of digits
     if zeros:
         return {"half": "1", "zero": f"vi_zero_points(zeros, {half})", "fits": fits}
-    return {"half": str(half), "zero": "vi_one()", "fits": fits}
+    return {"half": str(half), "zero": "vi_set1(1)", "fits": fits}
 
 
 def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
@@ -275,7 +275,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **scale_lanes(planes, 4)}
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
-    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots)
+    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots, code_bits=4)
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -313,7 +313,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
 
     positions = " const uint8_t *positions,"
     decode = _decode(_INT4_NV24_DECODE, dtype, groups, size, zeros, 4, positions=positions)
-    return TileMac(source, pack, decode, digits, pairs, octets, picks=picks, dots=dots)
+    return TileMac(source, pack, decode, digits, pairs, octets, picks=picks, dots=dots, code_bits=4)
 
 
 def _picked_codes(grid: _Groups) -> dict[str, str]:
@@ -321,8 +321,8 @@ def _picked_codes(grid: _Groups) -> dict[str, str]:
     names = {"code_words": str(-(-grid.size // 16)), "position_words": str(-(-grid.size // 32)), "skip_zeros": ""}
     names["zeros_too"] = " zeros," * grid.zeros
     if not grid.zeros and grid.size <= _LARGEST_HIGH:
-        names |= {"first": "vi_high_codes(word, 0)", "second": "vi_high_codes(word, 1)", "zero": ""}
-        return names | {"up": "4"}
+        names |= {"first": "vi_signed_codes(word, 0)", "second": "vi_signed_codes(word, 1)", "zero": ""}
+        return names | {"up": "signed_codes_power()"}
     zero = f"vi_zero_bytes(zeros + s * {grid.groups} * LANES)" if grid.zeros else "vi_set_bytes(8)"
     if grid.zeros:
         names["skip_zeros"] = f"\n        zeros += (beside - 1) * {grid.groups} * LANES;"

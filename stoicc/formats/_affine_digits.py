@@ -35,23 +35,22 @@ $body
 INT8_DIGITS = """\
                 #pragma GCC unroll 4
                 for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 4 * LANES) {
+                    vint four[4];
                     ahead(codes, 4 * LANES * sizeof *codes);
                     #pragma GCC unroll 4
                     for (int i = 0; i < 4; i++)
-                        multiply_add_digits(
-                            vi_unsigned_bytes(vi_load(codes + i * LANES)), xg + 4 * i, digit_set(sum, i, few), few);
+                        four[i] = vi_unsigned_bytes(vi_load(codes + i * LANES));
+                    multiply_add_digits(four, xg, sum, few);
                 }"""
 
 INT4_DIGITS = """\
                 #pragma GCC unroll 4
                 for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
+                    vint first = vi_load(codes), second = vi_load(codes + LANES);
                     ahead(codes, 2 * LANES * sizeof *codes);
-                    #pragma GCC unroll 2
-                    for (int half = 0; half < 2; half++) {
-                        vint eight = vi_load(codes + half * LANES);
-                        multiply_add_digits(vi_low_nibbles(eight), xg + 8 * half, digit_set(sum, 0, few), few);
-                        multiply_add_digits(vi_high_nibbles(eight), xg + 8 * half + 4, digit_set(sum, 1, few), few);
-                    }
+                    const vint four[4] = {
+                        vi_low_nibbles(first), vi_high_nibbles(first), vi_low_nibbles(second), vi_high_nibbles(second)};
+                    multiply_add_digits(four, xg, sum, few);
                 }"""
 
 INT4_NV24_DIGITS = Template("""\
@@ -89,7 +88,7 @@ INLINE void {name}(
     const int32_t *codes, const int32_t *positions, const $T *scales,$zeros
     const int8_t *x, float *acc, const int nb)
 {
-    const int beside = STRIPS % 2 || nb > 2 ? 1 : 2, few = few_digits(nb);
+    const int beside = STRIPS % 2 ? 1 : digit_strips(nb), few = few_digits(nb);
     uint8_t wide[(BK + 15) / 16 * 192 * 8] __attribute__((aligned(64)));
     widen_digits(x, wide, nb);
     for (int strip = 0; strip < STRIPS; strip += beside, acc += beside * LANES * nb) {

@@ -107,17 +107,16 @@ INLINE void {name}(
             for (int n = 0; n < nb; n += few) {
                 const int8_t *xg = x + (group * $size * nb + 16 * n) * 3;
                 vint sum[12];
-                start_digit_sets(sum, below + 3 * (nb * group + n), vi_one(), few);
+                start_digit_sets(sum, below + 3 * (nb * group + n), vi_set1(1), few);
                 codes = codes_from;
                 #pragma GCC unroll 2
                 for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
                     ahead(codes, 2 * LANES * sizeof *codes);
-                    #pragma GCC unroll 2
-                    for (int half = 0; half < 2; half++) {
-                        vint low = vi_load(codes + half * LANES), high = vi_shift_right(low, 4);
-                        multiply_add_digits(vi_twice_e2m1(low), xg + 8 * half, digit_set(sum, 0, few), few);
-                        multiply_add_digits(vi_twice_e2m1(high), xg + 8 * half + 4, digit_set(sum, 1, few), few);
-                    }
+                    vint first = vi_load(codes), second = vi_load(codes + LANES);
+                    const vint four[4] = {
+                        vi_twice_e2m1(first), vi_twice_e2m1(vi_shift_right(first, 4)),
+                        vi_twice_e2m1(second), vi_twice_e2m1(vi_shift_right(second, 4))};
+                    multiply_add_digits(four, xg, sum, few);
                 }
                 join_digit_sets(sum, few);
                 add_digits(acc + n * LANES, sum, half_scale, digit_units(x, nb) + n, 1, few);
@@ -250,5 +249,5 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
 
     return TileMac(
         _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs,
-        unpack=unpack, dots=dots,
+        unpack=unpack, dots=dots, code_bits=5,
     )  # fmt: skip

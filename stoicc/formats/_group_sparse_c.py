@@ -205,4 +205,5 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
         octets,
         lambda packed, tile: packed,
         dots=dots,
+        code_bits=code.code_bits,
     )

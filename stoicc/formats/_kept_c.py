@@ -169,6 +169,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         octets,
         unpack if code.unpack is not None else None,
         dots=dots,
+        code_bits=code.code_bits,
     )
 
 

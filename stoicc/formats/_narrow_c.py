@@ -66,10 +66,11 @@ _INT2_DIGITS = """\
                 for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += LANES) {
                     vint word = vi_load(codes);
                     ahead(codes, LANES * sizeof *codes);
+                    vint four[4];
                     #pragma GCC unroll 4
                     for (int i = 0; i < 4; i++)
-                        multiply_add_digits(
-                            vi_and(vi_shift_right(word, 2 * i), 0x03030303), xg + 4 * i, digit_set(sum, i, few), few);
+                        four[i] = vi_and(vi_shift_right(word, 2 * i), 0x03030303);
+                    multiply_add_digits(four, xg, sum, few);
                 }"""
 
 _INT3_DIGITS = """\
@@ -81,12 +82,13 @@ _INT3_DIGITS = """\
                     for (int half = 0; half < $halves; half++, xg += 48 * nb, codes += LANES) {
                         vint word = vi_load(codes);
                         ahead(codes, LANES * sizeof *codes);
+                        vint four[4];
                         #pragma GCC unroll 4
                         for (int i = 0; i < 4; i++) {
-                            vint code = vi_select(
-                                vi_shift_right(word, 2 * i), vi_shift(top, 4 * half + i - 2), 0x03030303);
-                            multiply_add_digits(vi_and(code, 0x07070707), xg + 4 * i, digit_set(sum, i, few), few);
+                            vint high = vi_shift(top, 4 * half + i - 2);
+                            four[i] = vi_and(vi_select(vi_shift_right(word, 2 * i), high, 0x03030303), 0x07070707);
                         }
+                        multiply_add_digits(four, xg, sum, few);
                     }
                 }"""
 
@@ -186,7 +188,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
-    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots)
+    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots, code_bits=2)
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
@@ -215,7 +217,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, "high": high, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT3_DECODE, dtype, groups, size, zeros, 3, positions=" const uint8_t *high,")
-    return TileMac(source, pack, decode, digits, pairs, octets)
+    return TileMac(source, pack, decode, digits, pairs, octets, code_bits=3)
 
 
 def _names(bits: int, zeros: bool) -> dict[str, str]:

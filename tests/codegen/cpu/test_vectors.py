@@ -287,7 +287,7 @@ class NoPairs(Dense):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         code = super().tile_mac(tile, dtype)
-        text = code.pairs.source.replace("vp_load(values)", "vi_zero()") if code.pairs else ""
+        text = code.pairs.source.replace("vp_load(values)", "vi_set1(0)") if code.pairs else ""
         return replace(code, pairs=code.pairs and replace(code.pairs, source=text))
 
 
@@ -298,7 +298,7 @@ class NoPicks(Nv24):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         code = super().tile_mac(tile, dtype)
-        text = code.picks.source.replace("vp_columns(place, g)", "vi_zero()") if code.picks else ""
+        text = code.picks.source.replace("vp_columns(place, g)", "vi_set1(0)") if code.picks else ""
         return replace(code, picks=code.picks and replace(code.picks, source=text))
 
 
@@ -309,7 +309,7 @@ class NotBlocked(Dense):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         code = super().tile_mac(tile, dtype)
-        text = code.pairs.source.replace("vp_load(values)", "vi_zero()") if code.pairs else ""
+        text = code.pairs.source.replace("vp_load(values)", "vi_set1(0)") if code.pairs else ""
         late = code.pairs and replace(code.pairs, source=text, least_in_vectors=16, least_blocked=16)
         return replace(code, pairs=late)
 
@@ -326,7 +326,7 @@ class Later(Int4):
             return code
         planes = "const int32_t *codes, const bf16 *scales, "
         apart = "const int strip, const bf16 *x, float *acc, const int nb, int64_t *place)\n{\n}\n"
-        text = code.dots.source.replace("vi_load(codes)", "vi_zero()")
+        text = code.dots.source.replace("vi_load(codes)", "vi_set1(0)")
         dots = replace(code.dots, source=text, apart=f"INLINE void {{name}}({planes}{apart}")
         if self.ordered:
             dots = replace(dots, ordered=True, source=dots.source.replace("*pairs)", "*pairs, int64_t *place)"))
@@ -362,7 +362,7 @@ class NoDots(Int4):
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         code = super().tile_mac(tile, dtype)
-        text = code.dots.source.replace("vi_load(codes)", "vi_zero()") if code and code.dots else ""
+        text = code.dots.source.replace("vi_load(codes)", "vi_set1(0)") if code and code.dots else ""
         return code and replace(code, dots=code.dots and replace(code.dots, source=text))
 
 

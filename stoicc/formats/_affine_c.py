@@ -302,7 +302,7 @@ def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpac
     dots = grid.pairs(
         _units.INT4_NV24_DOTS, 16, 32, **picked | {"pair": _pair("vi_shift_right(word, 4 * j)", zeros)[0]}
     )
-    dots = dots and replace(dots, picked=16, least_in_vectors=1, most=2)
+    dots = dots and replace(dots, picked=16, least_in_vectors=1, most=4)
     octets = grid.octets(
         _units.INT4_NV24_OCTETS, 16, 32, 4, start="    positions += unit * 2 * LANES;\n", positions=planes
     )

@@ -152,6 +152,10 @@ class TileMac:
             `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`.
         code_bits: bits of the codes that `digits` multiplies. Without VNNI products are added in 16 bits, which is for
             codes of up to 5 bits, at batch 1.
+        digits_of: optional: makes the text of `digits` for a composed format, which has the codes elsewhere, from: the
+            parameters in place of the codes' plane, `codes` among them; the C type that it points to; C that sets
+            `vint four[4]` to the stored codes of columns k .. k + 15 of a `group` of a `strip`, four neighbours in a
+            lane's bytes, and moves `codes` on; and C that goes first.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
@@ -181,6 +185,7 @@ class TileMac:
     dots: TilePairs | None = None
     in_vectors: "TileMac | None" = None
     code_bits: int = 8
+    digits_of: Callable[[str, str, str, str], str] | None = None
 
     @property
     def units(self) -> TilePairs | None:

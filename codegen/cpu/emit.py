@@ -28,7 +28,7 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         driver.WHOLE_BLOCKS * kernel.tiled_pairs,
         forms.pack(kernel),
         *(forms.add_tiles(part, kernel) for part in kernel.parts),
-        _activation(kernel),
+        driver.ACTIVATIONS[name] if (name := kernel.has("activation")) else "",
         _finish(kernel),
         _run_item(kernel),
         blocked.functions(kernel, _width(kernel), _width(kernel, "call->batch")) if kernel.blocked else "",
@@ -220,10 +220,6 @@ def _asking_from(least: int, text: str) -> str:
         return text
     ahead = f"ahead_if(nb >= {least}, "
     return re.sub(r"const int nb\)\n\{\n.*?\n\}\n", lambda body: re.sub(r"\bahead\(", ahead, body[0]), text, flags=re.S)
-
-
-def _activation(kernel: KernelClass) -> str:
-    return driver.ACTIVATIONS[name] if (name := kernel.has("activation")) else ""
 
 
 def _finish(kernel: KernelClass) -> str:

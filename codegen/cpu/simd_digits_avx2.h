@@ -48,6 +48,19 @@ INLINE void widen_digits(const int8_t *x, uint8_t *wide, const int nb)
     }
 }
 
+/* The bytes of four lanes each. */
+static inline vint vi_of_quarters(__m128i a, __m128i b, __m128i c, __m128i d)
+{
+    return (vint){_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)};
+}
+
+/* Those of lanes 4 i to 4 i + 3. */
+static inline __m128i vi_quarter(vint all, const int i)
+{
+    const __m256i half = i < 2 ? all.lo : all.hi;
+    return i % 2 ? _mm256_extracti128_si256(half, 1) : _mm256_castsi256_si128(half);
+}
+
 /* Bytes less bytes. */
 static inline vint vi_sub_bytes(vint a, vint b)
 {

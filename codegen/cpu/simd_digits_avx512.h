@@ -52,6 +52,19 @@ INLINE void widen_digits(const int8_t *x, uint8_t *wide, const int nb)
             wide + 64 * i, vi_unsigned_bytes(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)x + i))));
 }
 
+/* The bytes of four lanes each. */
+static inline vint vi_of_quarters(__m128i a, __m128i b, __m128i c, __m128i d)
+{
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(b, a)), _mm256_set_m128i(d, c), 1);
+}
+
+/* Those of lanes 4 i to 4 i + 3. */
+static inline __m128i vi_quarter(vint all, const int i)
+{
+    const __m256i half = i < 2 ? _mm512_castsi512_si256(all) : _mm512_extracti64x4_epi64(all, 1);
+    return i % 2 ? _mm256_extracti128_si256(half, 1) : _mm256_castsi256_si128(half);
+}
+
 /* Bytes less bytes. */
 static inline vint vi_sub_bytes(vint a, vint b)
 {

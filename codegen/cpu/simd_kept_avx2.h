@@ -45,6 +45,41 @@ INLINE const uint8_t *readable_codes(
     return memcpy(copy, p, (size_t)kept_bytes(masks, blocks, bits));
 }
 
+/* Whether codes for several products are spread in memory. */
+static inline int spread_once(void)
+{
+    return 1;
+}
+
+/* What stands where no code is kept, as `vi_kept` takes it. */
+INLINE vint vi_none(const int8_t *rows, const int otherwise, const int bits)
+{
+    __m128i none[4];
+    #pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        none[i] = _mm_unpacklo_epi64(
+            none_of_rows(rows, 2 * i, otherwise, bits), none_of_rows(rows, 2 * i + 1, otherwise, bits));
+    return vi_of_quarters(none[0], none[1], none[2], none[3]);
+}
+
+/* The kept codes of one block from p on, a byte each, row by row; `none` where none is kept. */
+INLINE vint vi_kept(uint64_t mask, const uint8_t *p, const uint8_t *end, vint none, const int bits)
+{
+    uint8_t copy[72];
+    const int64_t all = (int64_t)mask;
+    __m128i fours[4];
+    int place = 0;
+    p = readable_codes(p, end, &all, 1, bits, copy);
+    #pragma GCC unroll 4
+    for (int i = 0; i < 4; i++, mask >>= 16) {
+        __m128i four = vi_quarter(none, i);
+        __m128i first = two_rows(mask & 255, p, &place, four, bits);
+        __m128i second = two_rows(mask >> 8 & 255, p, &place, _mm_unpackhi_epi64(four, four), bits);
+        fours[i] = _mm_unpacklo_epi64(first, second);
+    }
+    return vi_of_quarters(fours[0], fours[1], fours[2], fours[3]);
+}
+
 /* As many blocks as codes fit a byte, each code in its field: a word of 16 rows. The bits of a code
  * that are set in `flip` are turned. No byte is read from `end` on. */
 INLINE const uint8_t *spread_word(

@@ -93,6 +93,12 @@ INLINE vint vi_kept(uint64_t mask, const uint8_t *p, const uint8_t *end, vint no
     return vi_expand_bytes(none, mask, each);
 }
 
+/* Whether codes for several products are spread in memory: they are not, as the expand takes so little. */
+static inline int spread_once(void)
+{
+    return 0;
+}
+
 /* What stands where no code is kept, as `vi_kept` takes it. */
 INLINE vint vi_none(const int8_t *rows, const int otherwise, const int bits)
 {

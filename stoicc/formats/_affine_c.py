@@ -159,8 +159,6 @@ class _Groups:
             "positions": "",
             "picked": "",
             "start": "",
-            "keep": "",
-            "again": "",
             "zeros": " const int8_t *zeros," if self.zeros else "",
             "next_zeros": "\n            zeros += LANES;" if self.zeros else "",
         } | names
@@ -177,6 +175,22 @@ class _Groups:
     def on_integers(self) -> bool:
         """Whether groups are made of the 16 columns that x in digits is made of."""
         return self.size % 16 == 0
+
+    def digits(self, bits: int) -> _digits.Digits | None:
+        """What multiplies x as digits, of codes of these bits; zero points are stored less half of what they reach."""
+        if not self.on_integers:
+            return None
+        return _digits.Digits(
+            self.groups,
+            self.size,
+            half=1 if self.zeros else 1 << (bits - 1),
+            zero=f"vi_zero_points(zeros, {1 << (bits - 1)})" if self.zeros else "vi_set1(1)",
+            zeros=" const int8_t *zeros," * self.zeros,
+            next="\n            zeros += LANES;" * self.zeros,
+            scale=f"vf_load_{self.dtype}(scales)",
+            scale_type=self.dtype,
+            most=1 << bits,
+        )
 
     def pairs(self, body: Template, per_word: int, step: int, **names: str) -> TilePairs | None:
         """The code for pairs, `per_word` columns to a word of codes, `step` of a unit's columns at a time."""
@@ -224,15 +238,6 @@ def _less_zero(code: str, zeros: bool) -> str:
     return f"vf_sub({code}, zero)" if zeros else code
 
 
-def _digits_of(bits: int, zeros: bool, size: int) -> dict[str, str]:
-    """How x in digits takes the zero points of unsigned codes: times `half` once, times `zero` in each lane."""
-    half = 1 << (bits - 1)
-    fits = str(int(257 * 128 * (1 << bits) * size < 1 << 31))  # 257 times a sum of digits
-    if zeros:
-        return {"half": "1", "zero": f"vi_zero_points(zeros, {half})", "fits": fits}
-    return {"half": str(half), "zero": "vi_set1(1)", "fits": fits}
-
-
 def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     """The C of 8-bit codes, `groups` groups of `size` columns to a tile; None where size % 4 != 0."""
     if size % 4:
@@ -243,7 +248,7 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return _less_zero(f"vf_byte(half[({j}) / 4], ({j}) % 4)", zeros)
 
     source = grid.fill(_TILE, _INT8, start=start, weight=code("j"), present=grid.present(8, 8))
-    digits = grid.fill(_digits.DIGITS, _digits.INT8_DIGITS, **_digits_of(8, zeros, size)) if grid.on_integers else ""
+    digits = grid.digits(8)
     zero = "    vfloat zero = vf_load_i8(zeros + unit / $group * LANES);\n" * zeros
     pairs = grid.pairs(_units.INT8_PAIRS, 4, 8, start=zero, even=code("j"), odd=code("j + 1"))
     pairs = pairs and replace(pairs, least_in_vectors=3)
@@ -253,7 +258,8 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": byte_lanes(signed(planes["codes"], 8), groups), **scale_lanes(planes, 8)}
 
     decode = _decode(_INT8_DECODE, dtype, groups, size, zeros, 8)
-    return TileMac(source, pack, decode, digits, pairs, octets)
+    text = _digits.of_words(digits, _digits.INT8_SIXTEEN)
+    return TileMac(source, pack, decode, text, pairs, octets, digits_of=digits and digits.text)
 
 
 def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -263,7 +269,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     grid = _Groups(dtype, groups, size, zeros)
     weight = _less_zero("vf_nibble(eight, j % 4 * 2 + j / 4)", zeros)
     source = grid.fill(_TILE, _INT4, start=_LOAD_ZEROS if zeros else "", weight=weight, present=grid.present(8, 8))
-    digits = grid.fill(_digits.DIGITS, _digits.INT4_DIGITS, **_digits_of(4, zeros, size)) if grid.on_integers else ""
+    digits = grid.digits(4)
     pair, start = _pair("vp_step(eight, j)", zeros)
     pairs = grid.pairs(_units.INT4_PAIRS, 8, 8, start=start, pair=pair)
     pairs = pairs and replace(pairs, least_blocked=192)
@@ -275,7 +281,9 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **scale_lanes(planes, 4)}
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
-    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots, code_bits=4)
+    text = _digits.of_words(digits, _digits.INT4_SIXTEEN)
+    of_kept = digits and digits.text
+    return TileMac(source, pack, decode, text, pairs, octets, dots=dots, code_bits=4, digits_of=of_kept)
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:

@@ -1,57 +1,132 @@
-"""C of the affine formats that multiplies x as digits: exact sums of whole numbers, for a batch of few.
+"""C of formats of codes that multiplies x as digits: exact sums of whole numbers.
 
-`$groups` groups of `$size` columns to a tile, whose sums are scaled once; `_affine_c.py` fills in the rest.
+Codes come sixteen columns at a time, unsigned, four bytes to a lane, and are less a zero point; the sum of a group is
+scaled once. Where they come from is a piece of C: a plane of words, or the kept codes of a composed format.
 """
 
+from dataclasses import dataclass
 from string import Template
 
-DIGITS = Template("""\
+_DIGITS = Template("""\
 INLINE void {name}(
-    const int32_t *codes,$positions const $T *scales,$zeros
+    $planes, const $scale_type *scales,$zeros
     const int8_t *x, float *acc, const int nb)
 {
     const int few = few_digits(nb); /* entries whose sums the registers hold: codes are read once for each few */
-    int32_t below[$groups * 24]; /* what zero points take from the sums of a group */
+$begin    int32_t below[$groups * 24]; /* what zero points take from the sums of a group */
     for (int group = 0; group < $groups; group++)
         total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, -$half, below + 3 * nb * group, nb);
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
         for (int group = 0; group < $groups; group++) {
-            const int32_t *codes_from = codes$keep;
+            const vfloat scale = $scale;
+            const $element *codes_from = codes;
             for (int n = 0; n < nb; n += few) {
                 const int8_t *xg = x + (group * $size * nb + 16 * n) * 3;
                 vint sum[12];
                 start_digit_sets(sum, below + 3 * (nb * group + n), $zero, few);
-                codes = codes_from$again;
-$body
+                codes = codes_from;
+                #pragma GCC unroll $unroll
+                for (int first = 0; first < $size; first += $step)
+                    #pragma GCC unroll 2
+                    for (int k = first; k < $end; k += 16, xg += 48 * nb) {
+                        vint four[4];
+$sixteen
+                        multiply_add_digits(four, xg, sum, few);
+                    }
                 join_digit_sets(sum, few);
-                add_digits(acc + n * LANES, sum, vf_load_$T(scales), digit_units(x, nb) + n, $fits, few);
+                add_digits(acc + n * LANES, sum, scale, digit_units(x, nb) + n, $fits, few);
             }
-            scales += LANES;$next_zeros
+            scales += LANES;$next
         }
     }
 }
 """)
 
-INT8_DIGITS = """\
-                #pragma GCC unroll 4
-                for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 4 * LANES) {
-                    vint four[4];
-                    ahead(codes, 4 * LANES * sizeof *codes);
-                    #pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++)
-                        four[i] = vi_unsigned_bytes(vi_load(codes + i * LANES));
-                    multiply_add_digits(four, xg, sum, few);
-                }"""
 
-INT4_DIGITS = """\
-                #pragma GCC unroll 4
-                for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
-                    vint first = vi_load(codes), second = vi_load(codes + LANES);
-                    ahead(codes, 2 * LANES * sizeof *codes);
-                    const vint four[4] = {
-                        vi_low_nibbles(first), vi_high_nibbles(first), vi_low_nibbles(second), vi_high_nibbles(second)};
-                    multiply_add_digits(four, xg, sum, few);
-                }"""
+@dataclass(frozen=True)
+class Digits:
+    """A format's function of x in digits, but for where codes come from.
+
+    Attributes:
+        groups: of columns that share a scale, in a tile.
+        size: columns of a group, a multiple of 16.
+        half: what is taken from every code.
+        zero: C of what it is taken times in each lane.
+        zeros: C of the parameters after the scales, each followed by a comma.
+        next: C that moves those on to the next group.
+        scale: C of a group's scales, and the C type that they are loaded from.
+        codes: C that makes of `four[i]`, which is a code as it is stored, what is multiplied.
+        most: all that a code less its zero point is below.
+    """
+
+    groups: int
+    size: int
+    half: int
+    zero: str
+    zeros: str
+    next: str
+    scale: str
+    scale_type: str
+    most: int
+    codes: str = ""
+
+    def text(self, planes: str, element: str, sixteen: str, begin: str = "", step: int = 16) -> str:
+        """The C text.
+
+        Args:
+            planes: parameters for the codes, `codes` among them.
+            element: the C type that `codes` points to.
+            sixteen: C that sets `four` to the codes of columns k .. k + 15 of a group of a strip, and moves `codes` on.
+            begin: C at the begin of the function.
+            step: columns of which `sixteen` knows where they begin: k is a multiple of it and a constant.
+        """
+        end = f"first + {step}"
+        if self.size % step:
+            end = f"({end} < {self.size} ? {end} : {self.size})"
+        return _DIGITS.substitute(
+            planes=planes,
+            element=element,
+            begin=begin,
+            step=step,
+            end=end,
+            unroll=64 // step,
+            sixteen=sixteen + (f"\n{_OF_EACH}{self.codes}" if self.codes else ""),
+            groups=self.groups,
+            size=self.size,
+            half=self.half,
+            zero=self.zero,
+            zeros=self.zeros,
+            next=self.next,
+            scale=self.scale,
+            scale_type=self.scale_type,
+            fits=int(257 * 128 * self.most * self.size < 1 << 31),  # 257 times a sum of digits
+        )
+
+
+def of_words(digits: Digits | None, sixteen: str, also: str = "", step: int = 16) -> str:
+    """The text where codes are words of a plane, and `also` a parameter; none where x cannot be digits."""
+    return digits.text(f"const int32_t *codes{also}", "int32_t", sixteen, step=step) if digits else ""
+
+
+_OF_EACH = """\
+                        #pragma GCC unroll 4
+                        for (int i = 0; i < 4; i++)
+                        """
+
+INT8_SIXTEEN = """\
+                        ahead(codes, 4 * LANES * sizeof *codes);
+                        #pragma GCC unroll 4
+                        for (int i = 0; i < 4; i++, codes += LANES)
+                            four[i] = vi_unsigned_bytes(vi_load(codes));"""
+
+INT4_SIXTEEN = """\
+                        ahead(codes, 2 * LANES * sizeof *codes);
+                        #pragma GCC unroll 2
+                        for (int i = 0; i < 4; i += 2, codes += LANES) {
+                            vint eight = vi_load(codes);
+                            four[i] = vi_low_nibbles(eight);
+                            four[i + 1] = vi_high_nibbles(eight);
+                        }"""
 
 INT4_NV24_DIGITS = Template("""\
 /* Sums of a group of columns times `few` entries of x in digits, of two strips where they share what is read of x. */

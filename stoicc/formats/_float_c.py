@@ -10,7 +10,7 @@ from string import Template
 import torch
 
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
-from stoicc.formats import _affine_c, _lane_order
+from stoicc.formats import _affine_c, _affine_digits, _lane_order
 from stoicc.formats._affine import unpack_nibbles
 from stoicc.formats._table import e2m1_values, fp8_values
 from stoicc.ir.format import Planes, Tile, TileMac, TilePairs
@@ -92,39 +92,13 @@ INLINE void {name}(
 }
 """)
 
-_FP4_DIGITS = Template("""\
-INLINE void {name}(
-    const int32_t *codes, const uint8_t *scales,$tensor const int8_t *x, float *acc, const int nb)
-{
-    const int few = few_digits(nb); /* entries whose sums the registers hold: codes are read once for each few */
-    int32_t below[$groups * 24]; /* codes are twice a value and 12 */
-    for (int group = 0; group < $groups; group++)
-        total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, -12, below + 3 * nb * group, nb);
-    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
-        for (int group = 0; group < $groups; group++, scales += LANES) {
-            const vfloat half_scale = vf_mul($scale, vf_set1(0.5f));
-            const int32_t *codes_from = codes;
-            for (int n = 0; n < nb; n += few) {
-                const int8_t *xg = x + (group * $size * nb + 16 * n) * 3;
-                vint sum[12];
-                start_digit_sets(sum, below + 3 * (nb * group + n), vi_set1(1), few);
-                codes = codes_from;
-                #pragma GCC unroll 2
-                for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += 2 * LANES) {
-                    ahead(codes, 2 * LANES * sizeof *codes);
-                    vint first = vi_load(codes), second = vi_load(codes + LANES);
-                    const vint four[4] = {
-                        vi_twice_e2m1(first), vi_twice_e2m1(vi_shift_right(first, 4)),
-                        vi_twice_e2m1(second), vi_twice_e2m1(vi_shift_right(second, 4))};
-                    multiply_add_digits(four, xg, sum, few);
-                }
-                join_digit_sets(sum, few);
-                add_digits(acc + n * LANES, sum, half_scale, digit_units(x, nb) + n, 1, few);
-            }
-        }
-    }
-}
-""")
+_FP4_SIXTEEN = """\
+                        ahead(codes, 2 * LANES * sizeof *codes);
+                        #pragma GCC unroll 2
+                        for (int i = 0; i < 4; i += 2, codes += LANES) {
+                            four[i] = vi_load(codes);
+                            four[i + 1] = vi_shift_right(four[i], 4);
+                        }"""
 
 _FP4_PAIRS = Template("""\
 INLINE void {name}(const int32_t *codes, const uint8_t *scales,$tensor const int unit, bf16 *pairs)
@@ -234,6 +208,11 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     }
     if own:
         names["scale"] = f"vf_mul({names['scale']}, vf_set1(*tensor_scale))"
+    digits = _affine_digits.Digits(
+        groups, size, half=12, zero="vi_set1(1)", zeros=" const float *tensor_scale," * own, next="",
+        scale=f"vf_mul({names['scale']}, vf_set1(0.5f))", scale_type="uint8_t", most=32,
+        codes="four[i] = vi_twice_e2m1(four[i]);",
+    )  # fmt: skip
     pairs = dots = None
     if dtype == "bf16" and groups * size % 32 == 0:
         pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=48 if own else 64)
@@ -248,6 +227,7 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         return {**packed, "codes": codes, "scales": from_lanes(packed["scales"], tile[0])}
 
     return TileMac(
-        _FP4.substitute(names), pack, _FP4_DECODE.substitute(names), _FP4_DIGITS.substitute(names), pairs,
-        unpack=unpack, dots=dots, code_bits=5,
+        _FP4.substitute(names), pack, _FP4_DECODE.substitute(names),
+        _affine_digits.of_words(digits, _FP4_SIXTEEN), pairs,
+        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text,
     )  # fmt: skip

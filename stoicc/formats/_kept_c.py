@@ -41,6 +41,28 @@ INLINE void {name}($arguments, const $x *x, float *acc, const int nb)
 }
 """)
 
+_SIXTEEN = Template("""\
+                        ahead(codes, 64);
+                        #pragma GCC unroll 4
+                        for (int i = 0; i < 4; i++) {
+                            const uint64_t mask = (uint64_t)masks[(strip * BK + group * $size + k) / 4 + i];
+                            four[i] = vi_kept(mask, codes, end, vi_none($here, $otherwise, $bits), $bits);
+                            codes += block_bytes(mask, $bits);
+                        }""")
+
+_END = "    const uint8_t *const end = codes + count;\n"
+
+_DIGITS = Template("""\
+$met
+INLINE void {name}($arguments, const int8_t *x, float *acc, const int nb)
+{
+    if (nb > few_digits(nb) && spread_once()) /* for several products */
+        {name}_spread_first($names, x, acc, nb);
+    else
+        {name}_met($names, x, acc, nb);
+}
+""")
+
 _UNIT = Template("""\
 INLINE $returns {name}($arguments, const int unit, $element *to)
 {
@@ -147,6 +169,16 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         side = code.unpack({elements.plane: zero[elements.plane], **{n: packed[n] for n in others}}, tile)
         return {**own, **{name: side[name] for name in others}}
 
+    def digits() -> str:
+        if code.digits_of is None:
+            return function(_TILE, code.digits, x="int8_t") if code.digits else ""
+        size = str(tile[1] // elements.groups)
+        sixteen = _SIXTEEN.substitute(names, size=size, here=zeros or "0")
+        met = code.digits_of(", ".join(_OWN), "uint8_t", sixteen, _END).replace("{name}", "{name}_met")
+        spread_first = function(_TILE, code.digits, x="int8_t").replace("void {name}(", "void {name}_spread_first(")
+        given = ", ".join((*(text.split("*")[-1].split()[-1] for text in _OWN), *others))
+        return f"{spread_first}\n{_DIGITS.substitute(names, met=met, names=given)}"
+
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
         least = 1 if pairs.least_in_vectors == 1 else 5  # floats take longer than a look-up; digits do not
@@ -156,7 +188,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
     dots = code.units
     if dots is not None:
         text = unit(dots.source, dots.columns, "bf16", "vfloat" if dots.scaled else "void", _ORDERED)
-        least = 1 if dots.least_in_vectors == 1 else 3 if dots.crossed else 5  # digits take less than look-ups
+        least = 1 if dots.least_in_vectors == 1 else 5  # digits take less than look-ups
         dots = replace(dots, source=text, least_in_vectors=least, ordered=True)
     if octets is not None:
         octets = replace(octets, source=unit(octets.source, octets.columns, "int8_t", "vfloat"))
@@ -164,7 +196,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         function(_TILE, code.source, x="float"),
         pack,
         function(_DECODE, code.decode, arguments=", ".join((*_OWN, *canonical))) if code.decode else "",
-        function(_TILE, code.digits, x="int8_t") if code.digits else "",
+        digits(),
         pairs,
         octets,
         unpack if code.unpack is not None else None,

@@ -61,36 +61,26 @@ _INT3 = Template("""\
                 }
             }""")
 
-_INT2_DIGITS = """\
-                #pragma GCC unroll 4
-                for (int k = 0; k < $size; k += 16, xg += 48 * nb, codes += LANES) {
-                    vint word = vi_load(codes);
-                    ahead(codes, LANES * sizeof *codes);
-                    vint four[4];
-                    #pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++)
-                        four[i] = vi_and(vi_shift_right(word, 2 * i), 0x03030303);
-                    multiply_add_digits(four, xg, sum, few);
-                }"""
-
-_INT3_DIGITS = """\
-                #pragma GCC unroll 2
-                for (int k = 0; k < $size; k += 32, high += LANES) {
-                    vint top = vi_load(high);
-                    ahead(high, LANES * sizeof *high);
-                    #pragma GCC unroll 2
-                    for (int half = 0; half < $halves; half++, xg += 48 * nb, codes += LANES) {
-                        vint word = vi_load(codes);
+_INT2_SIXTEEN = """\
+                        const vint word = vi_load(codes);
                         ahead(codes, LANES * sizeof *codes);
-                        vint four[4];
+                        #pragma GCC unroll 4
+                        for (int i = 0; i < 4; i++)
+                            four[i] = vi_and(vi_shift_right(word, 2 * i), 0x03030303);
+                        codes += LANES;"""
+
+_INT3_SIXTEEN = Template("""\
+                        const int32_t *tops = high + ((strip * $groups + group) * $words + k / 32) * LANES;
+                        const vint word = vi_load(codes), top = vi_load(tops);
+                        ahead(codes, LANES * sizeof *codes);
+                        if (k % 32 == 0)
+                            ahead(tops, LANES * sizeof *tops);
                         #pragma GCC unroll 4
                         for (int i = 0; i < 4; i++) {
-                            vint high = vi_shift(top, 4 * half + i - 2);
-                            four[i] = vi_and(vi_select(vi_shift_right(word, 2 * i), high, 0x03030303), 0x07070707);
+                            vint third = vi_shift(top, k % 32 / 4 + i - 2);
+                            four[i] = vi_and(vi_select(vi_shift_right(word, 2 * i), third, 0x03030303), 0x07070707);
                         }
-                        multiply_add_digits(four, xg, sum, few);
-                    }
-                }"""
+                        codes += LANES;""")
 
 _INT2_PAIRS = Template("""\
         static const int column[16] = {$fields};
@@ -174,9 +164,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return None
     grid, names = _affine_c._Groups(dtype, groups, size, zeros), _names(2, zeros)
     source = grid.fill(_affine_c._TILE, _INT2, **names, code="vi_shift_right(word, 2 * f)")
-    digits = grid.fill(
-        _affine_digits.DIGITS, _INT2_DIGITS, **_affine_c._digits_of(ZEROS_AS if zeros else 2, zeros, size)
-    )
+    digits = grid.digits(ZEROS_AS if zeros else 2)
     pairs = grid.pairs(_INT2_PAIRS, 16, 16, **{**names, "start": names["pair_zero"]})
     pairs = pairs and replace(pairs, least_blocked=96)
     dots = grid.dots(_INT2_DOTS, 16, 16, **{**names, "start": names["pair_zero"]})
@@ -188,7 +176,9 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
-    return TileMac(source, pack, decode, digits, pairs, octets, dots=dots, code_bits=2)
+    text = _affine_digits.of_words(digits, _INT2_SIXTEEN)
+    of_kept = digits and digits.text
+    return TileMac(source, pack, decode, text, pairs, octets, dots=dots, code_bits=2, digits_of=of_kept)
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
@@ -198,9 +188,9 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     grid, names = _affine_c._Groups(dtype, groups, size, zeros), _names(3, zeros)
     names |= {"positions": " const int32_t *high,", "halves": "2" if size % 32 == 0 else f"(k + 16 < {size} ? 2 : 1)"}
     source = grid.fill(_affine_c._TILE, _INT3, **names, code=_INT3_CODE)
-    high = {"keep": ", *high_from = high", "again": ", high = high_from"}
-    high |= _affine_c._digits_of(ZEROS_AS if zeros else 3, zeros, size)
-    digits = grid.fill(_affine_digits.DIGITS, _INT3_DIGITS, **{**names, **high})
+    sixteen = _INT3_SIXTEEN.substitute(groups=groups, words=-(-size // 32))
+    digits = grid.digits(ZEROS_AS if zeros else 3)
+    text = _affine_digits.of_words(digits, sixteen, also=", const int32_t *high", step=32)
     start = "    high += unit * LANES;\n" + names["pair_zero"]
     pairs = grid.pairs(_INT3_PAIRS, 16, 32, **{**names, "start": start})
     pairs = pairs and replace(pairs, least_in_vectors=3, least_blocked=64)
@@ -217,7 +207,7 @@ def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
         return {"codes": codes, "high": high, **scale_lanes(planes, ZEROS_AS)}
 
     decode = _affine_c._decode(_INT3_DECODE, dtype, groups, size, zeros, 3, positions=" const uint8_t *high,")
-    return TileMac(source, pack, decode, digits, pairs, octets, code_bits=3)
+    return TileMac(source, pack, decode, text, pairs, octets, code_bits=3)
 
 
 def _names(bits: int, zeros: bool) -> dict[str, str]:

@@ -185,7 +185,8 @@ static int pack_digits(
         const int nb = width - block < WIDE ? width - block : WIDE, known = count - block < nb ? count - block : nb;
         int32_t *sums = (int32_t *)(panel + 3 * BK * nb);
         float *unit = (float *)(sums + 3 * (BK / 16) * nb);
-        memset(panel, 0, nb * DIGIT_BYTES);
+        if (known < nb)
+            memset(panel, 0, nb * DIGIT_BYTES);
         for (int n = 0; n < known; n++) {
             int32_t whole[BK];
             if (whole_numbers(w, x, first + block + n, (int64_t)tile_column * BK, whole, unit + n))

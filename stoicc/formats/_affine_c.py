@@ -259,7 +259,7 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
 
     decode = _decode(_INT8_DECODE, dtype, groups, size, zeros, 8)
     text = _digits.of_words(digits, _digits.INT8_SIXTEEN)
-    return TileMac(source, pack, decode, text, pairs, octets, digits_of=digits and digits.text)
+    return TileMac(source, pack, decode, text, pairs, octets, digits_of=digits.text if digits else None)
 
 
 def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -282,7 +282,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
     text = _digits.of_words(digits, _digits.INT4_SIXTEEN)
-    of_kept = digits and digits.text
+    of_kept = digits.text if digits else None
     return TileMac(source, pack, decode, text, pairs, octets, dots=dots, code_bits=4, digits_of=of_kept)
 
 

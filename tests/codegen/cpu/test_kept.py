@@ -61,10 +61,27 @@ void bytes(uint32_t mask, const uint8_t *p, int64_t size, int less, int8_t *to)
 }
 """
 
+_IN_LANES = """
+#define KEPT(bits) \\
+    int vi_kept_##bits( \\
+        const int64_t *masks, const uint8_t *codes, int64_t size, const int8_t *rows, int otherwise, int flip, \\
+        uint8_t *to) \\
+    { \\
+        const uint8_t *p = at_the_end(codes, size); \\
+        vint each = vi_kept((uint64_t)*masks, p, p + size, vi_none(rows, otherwise, bits), bits); \\
+        memcpy(to, &each, sizeof each); \\
+        return block_bytes((uint64_t)*masks, bits); \\
+    }
+KEPT(2)
+KEPT(4)
+KEPT(8)
+"""
+
 
 def compiled(isa: str) -> ctypes.CDLL:
     includes = ["#include <stdint.h>", "#include <string.h>", "#include <sys/mman.h>", *simd.includes(isa)]
-    text = _SOURCE % {"vocabulary": simd.definitions(isa, _SOURCE)}
+    source = _SOURCE if isa == "portable" else _SOURCE + _IN_LANES
+    text = source % {"vocabulary": simd.definitions(isa, source)}
     return load("\n".join(includes) + text, f"kept_codes_{isa}", isa)
 
 
@@ -101,13 +118,16 @@ def pointer(array: Array | None) -> ctypes.c_void_p:
 def test_codes_come_to_the_places_of_their_masks(isa, monkeypatch):
     need(isa, monkeypatch)
     library, random = compiled(isa), np.random.default_rng(0)
-    for name, bits in (("spread_word", 2), ("spread_word", 4), ("spread_word", 8), ("spread_columns", 8)):
+    ways = [("spread_word", 2), ("spread_word", 4), ("spread_word", 8), ("spread_columns", 8)]
+    ways += [("vi_kept", bits) for bits in (2, 4, 8) if isa != "portable"]
+    for name, bits in ways:
         function: Callable[..., int] = library[f"{name}_{bits}"]
         for _ in range(RUNS):
-            blocks = 8 // bits
+            blocks = 1 if name == "vi_kept" else 8 // bits
             masks = [mask_of(random) for _ in range(blocks)]
             rows = random.integers(-128, 128, 16, dtype=np.int8) if random.random() < 0.5 else None
             otherwise, flip = int(random.integers(1 << bits)), int(random.integers(1 << bits))
+            flip = 0 if name == "vi_kept" else flip
             stored, word = spread(masks, random.integers(256, size=(blocks, 64)), rows, otherwise, flip, bits)
             if name == "spread_columns":
                 word = word.reshape(16, 4).T.ravel()

@@ -111,6 +111,23 @@ class TileFloats:
 
 
 @dataclass(frozen=True)
+class PairsOfCodes:
+    """How codes become bf16 pairs by a look-up, for a composed format that has them elsewhere.
+
+    Attributes:
+        start: C before a unit's codes; `unit / GROUP` is its group of columns, counted over strips.
+        pair: C of the pairs of `code`, in which the low bits of 16-bit words are codes as they are packed.
+        scale: C of the group's scales.
+        size: columns of a group.
+    """
+
+    start: str
+    pair: str
+    scale: str
+    size: int
+
+
+@dataclass(frozen=True)
 class TileMac:
     """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
 
@@ -156,6 +173,7 @@ class TileMac:
             parameters in place of the codes' plane, `codes` among them; the C type that it points to; C that sets
             `vint four[4]` to the stored codes of columns k .. k + 15 of a `group` of a `strip`, four neighbours in a
             lane's bytes, and moves `codes` on; and C that goes first.
+        pairs_of: optional: how codes are looked up, for the same.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
@@ -186,6 +204,7 @@ class TileMac:
     in_vectors: "TileMac | None" = None
     code_bits: int = 8
     digits_of: Callable[[str, str, str, str], str] | None = None
+    pairs_of: PairsOfCodes | None = None
 
     @property
     def units(self) -> TilePairs | None:

@@ -93,6 +93,12 @@ INLINE vint vi_kept(uint64_t mask, const uint8_t *p, const uint8_t *end, vint no
     return vi_expand_bytes(none, mask, each);
 }
 
+/* Bytes of which the bits of `flip` are turned. */
+static inline vint vi_turn(vint bytes, const int flip)
+{
+    return _mm512_xor_si512(bytes, _mm512_set1_epi8((char)flip));
+}
+
 /* Whether codes for several products are spread in memory: they are not, as the expand takes so little. */
 static inline int spread_once(void)
 {

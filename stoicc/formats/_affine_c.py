@@ -17,7 +17,7 @@ from stoicc.formats import _affine_digits as _digits
 from stoicc.formats import _affine_units as _units
 from stoicc.formats._lane_order import byte_lanes, nibble_lanes, scale_lanes, signed
 from stoicc.formats._nm_c import position_words
-from stoicc.ir.format import Planes, TileMac, TileOctets, TilePairs
+from stoicc.ir.format import PairsOfCodes, Planes, TileMac, TileOctets, TilePairs
 
 _INT4_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Columns of an int4 word by nibble: its low nibbles are four neighbours, its high nibbles the next four."""
@@ -210,6 +210,13 @@ class _Groups:
         text = self.fill(_units.PAIRS, body, **names)
         return TilePairs(text, columns, scaled=True, group=int(group), least_in_vectors=2, least_blocked=48)
 
+    def looked_up(self, start: str, pair: str) -> PairsOfCodes | None:
+        """How codes are looked up, where a unit of 32 columns has one scale."""
+        if self.size % 32 or self.dtype != "bf16":
+            return None
+        scale = "vf_load_bf16(scales + unit / GROUP * LANES)"
+        return PairsOfCodes(Template(start).substitute(group="GROUP"), pair, scale, self.size)
+
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
 
@@ -276,14 +283,17 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     pair, start = _pair("vi_shift_right(eight, 4 * j)", zeros)
     dots = grid.dots(_units.INT4_DOTS, 8, 8, start=start, pair=pair)
     octets = grid.octets(_units.INT4_OCTETS, 8, 8, 4)
+    pair, start = _pair("code", zeros)
 
     def pack(planes: Planes) -> Planes:
         return {"codes": nibble_lanes(unpack(planes["codes"]), groups, _INT4_ORDER), **scale_lanes(planes, 4)}
 
     decode = _decode(_INT4_DECODE, dtype, groups, size, zeros, 4)
     text = _digits.of_words(digits, _digits.INT4_SIXTEEN)
-    of_kept = digits.text if digits else None
-    return TileMac(source, pack, decode, text, pairs, octets, dots=dots, code_bits=4, digits_of=of_kept)
+    of_kept, looked_up = digits.text if digits else None, grid.looked_up(start, pair)
+    return TileMac(
+        source, pack, decode, text, pairs, octets, dots=dots, code_bits=4, digits_of=of_kept, pairs_of=looked_up
+    )
 
 
 def int4_nv24_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:

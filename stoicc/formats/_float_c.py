@@ -13,7 +13,7 @@ from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c, _affine_digits, _lane_order
 from stoicc.formats._affine import unpack_nibbles
 from stoicc.formats._table import e2m1_values, fp8_values
-from stoicc.ir.format import Planes, Tile, TileMac, TilePairs
+from stoicc.ir.format import PairsOfCodes, Planes, Tile, TileMac, TilePairs
 
 _FP8 = Template("""\
 INLINE void {name}(const uint8_t *codes, const $T *scales, const float *x, float *acc, const int nb)
@@ -213,10 +213,13 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         scale=f"vf_mul({names['scale']}, vf_set1(0.5f))", scale_type="uint8_t", most=32,
         codes="four[i] = vi_twice_e2m1(four[i]);",
     )  # fmt: skip
-    pairs = dots = None
+    pairs = dots = looked_up = None
     if dtype == "bf16" and groups * size % 32 == 0:
         pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=48 if own else 64)
         dots = TilePairs(_FP4_DOTS.substitute(names), size, scaled=True, least_in_vectors=1, crossed=True)
+        table = f"    static const bf16 value[32] __attribute__((aligned(64))) = {{{names['bf16']}}};\n"
+        start = f"{table}    scales += unit / GROUP * LANES;\n"
+        looked_up = PairsOfCodes(start, "vp_look_up(value, code)", names["scale"], size)
 
     def pack(planes: Planes) -> Planes:
         codes = _lane_order.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)
@@ -229,5 +232,5 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     return TileMac(
         _FP4.substitute(names), pack, _FP4_DECODE.substitute(names),
         _affine_digits.of_words(digits, _FP4_SIXTEEN), pairs,
-        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text,
+        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text, pairs_of=looked_up,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from stoicc.codegen.cpu.plane_types import C_TYPES
 from stoicc.formats._kept import COLUMNS
 from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
-from stoicc.ir.format import Elements, PlaneKind, Planes, Tile, TileFormat, TileMac
+from stoicc.ir.format import Elements, PlaneKind, Planes, Tile, TileFormat, TileMac, TilePairs
 
 _SPREAD = Template("""\
 /* Codes of some columns of a strip, of which some are kept, in the order of $values. */
@@ -85,6 +85,27 @@ INLINE $returns {name}($arguments, const int unit, bf16 *to, int64_t *place)
         masks + unit * (SIZE / 4), codes + *place, codes + count,$unit_zeros whole + unit * (SIZE * $bits * 2), SIZE);
     *place = from - codes;
     $give{name}_values($given, unit, to);
+}
+""")
+
+_LOOKED_UP = Template("""\
+INLINE vfloat {name}($arguments, const int unit, bf16 *pairs, int64_t *place)
+{
+    enum { SIZE = $columns, GROUP = $size / SIZE };
+    const uint8_t *from = codes + *place;
+    masks += unit * (SIZE / 4);
+$start    #pragma GCC unroll 8
+    for (int k = 0; k < SIZE; k += 4, masks++) { /* columns 0 and 2, then 1 and 3 */
+        const uint64_t mask = (uint64_t)*masks;
+        vint code = vi_kept(mask, from, codes + count, vi_none($here, $otherwise, $bits), $bits);
+        from += block_bytes(mask, $bits);
+$turn        vp_store(pairs + k * LANES, $pair);
+        code = vi_shift_right(code, 8);
+        vp_store(pairs + (k + 2) * LANES, $pair);
+    }
+    ahead(from, 64);
+    *place = from - codes;
+    return $scale;
 }
 """)
 
@@ -186,7 +207,17 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         returns = "vfloat" if pairs.scaled else "void"
         pairs = replace(pairs, source=unit(pairs.source, pairs.columns, "bf16", returns))
     dots = code.units
-    if dots is not None:
+    looked_up = code.pairs_of
+    if dots is not None and looked_up is not None and tile[1] % 32 == 0:
+        columns = 32 if looked_up.size % 32 == 0 else 16
+        more = {"columns": columns, "size": looked_up.size, "start": looked_up.start, "pair": looked_up.pair}
+        here = f"{zeros} + unit / GROUP * LANES" if zeros else "0"
+        turn = f"        code = vi_turn(code, {names['flip']});\n" if names["flip"] != "0" else ""
+        text = _LOOKED_UP.substitute(names, **more, scale=looked_up.scale, here=here, turn=turn)
+        least = 1 if dots.least_in_vectors == 1 else 3  # digits take less
+        dots = TilePairs(text, columns, scaled=True, group=looked_up.size // columns, crossed=True, ordered=True)
+        dots = replace(dots, least_in_vectors=least)
+    elif dots is not None:
         text = unit(dots.source, dots.columns, "bf16", "vfloat" if dots.scaled else "void", _ORDERED)
         least = 1 if dots.least_in_vectors == 1 else 5  # digits take less than look-ups
         dots = replace(dots, source=text, least_in_vectors=least, ordered=True)

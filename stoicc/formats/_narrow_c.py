@@ -177,8 +177,10 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
 
     decode = _affine_c._decode(_INT2_DECODE, dtype, groups, size, zeros, 2)
     text = _affine_digits.of_words(digits, _INT2_SIXTEEN)
-    of_kept = digits.text if digits else None
-    return TileMac(source, pack, decode, text, pairs, octets, dots=dots, code_bits=2, digits_of=of_kept)
+    of_kept, looked_up = digits.text if digits else None, grid.looked_up(names["pair_zero"], names["pair"])
+    return TileMac(
+        source, pack, decode, text, pairs, octets, dots=dots, code_bits=2, digits_of=of_kept, pairs_of=looked_up
+    )
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:

@@ -46,6 +46,8 @@ def test_products_and_panels(isa, dtype, monkeypatch):
 @pytest.mark.parametrize(
     ("isa", "dtype"),
     [
+        ("avx512bf16", "bf16"),
+        ("vnni", "f32"),
         ("avx512", "bf16"),
         ("avx2", "f16"),
         *(pytest.param("portable", dtype, marks=pytest.mark.slow) for dtype in ("f32", "f16", "bf16")),

@@ -166,7 +166,8 @@ class TileMac:
             INLINE void {name}(<planes>, const int8_t *x, float *acc, const int nb)
 
             x is three 8-bit digits of a number of 22 bits and a sign, in units of each tile column and entry:
-            `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`.
+            `[BK / 16][nb][digit][16]`; what follows is read by `digit_sums` and `digit_units`. nb is 1, 2, 4 or 8, of
+            which `few_digits(nb)` have sums in registers at a time. x that has no such form comes to `source`.
         code_bits: bits of the codes that `digits` multiplies. Without VNNI products are added in 16 bits, which is for
             codes of up to 5 bits, at batch 1.
         digits_of: optional: makes the text of `digits` for a composed format, which has the codes elsewhere, from: the

@@ -233,23 +233,23 @@ PACK_PAIRS = Template("""\
 
 PACK_OCTETS = """\
         if (call.octets) {
-            #pragma omp for schedule(static) reduction(|: not_finite)
+            #pragma omp for schedule(static) reduction(|: without)
             for (int c = 0; c < (int)w->tile_columns; c++)
-                not_finite |= pack_octets(w, x, batch, c, call.octets);
+                without |= pack_octets(w, x, batch, c, call.octets);
             #pragma omp single
-            call.octets = not_finite ? 0 : call.octets;
+            call.octets = without ? 0 : call.octets;
         }
 """
 
 PACK_DIGITS = """\
         if (call.digits) {
-            #pragma omp for collapse(2) schedule(static) reduction(|: not_finite)
+            #pragma omp for collapse(2) schedule(static) reduction(|: without)
             for (int64_t first = 0; first < batch; first += CHUNK)
                 for (int c = 0; c < (int)w->tile_columns; c++)
-                    not_finite |= pack_digits(
+                    without |= pack_digits(
                         w, x, first, batch - first < CHUNK ? (int)(batch - first) : CHUNK, c, call.digits);
             #pragma omp single
-            call.digits = not_finite ? 0 : call.digits;
+            call.digits = without ? 0 : call.digits;
         }
 """
 

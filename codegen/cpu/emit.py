@@ -196,7 +196,7 @@ def _call(kernel: KernelClass) -> str:
 def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
     least = kernel.least_ahead(part)
     texts = [_asking_from(least, part.code.source).replace("{name}", f"{part.name}_tile")]
-    if kernel.digits and part.code.digits:
+    if kernel.takes_digits(part):
         texts.append(_asking_from(least, part.code.digits).replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
         codes = {"pairs": kernel.pairs_of(part)}
@@ -282,7 +282,7 @@ def _adds(kernel: KernelClass) -> str:
             pairs = "call->pairs + first * w->tile_columns * BK"
             entries = "count" if kernel.tiled_pairs else "width"
             ways.append((_when_pairs(part, kernel), f"add_{part.name}_pairs({span}, {pairs}, {entries}, acc);"))
-        if kernel.digits and code.digits:
+        if kernel.takes_digits(part):
             digits = "call->digits + first * w->tile_columns * DIGIT_BYTES"
             ways.append(("digits", f"add_{part.name}_digits({span}, {digits}, width, acc);"))
         floats = "call->floats + first * w->tile_columns * COLUMNS"
@@ -332,7 +332,7 @@ def _tiles(text: Template, kernel: KernelClass) -> str:
 
 def _areas(kernel: KernelClass) -> list[str]:
     """Lines that cut the workspace in areas, as `scratch_bytes` of the plan counts them."""
-    lines = ["char *area = workspace;"] + ["int not_finite = 0;"] * (kernel.digits or kernel.octets)
+    lines = ["char *area = workspace;"] + ["int without = 0;"] * (kernel.digits or kernel.octets)
     if kernel.has("low_rank") is not None:
         terms = f"(batch >= {kernel.least_pairs} ? 3 : 1) * " * kernel.thirds
         lines += [
@@ -385,7 +385,7 @@ def _packs(kernel: KernelClass) -> str:
     octets = kernel.octets and all(part.code.octets for part in kernel.parts)
     vectors = kernel.pairs and not kernel.tiled_pairs  # where some parts take pairs whatever the others take
     others = [part for part in kernel.parts if not vectors or kernel.dots_of(part).least_in_vectors > 1]
-    digits = kernel.digits and all(part.code.digits for part in others)
+    digits = kernel.digits and all(map(kernel.takes_digits, others))
     without = "!call.pairs" if kernel.tiled_pairs else "call.floats"
     unless = [without] * kernel.pairs + ["!call.digits"] * digits + ["!call.octets"] * octets
     floats = driver.PACK_FLOATS * kernel.floats

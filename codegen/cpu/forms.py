@@ -39,6 +39,7 @@ def pack(kernel: KernelClass) -> str:
         "value": value.replace("$k", "k"),
         "four": "\n                " + ",\n                ".join(value.replace("$k", f"k + {i}") for i in range(4)),
         "offset": "" if permuted else " + column",
+        "bits": {"bf16": "8", "f16": "11", "f32": "14"}[kernel.x_dtype],
     }
     texts = [_PACK_CHUNK.substitute(names, function="pack_chunk", element="float", form="floats")] * kernel.floats
     if kernel.pairs and not kernel.tiled_pairs:
@@ -67,7 +68,7 @@ def add_tiles(part: FormatPart, kernel: KernelClass) -> str:
         names |= {"form": "floats", "adds": "tiles", "element": "float", "entry": "COLUMNS"}
         names |= dict.fromkeys(("function", "inner"), f"{part.name}_tile")
         text += alone(names, counts) + walk(names, counts, kernel.wide)
-    if kernel.digits and part.code.digits:
+    if kernel.takes_digits(part):
         names |= {"form": "digits", "adds": "digits", "element": "int8_t", "entry": "DIGIT_BYTES"}
         names |= dict.fromkeys(("function", "inner"), f"{part.name}_digits")
         few = [nb for nb in counts if nb <= kernel.most_digits]
@@ -146,8 +147,9 @@ static void $function(const struct weight *w, const $x *x, int64_t first, int co
 
 _WHOLE_NUMBERS = Template("""\
 /* Entry n of one tile column of x as whole numbers of 22 bits and a sign, in units of a power of two: each is off
- * by at most 2**-22 of the largest, as a sum in fp32 is. Returns 1 where x has no such form: where it is not
- * finite, or so small that units would be no normal numbers. */
+ * by at most 2**-22 of the largest. Returns 1 where x has no such form: where it is not finite, or so small that
+ * units would be no normal numbers, or where most of it has fewer than $bits bits of such a number: a row
+ * without a weight where the largest is would show it. */
 static inline int whole_numbers(
     const struct weight *w, const $x *x, int64_t n, int64_t column, int32_t *whole, float *unit)
 {
@@ -168,9 +170,13 @@ static inline int whole_numbers(
     uint32_t exponent = largest ? largest >> 23 : 127; /* as a float has it: 127 more */
     union { uint32_t word; float value; } up = {(275 - exponent) << 23}, down = {(exponent - 21) << 23};
     *unit = down.value;
-    for (int k = 0; k < BK; k++)
+    int some = 0, small = 0;
+    for (int k = 0; k < BK; k++) {
         whole[k] = (int32_t)__builtin_rintf(value[k] * up.value);
-    return 0;
+        some += value[k] != 0;
+        small += value[k] != 0 && whole[k] < 1 << $bits && whole[k] > -(1 << $bits);
+    }
+    return 2 * small > some;
 }
 """)
 

@@ -81,7 +81,12 @@ class KernelClass:
     @property
     def digits(self) -> bool:
         """Whether some format multiplies x as digits, on integer units in vectors."""
-        return self.floats and any(part.code.digits for part in self.parts)
+        return any(map(self.takes_digits, self.parts))
+
+    def takes_digits(self, part: FormatPart) -> bool:
+        """Whether a part multiplies x as digits: pairs in vectors may serve it at any batch."""
+        always_pairs = self.pairs and not self.tiled_pairs and self.dots_of(part).least_in_vectors == 1
+        return self.floats and bool(part.code.digits) and not always_pairs
 
     @property
     def most_digits(self) -> int:
@@ -91,7 +96,7 @@ class KernelClass:
         """
         if self.isa in IN_WORDS:
             return 1
-        octets = self.octets and all(part.code.octets for part in self.parts if part.code.digits)
+        octets = self.octets and all(part.code.octets for part in self.parts if self.takes_digits(part))
         return LEAST_OCTETS - 1 if octets else 1 << 30
 
     @property

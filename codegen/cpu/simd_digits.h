@@ -137,25 +137,26 @@ INLINE void total_digits(const int32_t *sums, const int columns, const int times
     }
 }
 
-/* acc += scale * (a number of three digits). */
-INLINE void add_joined_digits(float *acc, const vfloat *digit, vfloat scale)
+/* acc += scale * (unit * a number of three digits): unit and scale together may be no normal number. */
+INLINE void add_joined_digits(float *acc, const vfloat *digit, float unit, vfloat scale)
 {
     vfloat all = vf_fma(vf_fma(digit[2], vf_set1(256), digit[1]), vf_set1(256), digit[0]);
-    vf_store_f32(acc, vf_fma(all, scale, vf_load_f32(acc)));
+    vf_store_f32(acc, vf_fma(vf_mul(all, vf_set1(unit)), scale, vf_load_f32(acc)));
 }
 
-/* acc[n] += scale * unit[n] * (digits of sum[n]), over nb entries of acc [nb][LANES]. Two digits are joined as whole
+/* acc[n] += scale * (unit[n] * digits of sum[n]), over nb entries of acc [nb][LANES]. Two digits are joined as whole
  * numbers where 257 times a sum fits 32 bits: additions have ports that products leave free. */
 INLINE void add_digits(float *acc, const vint *sum, vfloat scale, const float *unit, const int fits, const int nb)
 {
     #pragma GCC unroll 4
-    for (int n = 0; n < nb; n++, acc += 16, sum += 3) {
-        vfloat high = vf_whole(sum[2]), factor = vf_mul(scale, vf_set1(unit[n])), all;
+    for (int n = 0; n < nb; n++, acc += LANES, sum += 3) {
+        vfloat high = vf_whole(sum[2]), all;
         if (fits)
             all = vf_whole(vi_add(sum[0], vi_times_power(sum[1], 8)));
         else
             all = vf_fma(vf_whole(sum[1]), vf_set1(256), vf_whole(sum[0]));
-        vf_store_f32(acc, vf_fma(vf_fma(high, vf_set1(65536), all), factor, vf_load_f32(acc)));
+        all = vf_mul(vf_fma(high, vf_set1(65536), all), vf_set1(unit[n]));
+        vf_store_f32(acc, vf_fma(all, scale, vf_load_f32(acc)));
     }
 }
 
@@ -170,6 +171,6 @@ INLINE void add_picked_digits(
         #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
             digit[i] = vf_whole(vi_over_power(vi_sub(sum[3 * n + i], bias), up));
-        add_joined_digits(acc + 16 * n, digit, vf_mul(scale, vf_set1(unit[n])));
+        add_joined_digits(acc + n * LANES, digit, unit[n], scale);
     }
 }

@@ -15,6 +15,13 @@ static inline vint vi_high_nibbles(vint word)
     return vi_low_nibbles((vint){_mm256_srli_epi16(word.lo, 4), _mm256_srli_epi16(word.hi, 4)});
 }
 
+/* 64 two's complement bytes, 128 added to each. */
+static inline vint vi_unsigned_bytes(vint word)
+{
+    const __m256i high = _mm256_set1_epi8((char)0x80);
+    return (vint){_mm256_xor_si256(word.lo, high), _mm256_xor_si256(word.hi, high)};
+}
+
 /* Twice the value of 64 4-bit floats in low nibbles, 12 added to each: whole numbers from 0 to 24. */
 static inline vint vi_twice_e2m1(vint word)
 {
@@ -125,7 +132,7 @@ static inline vint vi_zero_bytes(const int8_t *p)
     return vi_mul(vi_zero_points(p, 8), vi_set1(0x01010101));
 }
 
-/* Batch entries whose sums of digits the registers hold. */
+/* As in simd_digits.h: there are half as many registers, of half the size. */
 INLINE int few_digits(const int nb)
 {
     (void)nb;

@@ -14,12 +14,6 @@ static inline vint vi_high_nibbles(vint word)
     return vi_low_nibbles(_mm512_srli_epi16(word, 4));
 }
 
-/* Two's complement nibbles as signed bytes times 16, the low or the high ones of all bytes. */
-static inline vint vi_high_codes(vint word, const int high)
-{
-    return _mm512_and_si512(high ? word : _mm512_slli_epi32(word, 4), _mm512_set1_epi8((char)0xf0));
-}
-
 /* 64 two's complement bytes, 128 added to each. */
 static inline vint vi_unsigned_bytes(vint word)
 {

@@ -153,7 +153,7 @@ static inline void digits_join(const waiting_digits *waiting, const int32_t *par
             vfloat digits[3];
             for (int i = 0; i < 3; i++)
                 digits[i] = _mm512_cvtepi32_ps(_mm512_loadu_si512(part + i * digit));
-            add_joined_digits(acc, digits, vf_mul(waiting->scale, vf_set1(*unit)));
+            add_joined_digits(acc, digits, *unit, waiting->scale);
         }
     }
 }

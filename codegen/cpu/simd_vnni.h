@@ -1,7 +1,7 @@
 /* Products of 8-bit codes with x in three 8-bit digits, four bytes at a time. Needs AVX512-VNNI beside what simd_avx512.h
  * needs. */
 
-/* The digits of sixteen whole numbers, lowest first, and the sum of each sixteen. */
+/* As in simd_digits.h, by vectors. */
 static inline void store_digits(const int32_t *whole, int8_t *to, int32_t *sums)
 {
     __m512i left = _mm512_loadu_si512(whole);
@@ -16,6 +16,12 @@ static inline void store_digits(const int32_t *whole, int8_t *to, int32_t *sums)
     sum[0] = _mm_hadd_epi32(_mm_hadd_epi32(sum[0], sum[1]), _mm_hadd_epi32(sum[2], sum[2]));
     _mm_storel_epi64((void *)sums, sum[0]);
     sums[2] = _mm_extract_epi32(sum[0], 2);
+}
+
+/* Two's complement nibbles as signed bytes times 16, the low or the high ones of all bytes. */
+static inline vint vi_high_codes(vint word, const int high)
+{
+    return _mm512_and_si512(high ? word : _mm512_slli_epi32(word, 4), _mm512_set1_epi8((char)0xf0));
 }
 
 /* Sets of sums of digits. A single entry has two, as products of one set would wait for each other. */
@@ -78,13 +84,12 @@ INLINE int digit_strips(const int nb)
     return nb > 2 ? 1 : 2;
 }
 
-/* Two's complement nibbles as signed bytes, times a power of two: the low or the high ones of all bytes. */
+/* As in simd_digits.h, without an instruction for each half: times 16. */
 static inline vint vi_signed_codes(vint word, const int high)
 {
     return vi_high_codes(word, high);
 }
 
-/* Which power. */
 static inline int signed_codes_power(void)
 {
     return 4;

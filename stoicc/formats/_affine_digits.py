@@ -13,7 +13,7 @@ INLINE void {name}(
     const int8_t *x, float *acc, const int nb)
 {
     const int few = few_digits(nb); /* entries whose sums the registers hold: codes are read once for each few */
-$begin    int32_t below[$groups * 24]; /* what zero points take from the sums of a group */
+$begin    int32_t below[$groups * 3 * WIDE]; /* what zero points take from the sums of a group */
     for (int group = 0; group < $groups; group++)
         total_digits(digit_sums(x, nb) + group * ($size / 16 * 3) * nb, $size, -$half, below + 3 * nb * group, nb);
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
@@ -164,7 +164,7 @@ INLINE void {name}(
     const int8_t *x, float *acc, const int nb)
 {
     const int beside = STRIPS % 2 ? 1 : digit_strips(nb), few = few_digits(nb);
-    uint8_t wide[(BK + 15) / 16 * 192 * 8] __attribute__((aligned(64)));
+    uint8_t wide[(BK + 15) / 16 * 192 * WIDE] __attribute__((aligned(64)));
     widen_digits(x, wide, nb);
     for (int strip = 0; strip < STRIPS; strip += beside, acc += beside * LANES * nb) {
         for (int group = 0; group < $groups; group++) {

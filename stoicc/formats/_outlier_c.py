@@ -156,4 +156,4 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         pairs,
         unpack=unpack if unpack_values is not None else None,
         dots=dots,
-    )
+    )  # code_bits as of 8: without VNNI outliers take x as floats, which digits would have to be turned back into

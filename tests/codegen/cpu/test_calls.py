@@ -181,6 +181,20 @@ def test_digits_serve_finite_x(isa, bits, most, monkeypatch):
         assert y[2].isnan().all()
 
 
+@pytest.mark.parametrize("zeros", ["", ", zero_points=true"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "vnni", "avx512", "avx2"])
+def test_every_format_of_codes_multiplies_digits_of_any_batch(isa, zeros, monkeypatch):
+    need(isa, monkeypatch)
+    names = [f"{name}<group_size=32{zeros}>" for name in ("int2", "int3", "int4", "int8", "int4_nv24")]
+    formats = (*names, "mxfp4", "nvfp4")
+    case = coded((130, 64 * len(formats) * 2), formats, "f32", (64, 64))
+    executor = build(case)
+    for batch in (1, 3, 5, 8, 13, 67):
+        x = torch.randn(batch, case.weight.shape[1])  # no entry of which is better as floats
+        expected = x.double() @ case.weight.T
+        assert (product(executor, case, x) - expected).norm() <= 1e-6 * expected.norm()
+
+
 @pytest.mark.usefixtures("marked")
 def test_a_format_without_pairs_keeps_all_from_them(amx):
     case = coded((130, 200), ("marked", "int8", "int4"), "bf16", (64, 64))
@@ -295,6 +309,30 @@ def test_x_too_small_for_digits_is_multiplied_as_floats(isa, size, monkeypatch):
     y, expected = product(build(case), case, x).double(), x.double() @ case.weight.T
     # products that are subnormal in fp32 have fewer bits
     assert (y - expected).norm() <= 1e-5 * expected.norm() + 256 * 2**-149 * case.weight.abs().max()
+
+
+@pytest.mark.parametrize("isa", ["vnni", "avx2"])
+@pytest.mark.parametrize(("largest", "most"), [(1e2, 1e-5), (1e3, 2e-6), (1e5, 2e-6)])
+@pytest.mark.parametrize("batch", [1, 9])
+def test_rows_without_a_weight_where_x_is_large_are_as_exact_as_in_fp32(isa, largest, most, batch, monkeypatch):
+    need(isa, monkeypatch)
+    case = coded((64, 256), ("int4_nv24<group_size=64>", "int4<group_size=32, zero_points=true>"), "f32", (64, 128))
+    x = torch.randn(batch, 256, generator=torch.Generator().manual_seed(0))
+    x[0, 7] = largest
+    expected = x.double() @ case.weight.T
+    rows = case.weight[:, 7] == 0
+    assert rows.any()
+    error = product(build(case), case, x).double()[0, rows] - expected[0, rows]
+    assert error.norm() <= most * expected[0, rows].norm()
+
+
+@pytest.mark.parametrize("isa", ["vnni", "avx2"])
+def test_a_scale_and_a_unit_of_x_that_have_no_product_in_fp32(isa, monkeypatch):
+    need(isa, monkeypatch)
+    case = coded((64, 64), ("int4<group_size=64>",), "f32", (64, 64))
+    case.pools["p0_scales"].fill_(2.0**60)
+    case.pools["p0_codes"].fill_(0x88)  # all of them zeros
+    assert (product(build(case), case, torch.full((1, 64), 2.0**100)) == 0).all()
 
 
 def test_threads_take_neighbours_only_where_bins_cost_the_same():

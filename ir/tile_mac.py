@@ -116,13 +116,14 @@ class PairsOfCodes:
 
     Attributes:
         start: C before a unit's codes; `unit / GROUP` is its group of columns, counted over strips.
-        pair: C of the pairs of `code`, in which the low bits of 16-bit words are codes as they are packed.
+        pairs: C that sets `vint pair[2]`: columns 0 and 2, then 1 and 3, of the four in the bytes of `code`, which are
+            codes as they are packed.
         scale: C of the group's scales.
         size: columns of a group.
     """
 
     start: str
-    pair: str
+    pairs: str
     scale: str
     size: int
 

@@ -81,17 +81,34 @@ static inline vint vp_look_up(const bf16 *table, vint words)
     return _mm512_permutexvar_epi16(words, _mm512_loadu_si512(table));
 }
 
-/* Four columns of sixteen bytes as two pairs: what two tables of 128 bytes have for the low seven bits of each, the low
- * and the high bytes of bf16 numbers, whose sign is the eighth bit. */
+/* What two tables of 128 bytes have for the low seven bits of each code: the low and the high bytes of bf16 numbers,
+ * whose sign is the eighth bit. */
+static inline void vp_halves(vint code, const uint8_t *low, const uint8_t *high, vint *lower, vint *upper)
+{
+    *lower = _mm512_permutex2var_epi8(_mm512_loadu_si512(low), code, _mm512_loadu_si512(low + 64));
+    *upper = _mm512_permutex2var_epi8(_mm512_loadu_si512(high), code, _mm512_loadu_si512(high + 64));
+    *upper = _mm512_ternarylogic_epi32(*upper, code, _mm512_set1_epi8((char)0x80), 0xf8); /* upper | code & 0x80 */
+}
+
+/* Four columns in the bytes of each lane as pairs: columns 0 and 2, then 1 and 3. */
+static inline void vp_look_up_crossed(vint *pair, vint code, const uint8_t *low, const uint8_t *high)
+{
+    const __m512i even = _mm512_set1_epi16(0xff);
+    vint lower, upper;
+    vp_halves(code, low, high, &lower, &upper);
+    pair[0] = _mm512_ternarylogic_epi32(lower, _mm512_slli_epi16(upper, 8), even, 0xe4); /* even bytes of the first */
+    pair[1] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(lower, 8), upper, even, 0xe4);
+}
+
+/* Four columns of sixteen bytes as two pairs. */
 static inline void vp_look_up_bytes(bf16 *pairs, const uint8_t *bytes, const uint8_t *low, const uint8_t *high)
 {
     const __m512i rows = _mm512_set_epi32( /* to lanes of 16 bytes with four rows of two columns, then of the others */
         0x3f2f3e2e, 0x3d2d3c2c, 0x1f0f1e0e, 0x1d0d1c0c, 0x3b2b3a2a, 0x39293828, 0x1b0b1a0a, 0x19091808,
         0x37273626, 0x35253424, 0x17071606, 0x15051404, 0x33233222, 0x31213020, 0x13031202, 0x11011000);
     __m512i code = _mm512_permutexvar_epi8(rows, _mm512_loadu_si512(bytes));
-    __m512i lower = _mm512_permutex2var_epi8(_mm512_loadu_si512(low), code, _mm512_loadu_si512(low + 64));
-    __m512i upper = _mm512_permutex2var_epi8(_mm512_loadu_si512(high), code, _mm512_loadu_si512(high + 64));
-    upper = _mm512_ternarylogic_epi32(upper, code, _mm512_set1_epi8((char)0x80), 0xf8); /* upper | code & 0x80 */
+    vint lower, upper;
+    vp_halves(code, low, high, &lower, &upper);
     _mm512_store_si512(pairs, _mm512_unpacklo_epi8(lower, upper));
     _mm512_store_si512(pairs + 32, _mm512_unpackhi_epi8(lower, upper));
 }

@@ -215,7 +215,7 @@ class _Groups:
         if self.size % 32 or self.dtype != "bf16":
             return None
         scale = "vf_load_bf16(scales + unit / GROUP * LANES)"
-        return PairsOfCodes(Template(start).substitute(group="GROUP"), pair, scale, self.size)
+        return PairsOfCodes(Template(start).substitute(group="GROUP"), by_turns(pair), scale, self.size)
 
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
@@ -347,6 +347,11 @@ def _picked_codes(grid: _Groups) -> dict[str, str]:
     kept = {"first": "vi_low_nibbles(word)", "second": "vi_high_nibbles(word)"}
     names |= {name: f"vi_sub_bytes({code}, zero)" for name, code in kept.items()}
     return names | {"up": "0", "zero": f"                const vint zero = {zero};\n"}
+
+
+def by_turns(pair: str) -> str:
+    """C for both pairs of four codes, of which `pair` looks up two in the low bits of words (`PairsOfCodes`)."""
+    return f"pair[0] = {pair};\n        code = vi_shift_right(code, 8);\n        pair[1] = {pair};"
 
 
 def _pair(codes: str, zeros: bool) -> tuple[str, str]:

@@ -39,14 +39,17 @@ INLINE void {name}(const uint8_t *codes, const $T *scales, const float *x, float
 }
 """)
 
-_FP8_PAIRS = Template("""\
-INLINE vfloat {name}(const uint8_t *codes, const bf16 *scales, const int unit, bf16 *pairs)
-{
+_FP8_TABLES = Template("""\
     static const uint8_t low[128] __attribute__((aligned(64))) = {
         $low};
     static const uint8_t high[128] __attribute__((aligned(64))) = {
         $high};
-    codes += unit * 32 * LANES;
+""")
+
+_FP8_PAIRS = Template("""\
+INLINE vfloat {name}(const uint8_t *codes, const bf16 *scales, const int unit, bf16 *pairs)
+{
+${tables}    codes += unit * 32 * LANES;
     #pragma GCC unroll 8
     for (int k = 0; k < 32; k += 4, codes += 4 * LANES) {
         ahead(codes, 4 * LANES);
@@ -162,7 +165,9 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     # a code of e4m3, read as fp16, is 1/256 of what it means: 448 times any scale is finite, and so is 256 times
     unit = "256" if kind == "e4m3" else "1"
     names = {"T": dtype, "groups": str(groups), "size": str(size), "kind": kind, "unit": unit}
-    pairs = _fp8_pairs(size, kind, unit) if dtype == "bf16" and size % 32 == 0 else None
+    pairs = looked_up = None
+    if dtype == "bf16" and size % 32 == 0:
+        pairs, looked_up = _fp8_pairs(size, kind, unit)
 
     def pack(planes: Planes) -> Planes:
         return {name: to_lanes(plane) for name, plane in planes.items()}
@@ -170,10 +175,12 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     def unpack(packed: Planes, tile: Tile) -> Planes:
         return {name: from_lanes(plane, tile[0]) for name, plane in packed.items()}
 
-    return TileMac(_FP8.substitute(names), pack, _FP8_DECODE.substitute(names), pairs=pairs, unpack=unpack)
+    return TileMac(
+        _FP8.substitute(names), pack, _FP8_DECODE.substitute(names), pairs=pairs, unpack=unpack, pairs_of=looked_up
+    )
 
 
-def _fp8_pairs(size: int, kind: str, unit: str) -> TilePairs:
+def _fp8_pairs(size: int, kind: str, unit: str) -> tuple[TilePairs, PairsOfCodes]:
     """The code for pairs: what a magnitude is as bf16, which has every one of them, is looked up by byte.
 
     Codes count as in fp32: e4m3 as 1/256 of what it means, and its NaN, which no weight has, as the number after 448.
@@ -186,8 +193,11 @@ def _fp8_pairs(size: int, kind: str, unit: str) -> TilePairs:
     halves = {"low": words & 0xFF, "high": words >> 8}
     tables = {name: textwrap.fill(", ".join(map(str, half.tolist())), 110) for name, half in halves.items()}
     indented = {name: textwrap.indent(table, " " * 8).strip() for name, table in tables.items()}
-    text = _FP8_PAIRS.substitute(indented, group=size // 32, unit=unit)
-    return TilePairs(text, 32, scaled=True, group=size // 32, least_in_vectors=1, least_blocked=96)
+    start = _FP8_TABLES.substitute(indented)
+    text = _FP8_PAIRS.substitute(tables=start, group=size // 32, unit=unit)
+    pairs = TilePairs(text, 32, scaled=True, group=size // 32, least_in_vectors=1, least_blocked=96)
+    scale = f"vf_mul(vf_load_bf16(scales + unit / GROUP * LANES), vf_set1({unit}))"
+    return pairs, PairsOfCodes(start, "vp_look_up_crossed(pair, code, low, high);", scale, size)
 
 
 def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
@@ -219,7 +229,7 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         dots = TilePairs(_FP4_DOTS.substitute(names), size, scaled=True, least_in_vectors=1, crossed=True)
         table = f"    static const bf16 value[32] __attribute__((aligned(64))) = {{{names['bf16']}}};\n"
         start = f"{table}    scales += unit / GROUP * LANES;\n"
-        looked_up = PairsOfCodes(start, "vp_look_up(value, code)", names["scale"], size)
+        looked_up = PairsOfCodes(start, _affine_c.by_turns("vp_look_up(value, code)"), names["scale"], size)
 
     def pack(planes: Planes) -> Planes:
         codes = _lane_order.nibble_lanes(unpack_nibbles(planes["codes"]) ^ 8, groups, _affine_c._INT4_ORDER)

@@ -97,11 +97,11 @@ INLINE vfloat {name}($arguments, const int unit, bf16 *pairs, int64_t *place)
 $start    #pragma GCC unroll 8
     for (int k = 0; k < SIZE; k += 4, masks++) { /* columns 0 and 2, then 1 and 3 */
         const uint64_t mask = (uint64_t)*masks;
-        vint code = vi_kept(mask, from, codes + count, vi_none($here, $otherwise, $bits), $bits);
+        vint pair[2], code = vi_kept(mask, from, codes + count, vi_none($here, $otherwise, $bits), $bits);
         from += block_bytes(mask, $bits);
-$turn        vp_store(pairs + k * LANES, $pair);
-        code = vi_shift_right(code, 8);
-        vp_store(pairs + (k + 2) * LANES, $pair);
+$turn        $pairs
+        vp_store(pairs + k * LANES, pair[0]);
+        vp_store(pairs + (k + 2) * LANES, pair[1]);
     }
     ahead(from, 64);
     *place = from - codes;
@@ -210,7 +210,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
     looked_up = code.pairs_of
     if dots is not None and looked_up is not None and tile[1] % 32 == 0:
         columns = 32 if looked_up.size % 32 == 0 else 16
-        more = {"columns": columns, "size": looked_up.size, "start": looked_up.start, "pair": looked_up.pair}
+        more = {"columns": columns, "size": looked_up.size, "start": looked_up.start, "pairs": looked_up.pairs}
         here = f"{zeros} + unit / GROUP * LANES" if zeros else "0"
         turn = f"        code = vi_turn(code, {names['flip']});\n" if names["flip"] != "0" else ""
         text = _LOOKED_UP.substitute(names, **more, scale=looked_up.scale, here=here, turn=turn)

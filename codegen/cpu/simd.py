@@ -1,10 +1,11 @@
 """The vector vocabulary: which primitives there are, and the text of those that a kernel uses.
 
 `simd_avx512.h`, `simd_avx2.h` and `simd_portable.h` implement the same names; `simd_common.h` holds
-scalars, and what builds on those names, `simd_kept.h` codes of which some are kept. `simd_vnni.h`, `simd_pairs.h` with
+scalars, and what builds on those names, `simd_kept.h` codes of which some are kept, `simd_digits.h` products of codes
+with x in digits, on names of `simd_digits_avx512.h` or `simd_digits_avx2.h`. `simd_vnni.h`, `simd_pairs.h` with
 `simd_dots.h` or `simd_amx.h`, `simd_octets.h` and `simd_transposed.h` add products of their own to AVX-512.
-`simd_dots.h`, `simd_kept_avx2.h`, `simd_kept_avx512.h`, `simd_decode.h`, `simd_decode_avx2.h` and `simd_vbmi2.h` have
-better forms of some names. An emitted file holds only the definitions it needs.
+`simd_vnni.h`, `simd_dots.h`, `simd_kept_avx2.h`, `simd_kept_avx512.h`, `simd_decode.h`, `simd_decode_avx2.h` and
+`simd_vbmi2.h` have better forms of some names. An emitted file holds only the definitions it needs.
 """
 
 import re

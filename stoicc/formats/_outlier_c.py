@@ -156,4 +156,4 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         pairs,
         unpack=unpack if unpack_values is not None else None,
         dots=dots,
-    )  # code_bits as of 8: without VNNI outliers take x as floats, which digits would have to be turned back into
+    )  # code_bits of 8: outliers take x as floats, and without VNNI digits do not pay for making floats of them

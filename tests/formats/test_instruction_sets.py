@@ -57,6 +57,35 @@ def test_composed_formats(isa, dtype, monkeypatch):
     check(COMPOSED, isa, dtype, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        "int8<group_size=32>",
+        "int4<group_size=32>",
+        "int4<group_size=64, zero_points=true>",
+        "int2<group_size=32, zero_points=true>",
+        "mxfp4",
+        "nvfp4",
+        "fp8",
+        "fp8<kind=e5m2>",
+    ],
+)
+@pytest.mark.parametrize(("isa", "dtype"), [("avx512bf16", "bf16"), ("vnni", "f32"), ("avx2", "f32")])
+def test_kept_codes_alone_in_a_kernel(isa, dtype, values, monkeypatch):
+    need(isa, monkeypatch)
+    weight = torch.randn(70, 133, generator=torch.Generator().manual_seed(1))
+    weight = weight.where(weight.abs() > 0.5, 0).to(TORCH_DTYPES[dtype])
+    tile_map = [[f"masked<values={values}>"] * 3] * 2
+    kernel = stoicc.compile(weight, tile_map=tile_map, approximate=True, target="cpu")
+    held = kernel.to_dense().double()
+    for batch in (1, 3, 5, 11):
+        x = torch.randn(batch, 133).to(weight.dtype)
+        y = torch.full((batch, 70), torch.nan, dtype=weight.dtype)
+        executor = kernel.executor("tiles")
+        executor.run(x, y, torch.full((executor.workspace_bytes(batch, x.dtype),), 255, dtype=torch.uint8))
+        assert relative_error(y, x.double() @ held.T) < BOUNDS[dtype], batch
+
+
 def check(formats: tuple[str, ...], isa: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products and decoded panels of a matrix of tiles in these formats."""
     need(isa, monkeypatch)

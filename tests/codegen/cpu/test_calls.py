@@ -326,6 +326,16 @@ def test_rows_without_a_weight_where_x_is_large_are_as_exact_as_in_fp32(isa, lar
     assert error.norm() <= most * expected[0, rows].norm()
 
 
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_sums_of_digits_of_large_groups_do_not_overflow(size, monkeypatch):
+    need("vnni", monkeypatch)
+    case = coded((16, 1024), (f"int8<group_size={size}>",), "f32", (16, 1024))
+    case.pools["p0_scales"].fill_(1)
+    case.pools["p0_codes"].zero_()  # -128
+    x = torch.full((1, 1024), 4161408.0)  # in digits -128, -128 and 64
+    assert (product(build(case), case, x) == -128 * 1024 * 4161408.0).all()
+
+
 @pytest.mark.parametrize("isa", ["vnni", "avx2"])
 def test_a_scale_and_a_unit_of_x_that_have_no_product_in_fp32(isa, monkeypatch):
     need(isa, monkeypatch)

@@ -5,7 +5,7 @@ the build cache. An executor reads the pools it was built with and writes y.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -73,6 +73,14 @@ class Executor(ABC):
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
         """Scratch memory that one call needs, in bytes; bounded, and none of it is kept."""
         return 0
+
+    def prepared(self, shape: torch.Size, x_dtype: torch.dtype) -> Callable[[Tensor], Tensor | None] | None:
+        """`run` for x `[..., K]` of one shape and dtype, with all that depends on them looked up.
+
+        It takes a contiguous x on the executor's device and gives a new y `[..., M]`, or None where what it looked up
+        no longer holds: then ask for another. None for executors that look up anew at each call.
+        """
+        return None
 
     @property
     def resident_bytes(self) -> int:

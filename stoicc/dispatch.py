@@ -23,6 +23,15 @@ from stoicc.ir.errors import InputError
 if TYPE_CHECKING:
     from stoicc.kernel import Kernel
 
+# names of this module: each look-up on the way to them would touch memory that a large weight pushed out of the caches
+is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
+_profiled = torch._C._autograd._profiler_enabled
+
 _KERNELS: "weakref.WeakValueDictionary[int, Kernel]" = weakref.WeakValueDictionary()
 _HANDLES = itertools.count(1)
 _LIBRARY = torch.library.Library("stoicc", "DEF")
@@ -42,26 +51,26 @@ def execute(kind: str, x: Tensor, workspace: Tensor | None, handle: int, trained
     Where nobody but the executor would see the op, it runs without torch's dispatcher, which a large weight
     pushes out of the caches on each call, so that it would have to come back from memory on the next.
     """
-    if _unwatched(x, trained):
+    if unwatched(x, trained):
         return _run(kind, x, workspace, handle)
     y: Tensor = getattr(torch.ops.stoicc, KINDS[kind])(x, workspace, handle, list(trained) or None)
     return y
 
 
-def _unwatched(x: Tensor, trained: Sequence[Tensor]) -> bool:
+def unwatched(x: Tensor, trained: Sequence[Tensor] = ()) -> bool:
     """Whether x is numbers and nothing more: no trace, gradient, transform, mode or subclass that looks on.
 
     `trained` is empty but where autograd will ask for a gradient of one of them.
     """
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and type(x) is Tensor
-        and not ((x.requires_grad or trained) and torch.is_grad_enabled())
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._get_tracing_state()
-        and not torch._C._autograd._profiler_enabled()
+        and not ((x.requires_grad or trained) and _grad_enabled())
+        and _dispatch_modes() == 0
+        and _function_modes() == 0
+        and _transform() is None
+        and not _tracing()
+        and not _profiled()
     )
 
 

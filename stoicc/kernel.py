@@ -12,7 +12,7 @@ from torch.autograd import forward_ad as fwAD
 from stoicc.buffers import Buffers, BufferSource
 from stoicc.codegen.executor import Executor
 from stoicc.codegen.gradient import trainable_pools
-from stoicc.dispatch import execute, new_handle
+from stoicc.dispatch import execute, is_compiling, new_handle
 from stoicc.gradients import module_for
 from stoicc.ir.dtypes import TORCH_DTYPES, output_dtype
 from stoicc.ir.errors import InputError
@@ -22,6 +22,7 @@ from stoicc.ir.verify import verify, verify_pools, verify_runnable
 from stoicc.policy.choose import Choice
 from stoicc.policy.explain import Explanation, explain
 from stoicc.pools import Pools, TiledWeight, aligned, effective_matrix, structure_hash
+from stoicc.ready import ReadyCalls
 from stoicc.record import LayerRecord
 from stoicc.stats import KernelStats, kernel_stats
 from stoicc.targets import backend_for, backend_named, check_target
@@ -60,7 +61,8 @@ class Kernel(nn.Module):
     def __init__(self, module: Module, pools: Pools, target: str = "auto", on_missing: str = "error") -> None:
         super().__init__()
         self._executors: dict[str, Executor] = {}
-        self._buffers = Buffers(dropped=self._executors.clear, trained=self._parameters)
+        self._ready = ReadyCalls()
+        self._buffers = Buffers(dropped=self.refresh, trained=self._parameters)
         verify(module)
         verify_runnable(module)
         verify_pools(module.tiles, pools, contents=False)
@@ -187,12 +189,23 @@ class Kernel(nn.Module):
         Returns:
             `[..., M]`, contiguous.
         """
+        if not is_compiling() and type(x) is Tensor:
+            y = self._ready.call(x, self._store)
+            if y is not None:
+                return y
+        return self._looked_up(x)
+
+    def _looked_up(self, x: Tensor) -> Tensor:
+        """`forward` for an x of which nothing is known."""
         x = self._checked(x)
         flat = x if x.ndim == 2 and x.is_contiguous() else x.reshape(-1, self.in_features).contiguous()
         trained = watched_parameters(self) if self._parameters else []
         on_reference = self._backend == "reference" or x.dtype == torch.float64
         kind = "reference" if on_reference else "dense-once" if trained else self.schedule.regime(flat.shape[0])
         y = execute(kind, flat, None, self._handle, trained)
+        if kind == "tiles" and not is_compiling():
+            with self._store.lock:
+                self._ready.remember(x, self._executors.get("tiles"), self._store)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def executor(self, kind: str) -> Executor:
@@ -220,10 +233,12 @@ class Kernel(nn.Module):
     def refresh(self) -> None:
         """Let executors be built anew: needed only after edits through `.data`, which torch does not count."""
         self._executors.clear()
+        self._ready.clear()
 
     def note_workspace(self, nbytes: int) -> None:
         """Called with the workspace of each call, for `stats`."""
-        self._workspace_bytes = max(self._workspace_bytes, nbytes)
+        if nbytes > self._workspace_bytes:  # `nn.Module` takes its time to set an attribute
+            self._workspace_bytes = nbytes
 
     @property
     def _store(self) -> Buffers:

@@ -1,6 +1,7 @@
 """The CPU backend: kernels in C, and panels decoded once for the BLAS at a large batch."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from stoicc.codegen.cpu.emit import emit
 from stoicc.codegen.cpu.factors import held_factor
 from stoicc.codegen.cpu.packed_factors import PackedFactor, WithFactors
 from stoicc.codegen.cpu.plan import KernelClass, classify
+from stoicc.codegen.cpu.scratch import ALIGNMENT, give, take
 from stoicc.codegen.cpu.transposed import TransposedExecutor
 from stoicc.codegen.executor import Backend, Executor, PackedPlanes, Pools
 from stoicc.codegen.reference import TransposedReference
@@ -24,7 +26,6 @@ from stoicc.ir.errors import CodegenError
 from stoicc.ir.format import Tile, TileFormat
 from stoicc.ir.types import Module
 
-_ALIGNMENT = 64
 _BYTES_PER_THREAD = 1 << 16
 """Payload bytes times batch below which another thread costs more than it brings."""
 WORKSPACE_BYTES = 64 << 20
@@ -65,7 +66,7 @@ class TilesExecutor(Executor):
     def launch(self, x_dtype: torch.dtype, x: int, out: int, scratch: int, batch: int) -> None:
         """As `run`, with addresses of x `[batch, K]`, out `[batch, M]` and a workspace."""
         run = self._functions.get(x_dtype) or self._function(x_dtype)
-        scratch += -scratch % _ALIGNMENT
+        scratch += -scratch % ALIGNMENT
         if batch <= self._piece and self._adapter is None:  # beside a weight from memory, each line of Python costs
             run(self._binding.address, x, out, scratch, batch, self._threads(batch))
             return
@@ -78,6 +79,31 @@ class TilesExecutor(Executor):
                 self._adapter.launch(x_dtype, entries, scratch, count)
             y = out + first * rows * y_dtype.itemsize
             run(self._binding.address, entries, y, scratch, count, self._threads(count))
+
+    def prepared(self, shape: torch.Size, x_dtype: torch.dtype) -> Callable[[Tensor], Tensor | None] | None:
+        batch = shape[:-1].numel()
+        if batch == 0:
+            return None
+        at_once = batch <= self._piece and self._adapter is None
+        run, address = self._functions.get(x_dtype) or self._function(x_dtype), self._binding.address
+        y_shape = (*shape[:-1], self._module.tiles.shape[0])
+        y_dtype = output_dtype(self._module.tiles.dtype, x_dtype) if self._out_dtype is None else self._out_dtype
+        nbytes, threads, asked = self.workspace_bytes(batch, x_dtype), self._threads(batch), torch.get_num_threads()
+        threads_now, empty = torch.get_num_threads, torch.empty
+
+        def call(x: Tensor) -> Tensor | None:
+            if threads_now() != asked:
+                return None
+            y, workspace = empty(y_shape, dtype=y_dtype), take(nbytes)
+            at = workspace.data_ptr()
+            if at_once:
+                run(address, x.data_ptr(), y.data_ptr(), at + -at % ALIGNMENT, batch, threads)
+            else:
+                self.launch(x_dtype, x.data_ptr(), y.data_ptr(), at, batch)
+            give(workspace)
+            return y
+
+        return call
 
     def _threads(self, batch: int) -> int:
         """Threads that a batch is worth."""
@@ -93,7 +119,7 @@ class TilesExecutor(Executor):
                 self._workspaces.clear()
             if x_dtype not in self._classes:
                 self._classes[x_dtype] = self._classify(x_dtype)
-            self._workspaces[asked] = self._scratch(self._classes[x_dtype], min(batch, self._piece)) + _ALIGNMENT
+            self._workspaces[asked] = self._scratch(self._classes[x_dtype], min(batch, self._piece)) + ALIGNMENT
         return self._workspaces[asked]
 
     def _scratch(self, kernel: KernelClass, batch: int) -> int:

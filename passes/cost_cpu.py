@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stoicc.ir.format import TileFormat
 from stoicc.ir.registry import find_format
@@ -105,6 +106,9 @@ class CpuCostModel(CostModel):
     target: str = "cpu"
     margin: ClassVar[float] = 1.15
     """A BLAS on large weights out of the cache is foretold too fast: `python -m bench.crossover` shows the picks."""
+    uneven: ClassVar[float] = 0.04
+    """By how much threads end apart that would end together: one is woken later, or shares its core. But a thread that
+    is free takes the next bin, so by no more than half a bin: 16 bins take up to a tenth longer than 50."""
     _refused: set[Key] = field(default_factory=set, repr=False)
 
     def predict(self, module: Module, batch: int, x_dtype: str, threads: int = 1) -> Prediction:
@@ -142,10 +146,22 @@ class CpuCostModel(CostModel):
         return Prediction.of(
             bytes=read,
             compute=bound - read,
-            imbalance=max(0.0, makespan(bins, workers) - bound),
+            imbalance=self._imbalance(bins, workers, bound, 1 - alone / max(alone, shared)),
             reduction=self._reduction(program, parts, batch, threads),
             overhead=call + beside / speedup,
         )
+
+    def _imbalance(self, bins: NDArray[np.float64], workers: int, bound: float, left: float) -> float:
+        """How long after `bound` the last thread is done with its bins.
+
+        Args:
+            left: the share of the memory's rate that one thread leaves unused. Where memory is the bound, that much of
+                the time is lost in which the last thread reads alone.
+        """
+        end, filled = makespan(bins, workers), bins[bins > 0]
+        apart = min(self.uneven * end, float(filled.mean()) / 2) if len(filled) else 0.0
+        most = max(0.0, float(bins.sum()) - bound)  # one thread alone would take no longer
+        return min(most, max(end + apart - bound, apart * left))
 
     def _dense_once(self, module: Module, batch: int, x_dtype: str, threads: int) -> Prediction:
         program, constants = module.tiles, self.constants

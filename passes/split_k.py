@@ -28,7 +28,7 @@ class SplitK(Pass):
         tile rows has work for all, and one of many about equal rows is left as it is. Parts are
         smaller than whole rows: put them last with `order{by=item}` and they fill the gaps.
 
-    Nothing depends on the number of threads: sums are added in the same order on any machine.
+    Nothing depends on the number of threads of a call: sums are added in the same order.
     """
 
     name: ClassVar[str] = "split-k"

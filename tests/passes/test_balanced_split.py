@@ -1,6 +1,7 @@
 """split-k{parts=balance}: a skewed mosaic shares among threads as well as a uniform one."""
 
 import heapq
+import os
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ def uniform(rows: int, columns: int, rest: str = QUARTER) -> TileProgram:
     return mosaic(rows, columns, {(tile % rows, tile) for tile in range(columns)}, rest)
 
 
-def cpu_schedule(program: TileProgram) -> Schedule:
-    return scheduled(default_pipeline("cpu").run(Module(program)))
+def cpu_schedule(program: TileProgram, cores: int = 16) -> Schedule:
+    return scheduled(default_pipeline("cpu", cores=cores).run(Module(program)))
 
 
 def item_loads(program: TileProgram, schedule: Schedule) -> list[float]:
@@ -65,7 +66,17 @@ def test_skewed_is_shared_as_well_as_uniform(rows, columns, rest):
     """From 8 MB; what is smaller has fewer parts than it would need, as no part is under 64 KB."""
     apart, alike = skewed(rows, columns, rest), uniform(rows, columns, rest)
     for threads in THREADS:
-        assert makespan(apart, cpu_schedule(apart), threads) <= 1.1 * makespan(alike, cpu_schedule(alike), threads)
+        for cores in {threads, max(THREADS)}:  # all that a machine has, and some of many
+            last = [makespan(program, cpu_schedule(program, cores), threads) for program in (apart, alike)]
+            assert last[0] <= 1.1 * last[1]
+
+
+def test_few_cores_take_fewer_parts():
+    program = skewed(64, 1024, EMPTY)
+    parts = [cpu_schedule(program, cores).max_parts for cores in (1, 2, 4, 8, 16)]
+    assert parts == sorted(parts)
+    assert 1 < parts[1] < parts[2] < parts[3] == parts[4]
+    assert str(default_pipeline("cpu")) == str(default_pipeline("cpu", cores=os.cpu_count()))
 
 
 def test_whole_rows_would_not_share_so_well():

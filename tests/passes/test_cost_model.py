@@ -133,6 +133,14 @@ def test_workers_take_the_next_load_when_they_are_free():
     assert makespan([2, 3, 1, 1, 1], 2) == 4
 
 
+def test_many_bins_end_closer_together_than_few():
+    program, model = make_program((4096, 640), formats=["dense"]), CpuCostModel(constants(bandwidth=1e12))
+    apart = [model.predict(tiles_of(program, bins=bins), 1, "bf16", 2).parts["imbalance"] for bins in (4, 16, 64)]
+    assert apart[0] == pytest.approx(apart[1])  # 4%, then half a bin
+    assert apart[1] > 2 * apart[2] > 0
+    assert model.predict(tiles_of(program, bins=16), 1, "bf16", 1).parts["imbalance"] == pytest.approx(0, abs=1e-12)
+
+
 def test_bins_sum_their_items():
     schedule = scheduled(tiles_of(make_program((640, 64), formats=["dense"]), bins=4))
     loads = np.arange(10.0)

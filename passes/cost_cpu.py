@@ -146,7 +146,7 @@ class CpuCostModel(CostModel):
         return Prediction.of(
             bytes=read,
             compute=bound - read,
-            imbalance=self._imbalance(bins, workers, bound, 1 - alone / max(alone, shared)),
+            imbalance=self._imbalance(bins, workers, bound, 1 - alone / shared if alone < shared < math.inf else 0.0),
             reduction=self._reduction(program, parts, batch, threads),
             overhead=call + beside / speedup,
         )
@@ -161,7 +161,7 @@ class CpuCostModel(CostModel):
         end, filled = makespan(bins, workers), bins[bins > 0]
         apart = min(self.uneven * end, float(filled.mean()) / 2) if len(filled) else 0.0
         most = max(0.0, float(bins.sum()) - bound)  # one thread alone would take no longer
-        return min(most, max(end + apart - bound, apart * left))
+        return min(most, max(0.0, end + apart - bound, apart * left))
 
     def _dense_once(self, module: Module, batch: int, x_dtype: str, threads: int) -> Prediction:
         program, constants = module.tiles, self.constants

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from stoicc.ir.errors import PassError, VerifyError, brief
+from stoicc.ir.options import is_whole
 from stoicc.ir.types import Module
 from stoicc.ir.verify import verify, verify_schedule
 from stoicc.passes.base import Pass, WeightPass, scheduled, with_schedule
@@ -101,6 +102,8 @@ def default_pipeline(target: str, library: bool = False, cores: int | None = Non
     target = "triton" if target == "cuda" else target
     if target not in DEFAULTS:
         raise PassError(f"default_pipeline: expected one of {', '.join(DEFAULTS)}, found {target!r}; name a target")
+    if cores is not None and not (is_whole(cores) and cores >= 1):
+        raise PassError(f"default_pipeline: expected cores, a whole number from 1, found {cores!r}; leave it out")
     text = DEFAULTS[target] if target != "cpu" or cores is None else _cpu_text(cores)
     return Pipeline.parse(text.replace("device=gpu", "above=vendor,device=gpu") if library else text)
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ class Buffers(dict[str, Tensor | None]):
         packed: what holds the pools that were let go, or None.
         gone: the names of those.
         trained: the parameters of the kernel: pools that training changes, which stand here no longer.
-        changes: how often a tensor was put here or taken away.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Buffers(dict[str, Tensor | None]):
         self.packed: PackedPlanes | None = None
         self.gone: frozenset[str] = frozenset()
         self._dropped = dropped
-        self.changes = 0
+        self._changes = 0
 
     # -- for the kernel --------------------------------------------------------------------
 
@@ -55,8 +54,8 @@ class Buffers(dict[str, Tensor | None]):
         """Differs from an earlier one where tensors were exchanged or (by torch's count) edited."""
         real = ((id(tensor), version_of(tensor)) for tensor in self._here().values())
         if not self.trained:  # as on each call of a kernel that serves
-            return (self.changes, *real)
-        return (self.changes, *real, *((id(p), p.data_ptr()) for p in self._parameters().values()))
+            return (self._changes, *real)
+        return (self._changes, *real, *((id(p), p.data_ptr()) for p in self._parameters().values()))
 
     def steps(self) -> tuple[object, ...]:
         """Differs from an earlier one where values of parameters were edited."""
@@ -97,7 +96,7 @@ class Buffers(dict[str, Tensor | None]):
                 if name in self.gone:
                     super().__setitem__(name, tensor)
             self.packed, self.gone = None, frozenset()
-            self.changes += 1
+            self._changes += 1
             self._dropped()
 
     def _restore_if(self, name: str) -> None:
@@ -132,13 +131,13 @@ class Buffers(dict[str, Tensor | None]):
     def __setitem__(self, name: str, tensor: Tensor | None) -> None:
         with self.lock:
             self._restore_if(name)
-            self.changes += 1
+            self._changes += 1
             super().__setitem__(name, tensor)
 
     def __delitem__(self, name: str) -> None:
         with self.lock:
             self._restore_if(name)
-            self.changes += 1
+            self._changes += 1
             super().__delitem__(name)
 
     def pop(self, name: str, *default: Any) -> Any:
@@ -147,6 +146,23 @@ class Buffers(dict[str, Tensor | None]):
             if name in self:
                 del self[name]
             return found
+
+    def popitem(self) -> tuple[str, Any]:
+        name = next(reversed(self))
+        return name, self.pop(name)
+
+    def clear(self) -> None:
+        for name in tuple(self):
+            del self[name]
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
 
     def update(self, *given: Any, **named: Any) -> None:
         for name, tensor in dict(*given, **named).items():

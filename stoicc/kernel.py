@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -30,7 +31,6 @@ from stoicc.trained import Training, make_parameters, trained_as, training_of, w
 
 AUTOCAST = (torch.bfloat16, torch.float16, torch.float32)
 """Input dtypes that autocast may bring to the weight's dtype."""
-
 
 EXECUTOR_OF = {"linear": "dense-once"}
 """What a backend calls the executor of a role, where that is another name."""
@@ -62,7 +62,7 @@ class Kernel(nn.Module):
         super().__init__()
         self._executors: dict[str, Executor] = {}
         self._ready = ReadyCalls()
-        self._buffers = Buffers(dropped=self.refresh, trained=self._parameters)
+        self._buffers = Buffers(dropped=partial(_forget, self._executors, self._ready), trained=self._parameters)
         verify(module)
         verify_runnable(module)
         verify_pools(module.tiles, pools, contents=False)
@@ -189,9 +189,8 @@ class Kernel(nn.Module):
         Returns:
             `[..., M]`, contiguous.
         """
-        if not is_compiling() and type(x) is Tensor:
-            y = self._ready.call(x, self._store)
-            if y is not None:
+        if not is_compiling():
+            if (y := self._ready.call(x, self._store)) is not None:
                 return y
         return self._looked_up(x)
 
@@ -205,7 +204,7 @@ class Kernel(nn.Module):
         y = execute(kind, flat, None, self._handle, trained)
         if kind == "tiles" and not is_compiling():
             with self._store.lock:
-                self._ready.remember(x, self._executors.get("tiles"), self._store)
+                self._ready.remember(x, self._executors.get("tiles"), self._store, self._built_for)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def executor(self, kind: str) -> Executor:
@@ -232,8 +231,7 @@ class Kernel(nn.Module):
 
     def refresh(self) -> None:
         """Let executors be built anew: needed only after edits through `.data`, which torch does not count."""
-        self._executors.clear()
-        self._ready.clear()
+        _forget(self._executors, self._ready)
 
     def note_workspace(self, nbytes: int) -> None:
         """Called with the workspace of each call, for `stats`."""
@@ -390,6 +388,12 @@ class Kernel(nn.Module):
             return x.to(TORCH_DTYPES[self.program.dtype])
         output_dtype(self.program.dtype, x.dtype)
         return x
+
+
+def _forget(executors: dict[str, Executor], ready: ReadyCalls) -> None:
+    """What was built for values or places that are others now."""
+    executors.clear()
+    ready.clear()
 
 
 def _remade(made: tuple[Any, ...], training: Training) -> Kernel:

@@ -79,6 +79,12 @@ def test_few_cores_take_fewer_parts():
     assert str(default_pipeline("cpu")) == str(default_pipeline("cpu", cores=os.cpu_count()))
 
 
+@pytest.mark.parametrize("cores", [0, -1, 2.5])
+def test_cores_are_a_whole_number(cores):
+    with pytest.raises(stoicc.PassError, match="expected cores, a whole number from 1"):
+        default_pipeline("cpu", cores=cores)
+
+
 def test_whole_rows_would_not_share_so_well():
     """What the split is for: the measure above does tell the two apart."""
     apart, alike = skewed(64, 64), uniform(64, 64)

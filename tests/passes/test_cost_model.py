@@ -141,6 +141,16 @@ def test_many_bins_end_closer_together_than_few():
     assert model.predict(tiles_of(program, bins=16), 1, "bf16", 1).parts["imbalance"] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("bandwidth", [1e9, 1e12, float("inf")])
+@pytest.mark.parametrize("threads", [1, 2, 5, 8])
+def test_imbalance_is_never_negative(bandwidth, threads):
+    for bins in (1, 4, 64):
+        module = tiles_of(make_program((512, 768), formats=["dense"]), bins=bins)
+        found = CpuCostModel(constants(bandwidth=bandwidth)).predict(module, 8, "f32", threads)
+        assert found.parts["imbalance"] >= 0
+        assert found.seconds == pytest.approx(sum(found.parts.values()))
+
+
 def test_bins_sum_their_items():
     schedule = scheduled(tiles_of(make_program((640, 64), formats=["dense"]), bins=4))
     loads = np.arange(10.0)

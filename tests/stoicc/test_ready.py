@@ -1,9 +1,12 @@
 """A call like one before asks little anew, and misses nothing: edits, watchers, other inputs, other threads."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -91,6 +94,70 @@ def test_planes_that_somebody_holds_are_let_go_later(x):
     assert kernel.stats().resident_bytes < 1.5 * kernel.stats().payload_bytes
 
 
+@pytest.mark.parametrize(
+    "edit", [lambda k: setattr(k, "bias", torch.ones(M)), lambda k: k.bias.add_(1)], ids=["another", "in place"]
+)
+def test_an_edit_during_a_call_is_seen_by_the_next(kernel, x, monkeypatch, edit):
+    expected, run = kernel(x[:1]), backend.TilesExecutor.run
+
+    def edited(self, *given):
+        run(self, *given)
+        edit(kernel)
+
+    monkeypatch.setattr(backend.TilesExecutor, "run", edited)
+    kernel(x)
+    monkeypatch.undo()
+    torch.testing.assert_close(kernel(x)[:1], expected + 1)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda buffers, bias: buffers.__ior__({"bias": bias}),
+        lambda buffers, bias: dict.__setitem__(buffers, "bias", bias),
+        lambda buffers, bias: (buffers.pop("bias"), buffers.setdefault("bias", bias)),
+        lambda buffers, bias: (items := dict(buffers), buffers.clear(), buffers.update({**items, "bias": bias})),
+        lambda buffers, bias: (buffers.popitem(), buffers.update(bias=bias)),
+    ],
+)
+def test_tensors_exchanged_by_other_doors_are_seen(kernel, x, edit):
+    expected = kernel(x)
+    kernel(x)
+    edit(kernel._buffers, torch.ones(M))
+    torch.testing.assert_close(kernel(x), expected + 1)
+    assert kernel._buffers.setdefault("bias", None) is kernel.bias
+
+
+def test_shapes_of_symbols(kernel, x):
+    expected = kernel(x)
+    kernel(x)
+    traced = make_fx(kernel, tracing_mode="symbolic")(x)
+    torch.testing.assert_close(traced(x), expected)
+    assert torch.equal(kernel(x), expected)
+
+
+def test_a_kernel_that_nobody_has_is_gone_at_once(x):
+    kernel = stoicc.compile(torch.randn(M, K), target="cpu")
+    kernel(x)
+    kernel(x)
+    executor, kernel_is = weakref.ref(kernel.executor("tiles")), weakref.ref(kernel)
+    gc.disable()
+    try:
+        del kernel
+        assert kernel_is() is None
+        assert executor() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("formats", [["bitmap"], ["empty", "dense"]])
+def test_planes_that_stay_where_they_are(formats, x, looked_up):
+    weight = torch.randn(M, K) * (torch.rand(M, K) < 0.5) if formats == ["bitmap"] else torch.zeros(M, K)
+    kernel = stoicc.compile(weight, target="cpu", formats=formats)
+    assert torch.equal(kernel(x), kernel(x))
+    assert len(looked_up) == 1
+
+
 class Seen(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
@@ -120,6 +187,15 @@ def test_whoever_watches_is_asked_for(kernel, x, looked_up):
     with torch.no_grad():
         kernel(x.clone().requires_grad_())
     assert len(looked_up) == before + 5
+
+
+def test_autocast_between_calls(x):
+    kernel = stoicc.compile(torch.randn(M, K).bfloat16(), target="cpu")
+    kernel(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = [kernel(x) for _ in range(3)]
+    assert {y.dtype for y in cast} == {torch.bfloat16}
+    assert {kernel(x).dtype for _ in range(3)} == {torch.float32}
 
 
 def test_what_is_refused_stays_refused(kernel, x):

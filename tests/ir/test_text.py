@@ -103,7 +103,7 @@ def test_parts_read_back_alone():
 
 
 def test_small_module_prints_whole(golden):
-    module = default_pipeline("cpu").run(Module(make_program(beside=full_beside((200, 300)))))
+    module = default_pipeline("cpu", cores=16).run(Module(make_program(beside=full_beside((200, 300)))))
     golden(str(module))
     assert parse(str(module)) == module
 

@@ -71,7 +71,7 @@ class Executor(ABC):
         """
 
     def workspace_bytes(self, batch: int, x_dtype: torch.dtype) -> int:
-        """Scratch memory that one call needs, in bytes; bounded, and none of it is kept."""
+        """Scratch memory that one call needs, in bytes; bounded, and no kernel keeps any for itself."""
         return 0
 
     def prepared(self, shape: torch.Size, x_dtype: torch.dtype) -> Callable[[Tensor], Tensor | None] | None:

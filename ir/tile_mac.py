@@ -129,6 +129,24 @@ class PairsOfCodes:
 
 
 @dataclass(frozen=True)
+class SignedBytes:
+    """How codes become whole numbers from -128 to 127, for a composed format that has them elsewhere.
+
+    In all three texts `at` is the group of scales, counted over strips.
+
+    Attributes:
+        start: C before a group's codes.
+        signed: C of a vint of four signed bytes to a lane, from `code`: four codes as the canonical plane has them,
+            unsigned, in bytes of their own.
+        scale: C of what the group's sums are multiplied by in fp32.
+    """
+
+    start: str
+    signed: str
+    scale: str
+
+
+@dataclass(frozen=True)
 class TileMac:
     """A format's CPU code: multiply one tile by a block of x, never materialising the tile.
 
@@ -176,6 +194,7 @@ class TileMac:
             `vint four[4]` to the stored codes of columns k .. k + 15 of a `group` of a `strip`, four neighbours in a
             lane's bytes, and moves `codes` on; and C that goes first.
         pairs_of: optional: how codes are looked up, for the same.
+        signed_of: how codes are whole numbers, for the same, where `Elements.signed_bytes` says that they are.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
@@ -207,6 +226,7 @@ class TileMac:
     code_bits: int = 8
     digits_of: Callable[[str, str, str, str], str] | None = None
     pairs_of: PairsOfCodes | None = None
+    signed_of: SignedBytes | None = None
 
     @property
     def units(self) -> TilePairs | None:

@@ -29,8 +29,11 @@ weight's dtype."""
 
 
 def c_multiply(c: Contract) -> Problems:
-    if c.fmt.tile_mac(c.tile, c.dtype) is None:
+    code, elements = c.fmt.tile_mac(c.tile, c.dtype), c.fmt.elements(c.tile, c.dtype)
+    if code is None:
         raise NotTried("the format has no tile_mac")
+    if elements is not None and elements.signed_bytes and code.signed_of is None:
+        yield "elements says that codes are signed bytes, tile_mac has no signed_of"
     kernel, weight, kinds = sample_kernel(c, "cpu")
     got = run_executor(kernel, "tiles", torch.eye(weight.shape[1])).T.to(weight.dtype)
     for kind in wrong_rows(c, got != weight, kinds):

@@ -47,6 +47,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "composed": (
         "masked",
         "masked<mask=nm, values=int8<group_size=0, zero_points=true>>",
+        "masked<mask=nm, values=int4>",
         "masked<mask=nv24, values=fp8>",
         "masked<values=mxfp4>",
         "masked<values=nvfp4>",

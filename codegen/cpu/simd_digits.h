@@ -98,10 +98,11 @@ INLINE void multiply_add_digits(const vint *codes, const int8_t *x, vint *sum, c
             sum[3 * n + digit] = vi_dot_sixteen(sum[3 * n + digit], codes, x + 48 * n + 16 * digit);
 }
 
-/* The same where every lane has its own columns of the 16 of `wide`, two times four of each strip, and codes are signed:
- * less 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
+/* The same where every lane has its own columns of the 16 of `wide`, one or two `quads` of four of each strip, and codes
+ * are signed: less 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
 INLINE void multiply_add_picked_digits(
-    const vint *codes, const vint *places, const uint8_t *wide, vint *sum, const int strips, const int nb)
+    const vint *codes, const vint *places, const uint8_t *wide, vint *sum, const int quads, const int strips,
+    const int nb)
 {
     #pragma GCC unroll 4
     for (int n = 0; n < nb; n++)
@@ -110,7 +111,7 @@ INLINE void multiply_add_picked_digits(
             #pragma GCC unroll 2
             for (int s = 0; s < strips; s++) {
                 vint *own = sum + 3 * (s * nb + n) + digit;
-                *own = vi_dot_picked(*own, codes + 2 * s, places + 2 * s, wide + 192 * n + 64 * digit);
+                *own = vi_dot_picked(*own, codes + quads * s, places + quads * s, wide + 192 * n + 64 * digit, quads);
             }
 }
 

@@ -161,18 +161,21 @@ static inline vint vi_dot_sixteen(vint sum, const vint *codes, const int8_t *x)
     return (vint){add_twos(sum.lo, lo), add_twos(sum.hi, hi)};
 }
 
-static inline __m256i two_picked(__m256i x, __m256i place, __m256i other, __m256i code, __m256i also)
+static inline __m256i picked(__m256i x, __m256i place, __m256i code)
 {
-    __m256i first = _mm256_maddubs_epi16(_mm256_shuffle_epi8(x, place), code);
-    return _mm256_add_epi16(first, _mm256_maddubs_epi16(_mm256_shuffle_epi8(x, other), also));
+    return _mm256_maddubs_epi16(_mm256_shuffle_epi8(x, place), code);
 }
 
-/* sum + two times four signed codes of each lane times the digits that the lane picks of the sixteen at `wide`. */
-static inline vint vi_dot_picked(vint sum, const vint *codes, const vint *places, const uint8_t *wide)
+/* sum + one or two `quads` of four signed codes of each lane times the digits that it picks of the sixteen at `wide`. */
+static inline vint vi_dot_picked(
+    vint sum, const vint *codes, const vint *places, const uint8_t *wide, const int quads)
 {
     const __m256i x = _mm256_load_si256((const __m256i *)wide);
-    __m256i lo = two_picked(x, places[0].lo, places[1].lo, codes[0].lo, codes[1].lo);
-    __m256i hi = two_picked(x, places[0].hi, places[1].hi, codes[0].hi, codes[1].hi);
+    __m256i lo = picked(x, places[0].lo, codes[0].lo), hi = picked(x, places[0].hi, codes[0].hi);
+    if (quads == 2) {
+        lo = _mm256_add_epi16(lo, picked(x, places[1].lo, codes[1].lo));
+        hi = _mm256_add_epi16(hi, picked(x, places[1].hi, codes[1].hi));
+    }
     return (vint){add_twos(sum.lo, lo), add_twos(sum.hi, hi)};
 }
 

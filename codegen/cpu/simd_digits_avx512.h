@@ -135,13 +135,15 @@ static inline vint vi_dot_sixteen(vint sum, const vint *codes, const int8_t *x)
     return _mm512_add_epi32(sum, _mm512_madd_epi16(all, _mm512_set1_epi16(1)));
 }
 
-/* sum + two times four signed codes of each lane times the digits that the lane picks of the sixteen at `wide`. */
-static inline vint vi_dot_picked(vint sum, const vint *codes, const vint *places, const uint8_t *wide)
+/* sum + one or two `quads` of four signed codes of each lane times the digits that it picks of the sixteen at `wide`. */
+static inline vint vi_dot_picked(
+    vint sum, const vint *codes, const vint *places, const uint8_t *wide, const int quads)
 {
     const __m512i x = _mm512_load_si512(wide);
-    __m512i first = _mm512_maddubs_epi16(_mm512_shuffle_epi8(x, places[0]), codes[0]);
-    __m512i second = _mm512_maddubs_epi16(_mm512_shuffle_epi8(x, places[1]), codes[1]);
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_add_epi16(first, second), _mm512_set1_epi16(1)));
+    __m512i all = _mm512_maddubs_epi16(_mm512_shuffle_epi8(x, places[0]), codes[0]);
+    if (quads == 2)
+        all = _mm512_add_epi16(all, _mm512_maddubs_epi16(_mm512_shuffle_epi8(x, places[1]), codes[1]));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(all, _mm512_set1_epi16(1)));
 }
 
 /* sum + the four signed bytes of each lane. */

@@ -44,12 +44,20 @@ static inline vint vp_two_columns(vint positions, const int g, const int second)
     return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16(3), base, 0xea); /* place & 3 | base */
 }
 
-/* Of a word of places of four bits, those of pair i: its first weight's, in the group of columns that begins at `first`,
- * and its second's. */
-static inline vint vp_places(vint places, const int i, const int first, const int second)
+/* Of a word of places, those that begin at a bit and 16 bits on: of `size` columns from `first` on, and from `second`. */
+static inline vint vp_places(vint places, const int bit, const int size, const int first, const int second)
 {
-    vint place = i ? _mm512_srli_epi32(places, 4 * i) : places;
-    return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16(15), _mm512_set1_epi32(first | second << 16), 0xea);
+    const __m512i base = _mm512_set1_epi32(first | second << 16);
+    vint place = bit ? _mm512_srli_epi32(places, bit) : places;
+    return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16((short)(size - 1)), base, 0xea); /* and, or */
+}
+
+/* Bytes j and j + 2 of each lane, two's complement numbers, as bf16. */
+static inline vint vp_of_bytes(vint bytes, const int j)
+{
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+    __m512i even = _mm512_castps_si512(vf_byte(bytes, j)), odd = _mm512_castps_si512(vf_byte(bytes, j + 2));
+    return _mm512_ternarylogic_epi32(high, odd, _mm512_srli_epi32(even, 16), 0xca); /* high ? odd : even */
 }
 
 /* The low (0) or the high (1) 16 bits of each lane, twice. */

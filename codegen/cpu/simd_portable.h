@@ -239,6 +239,45 @@ static inline vint vi_select(vint a, vint b, const uint32_t mask)
     return a;
 }
 
+typedef uint8_t byte16 __attribute__((vector_size(16)));
+
+/* Bytes less bytes. */
+static inline vint vi_sub_bytes(vint a, vint b)
+{
+    for (int i = 0; i < 4; i++)
+        a.part[i] = (word4)((byte16)a.part[i] - (byte16)b.part[i]);
+    return a;
+}
+
+/* The same byte everywhere. */
+static inline vint vi_set_bytes(const int byte)
+{
+    vint v;
+    memset(&v, byte, sizeof v);
+    return v;
+}
+
+/* Zero points of 16 rows (two's complement, less 8) as four unsigned bytes a lane. */
+static inline vint vi_zero_bytes(const int8_t *p)
+{
+    vint v;
+    for (int i = 0; i < 16; i++)
+        v.part[i / 4][i % 4] = (p[i] + 8) * 0x01010101;
+    return v;
+}
+
+/* Twice the value of 64 4-bit floats in low nibbles, 12 added to each: whole numbers from 0 to 24. */
+static inline vint vi_twice_e2m1(vint word)
+{
+    static const uint8_t value[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    uint8_t codes[64];
+    memcpy(codes, &word, sizeof codes);
+    for (int i = 0; i < 64; i++)
+        codes[i] = value[codes[i] & 15];
+    memcpy(&word, codes, sizeof codes);
+    return word;
+}
+
 /* One of sixteen floats for each lane, by its low four bits. */
 static inline vfloat vf_look_up(const float *table, vint index)
 {

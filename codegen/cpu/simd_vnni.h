@@ -53,10 +53,11 @@ INLINE void multiply_add_digits(const vint *codes, const int8_t *x, vint *sum, c
             }
 }
 
-/* The same where every lane has its own columns of the 16 of `wide`, two times four of each strip, and codes are signed:
- * less 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
+/* The same where every lane has its own columns of the 16 of `wide`, `quads` times four of each strip, and codes are
+ * signed: less 128 times the sum of the codes, as digits have to be unsigned here. Strips have sums behind each other. */
 INLINE void multiply_add_picked_digits(
-    const vint *codes, const vint *places, const uint8_t *wide, vint *sum, const int strips, const int nb)
+    const vint *codes, const vint *places, const uint8_t *wide, vint *sum, const int quads, const int strips,
+    const int nb)
 {
     #pragma GCC unroll 4
     for (int n = 0; n < nb; n++)
@@ -65,8 +66,8 @@ INLINE void multiply_add_picked_digits(
             __m512i all = _mm512_load_si512(wide + 192 * n + 64 * digit);
             __asm__("" : "+v"(all)); /* or GCC 12 loads it for each product */
             #pragma GCC unroll 4
-            for (int i = 0; i < 2 * strips; i++) {
-                vint *own = sum + 3 * (i / 2 * nb + n) + digit;
+            for (int i = 0; i < quads * strips; i++) {
+                vint *own = sum + 3 * (i / quads * nb + n) + digit;
                 *own = _mm512_dpbusd_epi32(*own, _mm512_shuffle_epi8(all, places[i]), codes[i]);
             }
         }

@@ -151,7 +151,7 @@ $zero                ahead_beside(codes + s * CODES, LANES * sizeof *codes);
                 places[2 * s] = vi_places(place, 2 * half);
                 places[2 * s + 1] = vi_places(place, 2 * half + 1);
             }
-            multiply_add_picked_digits(kept, places, x, sum, beside, few);
+            multiply_add_picked_digits(kept, places, x, sum, 2, beside, few);
         }
         #pragma GCC unroll 2
         for (int s = 0; s < beside; s++)

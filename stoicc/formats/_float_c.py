@@ -13,7 +13,7 @@ from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c, _affine_digits, _lane_order
 from stoicc.formats._affine import unpack_nibbles
 from stoicc.formats._table import e2m1_values, fp8_values
-from stoicc.ir.format import PairsOfCodes, Planes, Tile, TileMac, TilePairs
+from stoicc.ir.format import PairsOfCodes, Planes, SignedBytes, Tile, TileMac, TilePairs
 
 _FP8 = Template("""\
 INLINE void {name}(const uint8_t *codes, const $T *scales, const float *x, float *acc, const int nb)
@@ -223,6 +223,8 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         scale=f"vf_mul({names['scale']}, vf_set1(0.5f))", scale_type="uint8_t", most=32,
         codes="four[i] = vi_twice_e2m1(four[i]);",
     )  # fmt: skip
+    at = names["scale"].replace("(scales)", "(scales + at * LANES)")
+    signed = SignedBytes("", "vi_sub_bytes(vi_twice_e2m1(code), vi_set_bytes(12))", f"vf_mul({at}, vf_set1(0.5f))")
     pairs = dots = looked_up = None
     if dtype == "bf16" and groups * size % 32 == 0:
         pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=48 if own else 64)
@@ -242,5 +244,5 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     return TileMac(
         _FP4.substitute(names), pack, _FP4_DECODE.substitute(names),
         _affine_digits.of_words(digits, _FP4_SIXTEEN), pairs,
-        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text, pairs_of=looked_up,
+        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text, pairs_of=looked_up, signed_of=signed,
     )  # fmt: skip

@@ -1,9 +1,12 @@
 """The codes of the weights that are kept: what a composed format stores, in the order of a CPU's lanes.
 
-A tile is taken in *blocks* of 16 rows by 4 columns, strip by strip. A block has a mask of 64 bits, bit 4 r + c for
-row r and column c, and the codes of its kept weights in that order, the first in a byte's lowest bits. Each block's
-codes begin with a byte of their own.
+A mask that keeps as many weights of every row has a simpler order, in `_kept_rows.py`. For any other, a tile is taken
+in *blocks* of 16 rows by 4 columns, strip by strip. A block has a mask of 64 bits, bit 4 r + c for row r and column c,
+and the codes of its kept weights in that order, the first in a byte's lowest bits. Each block's codes begin with a byte
+of their own.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from stoicc.formats._mask import ROWS, offsets
 from stoicc.formats._mask import pack_bits as pack_words
 from stoicc.formats._mask import unpack_bits as unpack_words
 from stoicc.ir.errors import FormatError
-from stoicc.ir.format import Planes, Tile
+from stoicc.ir.format import Plane, PlaneKind, Planes, Tile
 
 COLUMNS = 4
 """Of a block."""
@@ -43,33 +46,42 @@ def run_bytes(kept: Tensor, bits: int) -> Tensor:
     return (kept.sum(-1) * bits + 7) // 8
 
 
-def pack(codes: Tensor, kept: Tensor, bits: int) -> Planes:
-    """Planes of the kept ones of codes u8 `[T, BM, BK]`: masks, where each strip's run starts, runs of bytes."""
-    blocks, kept = in_blocks(codes), in_blocks(kept)
-    sizes = run_bytes(kept, bits)
-    runs = blocks.new_zeros(int(sizes.sum()), 8 // bits)
-    runs.view(-1)[_places(kept, sizes, bits)] = blocks[kept]
-    packed = runs[:, 0]
-    for field in range(1, 8 // bits):
-        packed = packed | runs[:, field] << bits * field
-    strips = sizes.sum(2)
-    return {
-        "masks": pack_words(kept.unflatten(3, (2, 32))).view(torch.int64).squeeze(-1),
-        "starts": (strips.cumsum(1) - strips).to(torch.int32),
-        "codes": packed.contiguous(),
-        "codes_ptr": offsets(strips.sum(1)),
-    }
+@dataclass(frozen=True)
+class KeptRuns:
+    """Masks i64 `[BM / 16, BK / 4]`, where the run of each strip starts, and the runs of a tile: for any mask."""
 
+    bits: int
 
-def unpack(planes: Planes, bits: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `pack`: codes u8 `[T, BM, BK]`, 0 where none is kept, and the kept ones as bool."""
-    masks = planes["masks"]
-    kept = unpack_words(masks.contiguous().view(torch.int32).unflatten(2, (-1, 2))).flatten(3)
-    packed = planes["codes"]
-    runs = torch.stack([packed >> bits * field & (1 << bits) - 1 for field in range(8 // bits)], -1).flatten()
-    blocks = packed.new_zeros(kept.shape)
-    blocks[kept] = runs[_places(kept, run_bytes(kept, bits), bits)]
-    return as_tiles(blocks), as_tiles(kept)
+    def planes(self, tile: Tile) -> tuple[Plane, ...]:
+        strips = tile[0] // ROWS
+        return (
+            Plane("masks", "i64", (strips, tile[1] // COLUMNS)),
+            Plane("starts", "i32", (strips,)),
+            Plane("codes", "u8", (), PlaneKind.RAGGED),
+        )
+
+    def pack(self, codes: Tensor, kept: Tensor) -> Planes:
+        """Codes u8 `[T, BM, BK]`, of which some are kept -> planes."""
+        blocks, kept = in_blocks(codes), in_blocks(kept)
+        sizes = run_bytes(kept, self.bits)
+        runs = blocks.new_zeros(int(sizes.sum()), 8 // self.bits)
+        runs.view(-1)[_places(kept, sizes, self.bits)] = blocks[kept]
+        strips = sizes.sum(2)
+        return {
+            "masks": pack_words(kept.unflatten(3, (2, 32))).view(torch.int64).squeeze(-1),
+            "starts": (strips.cumsum(1) - strips).to(torch.int32),
+            "codes": pack_rows(runs, self.bits).flatten(),
+            "codes_ptr": offsets(strips.sum(1)),
+        }
+
+    def unpack(self, planes: Planes) -> tuple[Tensor, Tensor]:
+        """The inverse of `pack`: codes u8 `[T, BM, BK]`, 0 where none is kept, and the kept ones as bool."""
+        masks = planes["masks"]
+        kept = unpack_words(masks.contiguous().view(torch.int32).unflatten(2, (-1, 2))).flatten(3)
+        blocks = planes["codes"].new_zeros(kept.shape)
+        runs = unpack_rows(planes["codes"], self.bits)
+        blocks[kept] = runs[_places(kept, run_bytes(kept, self.bits), self.bits)]
+        return as_tiles(blocks), as_tiles(kept)
 
 
 def _places(kept: Tensor, sizes: Tensor, bits: int) -> Tensor:
@@ -80,10 +92,15 @@ def _places(kept: Tensor, sizes: Tensor, bits: int) -> Tensor:
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
     """Codes u8 `[..., n]` -> bytes `[..., n * bits / 8]`, the first in the lowest bits."""
-    fields = codes.unflatten(-1, (-1, 8 // bits))
-    packed = fields[..., 0]
-    for field in range(1, 8 // bits):
-        packed = packed | fields[..., field] << bits * field
+    return join_fields(codes, bits, -1)
+
+
+def join_fields(codes: Tensor, bits: int, dim: int) -> Tensor:
+    """Each 8 / bits codes u8 that follow one another along a dimension as one byte, the first in the lowest bits."""
+    parts = codes.unflatten(dim, (-1, 8 // bits)).unbind(dim if dim < 0 else dim + 1)
+    packed = parts[0]
+    for field, part in enumerate(parts[1:], 1):
+        packed = packed | part << bits * field
     return packed
 
 

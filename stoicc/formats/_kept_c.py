@@ -10,9 +10,8 @@ from string import Template
 
 import torch
 
-from stoicc.codegen.cpu.plane_types import C_TYPES
+from stoicc.formats._beside import Beside
 from stoicc.formats._kept import COLUMNS
-from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from stoicc.ir.format import Elements, PlaneKind, Planes, Tile, TileFormat, TileMac, TilePairs
 
 _SPREAD = Template("""\
@@ -139,15 +138,10 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
     ragged = any(plane.kind is PlaneKind.RAGGED for plane in planes)
     if code is None or elements.lanes is None or ragged or tile[1] // elements.groups % step:
         return None
-    inner_pack = code.pack
-    zeros_tile, most = _zeros(values, tile, dtype), (1 << elements.bits) - 1
-    code_of_zero = int(zeros_tile[elements.plane].flatten()[0]) & most
-    zero = inner_pack(zeros_tile)
-    point = 0 if elements.zeros is None else int(zero[elements.zeros].flatten()[0])  # as C reads it
-    others = [plane.name for plane in planes if plane.name != elements.plane]
-    packed = [f"const {C_TYPES[DTYPE_NAMES[zero[name].dtype]]} *{name}" for name in others]
-    canonical = [f"const {C_TYPES[plane.dtype]} *{plane.name}" for plane in planes if plane.name != elements.plane]
-    zeros = elements.zeros
+    beside, most = Beside.of(values, elements.plane, code, tile, dtype), (1 << elements.bits) - 1
+    code_of_zero = int(beside.zeros[elements.plane].flatten()[0]) & most
+    zeros, zero = elements.zeros, beside.packed
+    point = 0 if zeros is None else int(zero[zeros].flatten()[0])  # as C reads it
     names = {
         "values": str(values),
         "bits": str(elements.bits),
@@ -155,8 +149,8 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         "T": dtype,
         "step": str(step),
         "spread": "spread_word" if elements.lanes == "words" else "spread_columns",
-        "arguments": ", ".join((*_OWN, *packed)),
-        "given": ", ".join("(const void *)whole" if p.name == elements.plane else p.name for p in planes),
+        "arguments": ", ".join((*_OWN, *beside.parameters)),
+        "given": beside.arguments("(const void *)whole"),
         "zeros": f" const int8_t *{zeros}," if zeros else "",
         "rows": f"{zeros} + k / {tile[1] // elements.groups} * 16" if zeros else "0",
         "otherwise": str((code_of_zero - point) & most),
@@ -179,16 +173,11 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
 
     def pack(planes: Planes) -> Planes:
         own: Planes = {name: planes[name] for name in ("masks", "starts", "codes", "codes_ptr")}
-        filled = {elements.plane: _zeros(values, tile, dtype)[elements.plane], **{n: planes[n] for n in others}}
-        side = inner_pack(filled)
-        return {**own, **{name: side[name] for name in others}}
+        return {**own, **beside.pack(planes)}
 
     def unpack(packed: Planes, tile: Tile) -> Planes:
-        own = {name: plane for name, plane in packed.items() if name not in others}
-        assert code is not None
-        assert code.unpack is not None
-        side = code.unpack({elements.plane: zero[elements.plane], **{n: packed[n] for n in others}}, tile)
-        return {**own, **{name: side[name] for name in others}}
+        own = {name: plane for name, plane in packed.items() if name not in beside.names}
+        return {**own, **beside.unpack(packed)}
 
     def digits() -> str:
         if code.digits_of is None:
@@ -197,9 +186,10 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         sixteen = _SIXTEEN.substitute(names, size=size, here=zeros or "0")
         met = code.digits_of(", ".join(_OWN), "uint8_t", sixteen, _END).replace("{name}", "{name}_met")
         spread_first = function(_TILE, code.digits, x="int8_t").replace("void {name}(", "void {name}_spread_first(")
-        given = ", ".join((*(text.split("*")[-1].split()[-1] for text in _OWN), *others))
+        given = ", ".join((*(text.split("*")[-1].split()[-1] for text in _OWN), *beside.names))
         return f"{spread_first}\n{_DIGITS.substitute(names, met=met, names=given)}"
 
+    canonical = ", ".join((*_OWN, *beside.canonical_parameters))
     pairs, octets = code.pairs, code.octets
     if pairs is not None:
         least = 1 if pairs.least_in_vectors == 1 else 5  # floats take longer than a look-up; digits do not
@@ -226,7 +216,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
     return TileMac(
         function(_TILE, code.source, x="float"),
         pack,
-        function(_DECODE, code.decode, arguments=", ".join((*_OWN, *canonical))) if code.decode else "",
+        function(_DECODE, code.decode, arguments=canonical) if code.decode else "",
         digits(),
         pairs,
         octets,
@@ -237,8 +227,3 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
 
 
 _OWN = ("const int64_t *masks", "const int32_t *starts", "const uint8_t *codes", "const int64_t count")
-
-
-def _zeros(values: TileFormat, tile: Tile, dtype: str) -> Planes:
-    """The planes of a tile of zeros."""
-    return {n: p.contiguous() for n, p in values.encode(torch.zeros(1, *tile, dtype=TORCH_DTYPES[dtype])).items()}

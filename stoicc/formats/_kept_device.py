@@ -39,6 +39,12 @@ def kept_codes(masks, starts, codes, count, BM: tl.constexpr, BK: tl.constexpr, 
     bit = (row.to(tl.uint32) & 7) * 4
     one = tl.full((BM, 1), 1, tl.uint32)
     at = start + ones(own & ((one << bit) - 1)) * BITS
+    return four_codes(own >> bit, codes, at, count, BM, BK, BITS)
+
+
+@triton.jit
+def four_codes(four, codes, at, count, BM: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr):
+    """Of the low four bits of a mask `[BM, BK / 4]` and the bit where their codes begin: kept, and codes `[BM, BK]`."""
     byte = at >> 3
     word = tl.load(codes + byte, mask=byte < count, other=0).to(tl.uint32)
     for i in tl.static_range(1, (BITS * 3 + 7) // 8 + 1):
@@ -46,12 +52,24 @@ def kept_codes(masks, starts, codes, count, BM: tl.constexpr, BK: tl.constexpr, 
         word = word | (more << (8 * i))
     if BITS < 8:
         word = word >> (at & 7).to(tl.uint32)
-    four = own >> bit
     k0, k1, k2, k3 = four & 1, (four >> 1) & 1, (four >> 2) & 1, (four >> 3) & 1
     second = word >> (k0 * BITS)
     third = second >> (k1 * BITS)
     code = columns(word, second, third, third >> (k2 * BITS), BM, BK) & ((1 << BITS) - 1)
     return columns(k0, k1, k2, k3, BM, BK), code
+
+
+@triton.jit
+def row_codes(masks, codes, BM: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
+    """The same of rows that keep N of every M, 4, 8 or 16: how many stand before a word of the mask is known."""
+    WIDTH: tl.constexpr = 16 if M == 16 else 8
+    row, group = tl.arange(0, BM)[:, None], tl.arange(0, BK // 4)[None, :]
+    words = masks.to(tl.pointer_type(tl.uint16), bitcast=True) if M == 16 else masks
+    word = tl.load(words + row * (BK // WIDTH) + group * 4 // WIDTH).to(tl.uint32)
+    bit = (group * 4 % WIDTH).to(tl.uint32)
+    one = tl.full((1, BK // 4), 1, tl.uint32)
+    before = (row * (BK // WIDTH) + group * 4 // WIDTH) * (WIDTH * N // M) + ones(word & ((one << bit) - 1))
+    return four_codes(word >> bit, codes, before * BITS, BM * BK * N // M * BITS // 8, BM, BK, BITS)
 
 
 @triton.jit
@@ -73,6 +91,28 @@ def decode_kept_2(
 ):  # fmt: skip
     """Kept weights of codes with two planes beside them, zeros between."""
     kept, code = kept_codes(masks, starts, codes, count, BM, BK, BITS)
+    return tl.where(kept != 0, VALUES(code, scales, second, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
+
+
+@triton.jit
+def decode_rows(
+    masks, codes, scales,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
+    VALUES: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Kept weights of rows with N of every M, of codes with one plane beside them."""
+    kept, code = row_codes(masks, codes, BM, BK, BITS, N, M)
+    return tl.where(kept != 0, VALUES(code, scales, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
+
+
+@triton.jit
+def decode_rows_2(
+    masks, codes, scales, second,
+    BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
+    VALUES: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """The same of codes with two planes beside them."""
+    kept, code = row_codes(masks, codes, BM, BK, BITS, N, M)
     return tl.where(kept != 0, VALUES(code, scales, second, BM, BK, DTYPE, GROUPS, BITS), 0.0).to(DTYPE)
 
 

@@ -179,8 +179,9 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     text = _affine_digits.of_words(digits, _INT2_SIXTEEN)
     of_kept, looked_up = digits.text if digits else None, grid.looked_up(names["pair_zero"], names["pair"])
     return TileMac(
-        source, pack, decode, text, pairs, octets, dots=dots, code_bits=2, digits_of=of_kept, pairs_of=looked_up
-    )
+        source, pack, decode, text, pairs, octets,
+        dots=dots, code_bits=2, digits_of=of_kept, pairs_of=looked_up, signed_of=grid.signed(2),
+    )  # fmt: skip
 
 
 def int3_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:

@@ -57,7 +57,7 @@ INLINE void {name}(const int32_t *masks, const bf16 *values, const int unit, bf1
     for (int i = 0; i < $pairs; i++) {
         vp_store(kept + 2 * i * LANES, vp_load(values + 2 * i * LANES));
         vp_store(
-            kept + ($kept + 2 * i) * LANES, vp_places(places, i, 2 * i / $n * $m, (2 * i + 1) / $n * $m));
+            kept + ($kept + 2 * i) * LANES, vp_places(places, 4 * i, 16, 2 * i / $n * $m, (2 * i + 1) / $n * $m));
     }
 }
 """)

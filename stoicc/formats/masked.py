@@ -11,21 +11,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stoicc.formats import _kept, _kept_c
-from stoicc.formats._kept_device import decode_kept, decode_kept_2
-from stoicc.formats._mask import ROWS
+from stoicc.formats import _kept, _kept_c, _kept_rows_c
+from stoicc.formats._kept import KeptRuns
+from stoicc.formats._kept_device import decode_kept, decode_kept_2, decode_rows, decode_rows_2
+from stoicc.formats._kept_rows import KeptRows
 from stoicc.formats.bitmap import Bitmap
 from stoicc.formats.int4 import Int4
-from stoicc.ir.dtypes import DTYPE_NAMES, bits
+from stoicc.ir.dtypes import DTYPE_NAMES, TORCH_DTYPES, bits
 from stoicc.ir.errors import FormatError
 from stoicc.ir.format import (
     Approximation,
     Elements,
     Plane,
-    PlaneKind,
     Planes,
     Tile,
     TileCodes,
+    TileCost,
     TileFormat,
     TileMac,
     TritonDecode,
@@ -37,13 +38,16 @@ from stoicc.ir.lattice import Lattice
 from stoicc.ir.registry import register_format
 
 _MASK, _VALUES = Bitmap(), Int4()
+_OWN = ("masks", "starts", "codes", "codes_ptr")
 
 
 @dataclass(frozen=True)
 class Masked(TileFormat):
-    """Masks i64 `[BM / 16, BK / 4]`, the codes of what is not zero, and what else the format of values stores.
+    """Masks, the codes of what is kept, and what else the format of values stores.
 
-    `stoicc/formats/_kept.py` has the order of bits and codes. A -0.0 is kept where the values have one.
+    Where the mask keeps n of every m and codes are whole numbers, every row has as many codes, those of kept zeros
+    among them (`_kept_rows.py`). Elsewhere the codes of what is not zero are runs (`_kept.py`). A -0.0 is kept where
+    the values have one.
 
     Attributes:
         mask: which weights may be kept.
@@ -52,6 +56,7 @@ class Masked(TileFormat):
 
     name: ClassVar[str] = "masked"
     by_default: ClassVar[bool] = False  # it would win by bytes where the format of values alone is faster
+    revision: ClassVar[int] = 2
     mask: TileFormat = _MASK
     values: TileFormat = _VALUES
 
@@ -76,13 +81,8 @@ class Masked(TileFormat):
 
     def planes(self, tile: Tile, dtype: str) -> tuple[Plane, ...]:
         elements = self.elements_of(tile, dtype)
-        strips = tile[0] // ROWS
-        return (
-            Plane("masks", "i64", (strips, tile[1] // _kept.COLUMNS)),
-            Plane("starts", "i32", (strips,)),
-            Plane("codes", "u8", (), PlaneKind.RAGGED),
-            *(plane for plane in self.values.planes(tile, dtype) if plane.name != elements.plane),
-        )
+        own = self._layout(elements, tile).planes(tile)
+        return (*own, *(plane for plane in self.values.planes(tile, dtype) if plane.name != elements.plane))
 
     def encode(self, tiles: Tensor) -> Planes:
         return self.encode_shared(tiles, torch.arange(tiles.shape[0]))
@@ -92,11 +92,27 @@ class Masked(TileFormat):
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
         elements = self.elements_of(tile, dtype)
-        codes, kept = _kept.unpack(planes, elements.bits)
-        own = {"masks", "starts", "codes", "codes_ptr"}
-        whole = {name: plane for name, plane in planes.items() if name not in own}
+        codes, kept = self._layout(elements, tile).unpack(planes)
+        whole = {name: plane for name, plane in planes.items() if name not in _OWN}
         values = self.values.decode({elements.plane: _kept.pack_rows(codes, elements.bits), **whole}, tile, dtype)
         return values.where(kept, 0)
+
+    def migrate(self, planes: Planes, tile: Tile, dtype: str, revision: int) -> Planes | None:
+        """Revision 1 had runs of codes for every mask, without those of kept zeros."""
+        elements = self.elements_of(tile, dtype)
+        layout, runs = self._layout(elements, tile), KeptRuns(elements.bits)
+        if layout == runs:
+            return planes
+        beside = {name: plane for name, plane in planes.items() if name not in _OWN}
+        codes, kept = runs.unpack(planes)
+        if elements.zeros is None:
+            encoded = self.values.encode(torch.zeros(1, *tile, dtype=TORCH_DTYPES[dtype]))
+            zero = _kept.unpack_rows(encoded[elements.plane], elements.bits)
+        else:
+            zero = beside[elements.zeros].repeat_interleave(tile[1] // elements.groups, 2)
+            if len(zero) != len(codes):  # tiles share zero points, and nothing here says which
+                return None
+        return {**layout.pack(codes.where(kept, zero), kept), **beside}
 
     def reject(self, tiles: Tensor) -> Tensor:
         return self._outside(bits(tiles).ne(0)) | self.values.reject(tiles)
@@ -109,9 +125,16 @@ class Masked(TileFormat):
         return owner.why(tile)
 
     def tile_bytes(self, tiles: Tensor, dtype: str) -> Tensor:
-        width = self.elements_of(tile_shape(tiles), dtype).bits
-        runs = _kept.run_bytes(_kept.in_blocks(bits(tiles).ne(0)), width).flatten(1).sum(1)
-        return runs.double() + super().tile_bytes(tiles, dtype)
+        elements, fixed = self.elements_of(tile_shape(tiles), dtype), super().tile_bytes(tiles, dtype)
+        if isinstance(self._layout(elements, tile_shape(tiles)), KeptRows):
+            return fixed
+        runs = _kept.run_bytes(_kept.in_blocks(bits(tiles).ne(0)), elements.bits).flatten(1).sum(1)
+        return runs.double() + fixed
+
+    def cost(self, tile: Tile, dtype: str) -> TileCost:
+        """Products are of kept weights alone where lanes of a CPU pick their columns."""
+        rows, whole = self._layout(self.elements_of(tile, dtype), tile), super().cost(tile, dtype)
+        return replace(whole, macs=whole.macs * rows.n // rows.m) if isinstance(rows, KeptRows) else whole
 
     def keep(self, importance: Tensor) -> Tensor | None:
         return self.mask.keep(importance)
@@ -162,16 +185,28 @@ class Masked(TileFormat):
     # -- devices -----------------------------------------------------------------------------
 
     def decode_block(self, tile: Tile, dtype: str) -> TritonDecode | None:
-        elements, count = self.elements_of(tile, dtype), len(self.planes(tile, dtype)) - 3
-        if elements.values is None or count not in (1, 2):
+        elements, beside = self.elements_of(tile, dtype), len(self.values.planes(tile, dtype)) - 1
+        if elements.values is None or beside not in (1, 2):
             return None
         constants = {"VALUES": elements.values.function, "BITS": elements.bits, "GROUPS": elements.groups}
-        return TritonDecode(decode_kept if count == 1 else decode_kept_2, constants)
+        rows = self._layout(elements, tile)
+        if isinstance(rows, KeptRows):
+            return TritonDecode((decode_rows, decode_rows_2)[beside - 1], {**constants, "N": rows.n, "M": rows.m})
+        return TritonDecode((decode_kept, decode_kept_2)[beside - 1], constants)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
-        return _kept_c.masked_mac(self.values, self.elements_of(tile, dtype), tile, dtype)
+        elements = self.elements_of(tile, dtype)
+        rows = self._layout(elements, tile)
+        if isinstance(rows, KeptRows):
+            return _kept_rows_c.picked_mac(self.values, elements, rows, tile, dtype)
+        return _kept_c.masked_mac(self.values, elements, tile, dtype)
 
     # -- help --------------------------------------------------------------------------------
+
+    def _layout(self, elements: Elements, tile: Tile) -> KeptRows | KeptRuns:
+        """How masks and codes are stored."""
+        mask = self.mask.lattice(tile)
+        return KeptRows.of(None if mask is None else mask.keep, elements, tile) or KeptRuns(elements.bits)
 
     def _outside(self, nonzero: Tensor) -> Tensor:
         """Bool `[T]`: tiles with a weight where the mask keeps none."""
@@ -184,7 +219,7 @@ class Masked(TileFormat):
         elements = self.elements_of(tile_shape(kept), dtype)
         rest = dict(whole)
         codes = _kept.unpack_rows(rest.pop(elements.plane), elements.bits)
-        return {**_kept.pack(codes, kept, elements.bits), **rest}
+        return {**self._layout(elements, tile_shape(kept)).pack(codes, kept), **rest}
 
 
 register_format(Masked())

@@ -1,10 +1,14 @@
 """Formats of zeros over formats of codes: text, bytes, products of operators, sentences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import stoicc
-from stoicc.formats import _kept
+from stoicc.formats import _nm
+from stoicc.formats._kept import KeptRuns
+from stoicc.formats._kept_rows import KeptRows
 from stoicc.formats.bitmap import Bitmap
 from stoicc.formats.dense import Dense
 from stoicc.formats.fp8 import Fp8
@@ -14,7 +18,9 @@ from stoicc.formats.masked import Masked
 from stoicc.formats.nm import Nm
 from stoicc.ir import parse, print_module
 from stoicc.ir.dtypes import bits
+from stoicc.ir.errors import FormatError
 from stoicc.ir.registry import REGISTRY, find_format
+from stoicc.testing import check_format
 from tests.products import assert_product
 
 
@@ -99,8 +105,7 @@ def test_bytes_are_one_bit_a_weight_and_the_codes_of_what_is_kept():
     for text in ("masked<mask=nv24>", "int4_nv24"):
         tiled = stoicc.inspect(weight, [text], tile=(64, 64))
         sizes[text] = sum(pool.numel() * pool.element_size() for pool in tiled.pools.values())
-    own = 4 * 4 + 2 * 8  # where strips and runs begin
-    assert sizes["masked<mask=nv24>"] == sizes["int4_nv24"] + own
+    assert sizes["masked<mask=nv24>"] == sizes["int4_nv24"]
 
 
 @pytest.mark.parametrize("width", [2, 4, 8])
@@ -108,7 +113,7 @@ def test_runs_of_codes_by_hand(width):
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(0, 1 << width, (2, 32, 8), generator=generator).to(torch.uint8)
     kept = torch.rand(codes.shape, generator=generator) < 0.5
-    planes = _kept.pack(codes, kept, width)
+    planes = KeptRuns(width).pack(codes, kept)
     stream, at = planes["codes"].tolist(), 0
     for tile in range(2):
         assert planes["codes_ptr"][tile] == at
@@ -126,9 +131,85 @@ def test_runs_of_codes_by_hand(width):
                 assert sum(byte << 8 * i for i, byte in enumerate(stream[at : at + size])) == word
                 at += size
     assert at == len(stream)
-    back, where = _kept.unpack(planes, width)
+    back, where = KeptRuns(width).unpack(planes)
     assert torch.equal(where, kept)
     assert torch.equal(back, codes.where(kept, 0))
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 8), (4, 16), (2, 4)])
+def test_rows_of_codes_by_hand(n, m, width):
+    """Of a group with fewer weights the lowest zeros are kept as well."""
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 1 << width, (2, 16, 64), generator=generator).to(torch.uint8)
+    kept = _nm.largest(torch.rand(codes.shape, generator=generator), n, m) & (torch.rand(codes.shape) < 0.7)
+    rows = KeptRows(n, m, width)
+    planes = rows.pack(codes, kept)
+    assert [tuple(planes[plane.name].shape[1:]) for plane in rows.planes((16, 64))] == [
+        (16, 8),
+        (16, 8 * width * n // m),
+    ]
+    for tile in range(2):
+        for row in range(16):
+            mask, word, count = 0, 0, 0
+            for group in range(0, 64, m):
+                columns = range(group, group + m)
+                own = [k for k in columns if kept[tile, row, k]]
+                own = sorted(own + [k for k in columns if k not in own][: n - len(own)])
+                for k in own:
+                    mask |= 1 << k
+                    word |= int(codes[tile, row, k]) << width * count
+                    count += 1
+            assert int.from_bytes(bytes(planes["masks"][tile, row].tolist()), "little") == mask
+            assert int.from_bytes(bytes(planes["codes"][tile, row].tolist()), "little") == word
+    back, where = rows.unpack(planes)
+    assert torch.equal(where & kept, kept)
+    assert bool(where.unflatten(2, (-1, m)).sum(3).eq(n).all())
+    assert torch.equal(back, codes.where(where, 0))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "rows"),
+    [
+        ("masked<mask=nm, values=int4>", True),
+        ("masked<mask=nm<n=1, m=4>, values=int2>", True),
+        ("masked<mask=nv24, values=int8<group_size=32>>", True),
+        ("masked<mask=nm<n=4, m=16>, values=mxfp4>", True),
+        ("masked<mask=nm, values=int4<zero_points=true>>", True),
+        ("masked<mask=nm, values=int8<zero_points=true>>", False),  # a code less its zero point has nine bits
+        ("masked<mask=nm, values=fp8>", False),  # not whole numbers
+        ("masked<mask=nm<n=1>, values=int4>", False),  # two of sixteen columns
+        ("masked<mask=nm<n=3>, values=int4>", False),  # positions would be longer than masks
+        ("masked<mask=nm, values=int2<group_size=32>>", False),  # half a word of codes to a scale
+        ("masked<mask=nm, values=int4<group_size=16>>", False),
+        ("masked", False),
+    ],
+)
+def test_rows_where_lanes_can_pick(fmt, rows):
+    names = [plane.name for plane in find_format(fmt).planes((64, 64), "bf16")]
+    assert ("starts" not in names) == rows
+
+
+@pytest.mark.parametrize("fmt", ["masked<mask=nm>", "masked<mask=nv24, values=int2<zero_points=true>>"])
+def test_lanes_of_rows_come_back(fmt):
+    weight = pruned(0.2, (64, 256)).bfloat16()
+    planes = find_format(fmt).approximate(weight.view(2, 32, 256), torch.arange(2)).planes
+    code = find_format(fmt).tile_mac((32, 256), "bf16")
+    assert code is not None
+    assert code.unpack is not None
+    back = code.unpack(code.pack(planes), (32, 256))
+    assert planes.keys() == back.keys()
+    assert all(torch.equal(planes[name].view(back[name].dtype), back[name]) for name in planes)
+
+
+def test_a_mask_of_another_number_is_refused():
+    fmt = find_format("masked<mask=nm>")
+    planes = fmt.encode(torch.zeros(1, 16, 64))
+    planes["masks"][0, 3, 2] = 7
+    code = fmt.tile_mac((16, 64), "f32")
+    assert code is not None
+    with pytest.raises(FormatError, match="expected masks that keep 2 of each 8, found a group of another number"):
+        code.pack(planes)
 
 
 class Signs(Int8):
@@ -147,3 +228,25 @@ def test_a_users_format_composes():
         assert torch.equal(kernel.to_dense(), weight)
     finally:
         REGISTRY.unregister("signs")
+
+
+class NoSignedBytes(Int8):
+    """Says that others may ask it for signed bytes, and has none."""
+
+    name = "no_signed_bytes"
+
+    def tile_mac(self, tile, dtype):
+        code = super().tile_mac(tile, dtype)
+        return code and replace(code, signed_of=None)
+
+
+def test_signed_bytes_that_are_promised_have_to_be_there():
+    stoicc.register_format(NoSignedBytes())
+    try:
+        with pytest.raises(FormatError, match="elements says that codes are signed bytes, tile_mac has no signed_of"):
+            check_format("no_signed_bytes", (16, 64), ("f32",))
+        weight = stoicc.ops.nm_magnitude(pruned(1.0, (64, 64)).sign() * 0.25, 2, 8).dense()
+        with pytest.raises(FormatError, match="expected code for target 'cpu', found none"):
+            stoicc.compile(weight, ["masked<mask=nm, values=no_signed_bytes>"], target="cpu")
+    finally:
+        REGISTRY.unregister("no_signed_bytes")

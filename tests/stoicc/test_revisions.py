@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import stoicc
+from stoicc.formats._kept import KeptRuns
+from stoicc.formats._kept_rows import KeptRows
 from stoicc.formats.dense import Dense
 from stoicc.formats.outlier import Outlier, _by_row, _undone
 from stoicc.io import text_hash
@@ -112,6 +114,34 @@ def test_planes_that_were_changed_are_not_migrated(outliers):
     save_file(pools, outliers[1], metadata)
     with pytest.raises(stoicc.VerifyError, match=f"{name}: expected it as it was saved"):
         stoicc.load(outliers[1])
+
+
+@pytest.mark.parametrize("fmt", ["masked<mask=nm, values=int4>", "masked<mask=nv24, values=int2<zero_points=true>>"])
+def test_masked_rows_that_were_runs_are_laid_out_anew(fmt, tmp_path):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight[3, :8] = 0  # a group that keeps nothing
+    kernel = stoicc.compile(weight, tile=(32, 64), tile_map=[[fmt] * 2] * 2, approximate=True, target="cpu")
+    kernel.save(tmp_path / "w.safetensors")
+
+    def as_runs(pools):
+        index, bits = next(iter(pools)).split("_")[0], 4 if "int4" in fmt else 2
+        held = {name: pools.pop(f"{index}_{name}") for name in ("masks", "codes")}
+        codes, _ = KeptRows(2, 8 if "nm" in fmt else 4, bits).unpack(held)
+        kept = torch.stack([kernel.to_dense()[r : r + 32, c : c + 64] != 0 for r in (0, 32) for c in (0, 64)])
+        pools |= {f"{index}_{name}": plane for name, plane in KeptRuns(bits).pack(codes, kept).items()}
+
+    rewrite(tmp_path / "w.safetensors", {"masked": 1}, as_runs)
+    loaded = stoicc.load(tmp_path / "w.safetensors")
+    assert torch.equal(loaded.to_dense(), kernel.to_dense())
+    assert loaded.ir == kernel.ir
+
+
+def test_runs_are_as_they_were(tmp_path):
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    kernel = stoicc.compile(weight, tile=(32, 64), tile_map=[["masked"]] * 2, approximate=True, target="cpu")
+    kernel.save(tmp_path / "w.safetensors")
+    rewrite(tmp_path / "w.safetensors", None)
+    assert stoicc.load(tmp_path / "w.safetensors").ir == kernel.ir
 
 
 @dataclass(frozen=True)

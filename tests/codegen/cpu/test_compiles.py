@@ -19,6 +19,7 @@ from tests.codegen.cpu.mosaics import BOUNDS, need, relative_error, run
 FORMATS = (
     *("dense", "nv24", "int8", "int4<zero_points=true>", "int4_nv24", "int3", "int2<zero_points=true>", "bitmap", "nm"),
     *("fp8", "mxfp4", "nvfp4", "outlier", "group_sparse", "masked", "masked<mask=nv24, values=fp8>", "empty"),
+    *("masked<mask=nm>", "masked<mask=nv24, values=int2<zero_points=true>>"),
 )
 
 

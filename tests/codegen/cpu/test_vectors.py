@@ -27,7 +27,8 @@ FORMATS = (
     *("dense", "nv24", "int8", "int4", "int4<zero_points=true>", "int4_nv24", "int4_nv24<zero_points=true>", "int2"),
     *("int3<zero_points=true>", "bitmap", "nm", "nm<n=3, m=16>", "fp8", "fp8<kind=e5m2>", "mxfp4", "nvfp4", "outlier"),
     *("group_sparse", "group_sparse<group_size=64>", "masked<values=int8>", "masked<mask=nv24, values=fp8>"),
-    *("masked<mask=nm, values=int4>", "masked<values=int4<zero_points=true>>", "masked<values=mxfp4>"),
+    *("masked<mask=nm, values=int4>", "masked<mask=nv24, values=int8>", "masked<mask=nm<n=1, m=4>, values=int2>"),
+    *("masked<mask=nm<n=4, m=16>, values=mxfp4>", "masked<values=int4<zero_points=true>>", "masked<values=mxfp4>"),
     *(
         "masked<values=int2>",
         "int2<zero_points=true>",

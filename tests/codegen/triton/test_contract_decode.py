@@ -45,6 +45,9 @@ BUILT_IN = [
     *("group_sparse", "group_sparse<group_size=8, zero_points=true>"),
     *("outlier<values=int4<group_size=16>>", "outlier<values=int3<group_size=16, zero_points=true>, share=0.05>"),
     *("masked<values=mxfp4>", "masked<mask=nv24, values=nvfp4>"),
+    *("masked<mask=nm, values=int4<group_size=32>>", "masked<mask=nm<n=1, m=4>, values=int8<group_size=0>>"),
+    "masked<mask=nm<n=4, m=16>, values=mxfp4>",
+    "masked<mask=nv24, values=int2<group_size=32, zero_points=true>>",
 ]
 
 

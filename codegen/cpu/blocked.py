@@ -258,22 +258,6 @@ _WALK = Template("""\
             }
 """)
 
-LOOP = Template("""\
-        if (batch >= LEAST_BLOCKED) {
-            float *sums = (float *)(area + omp_get_thread_num() * BLOCKED_BYTES);
-            $element *panel = ($element *)(sums + TALL * MANY * SUMS);
-            #pragma omp for schedule(dynamic, 1)
-            for (int i = 0; i < items; i += tall)
-                run_blocked(w, &call, i, i + tall < items ? i + tall : items, sums, panel, y);
-        } else
-""")
-
-PREPARE = (
-    "int items = w->bin_ptr[w->bins], tall = items / (2 * threads);",
-    "tall = tall < 1 ? 1 : tall < TALL ? tall : TALL;",
-)
-
-
 def constants(kernel: KernelClass) -> str:
     """Enumerators of the blocked loop nest."""
     return CONSTANTS.substitute(
@@ -283,11 +267,6 @@ def constants(kernel: KernelClass) -> str:
         deep=kernel.deep,
         bytes=kernel.blocked_bytes,
     )
-
-
-def loop(kernel: KernelClass) -> str:
-    """What a call of a large batch does instead of walking the bins."""
-    return LOOP.substitute(element=_element(kernel))
 
 
 def functions(kernel: KernelClass, width: str, entries: str) -> str:
@@ -317,7 +296,7 @@ def functions(kernel: KernelClass, width: str, entries: str) -> str:
         for index, part in enumerate(parts)
     )
     run = _RUN.substitute(
-        element=_element(kernel),
+        element=element(kernel),
         out=C_TYPES[kernel.out_dtype],
         formats=len(parts),
         width=width,
@@ -336,7 +315,7 @@ def _picks(kernel: KernelClass) -> bool:
     return any(kernel.picks(part) for part in kernel.parts)
 
 
-def _element(kernel: KernelClass) -> str:
+def element(kernel: KernelClass) -> str:
     return "bf16" if kernel.blocked == "pairs" else "float"
 
 

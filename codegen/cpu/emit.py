@@ -4,7 +4,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from string import Template
 
-from stoicc.codegen.cpu import blocked, driver, forms, simd
+from stoicc.codegen.cpu import blocked, driver, forms, groups, simd
 from stoicc.codegen.cpu.layouts import LEAST_OCTETS, digit_bytes
 from stoicc.codegen.cpu.plan import FormatPart, KernelClass, member
 from stoicc.codegen.cpu.plane_types import C_TYPES
@@ -32,6 +32,7 @@ def emit(kernel: KernelClass, stoicc_version: str | None = None) -> str:
         _finish(kernel),
         _run_item(kernel),
         blocked.functions(kernel, _width(kernel), _width(kernel, "call->batch")) if kernel.blocked else "",
+        groups.functions(kernel) if kernel.blocked else "",
         _join_parts(kernel),
         _run(kernel),
     ]
@@ -318,7 +319,7 @@ def _run(kernel: KernelClass) -> str:
         out=C_TYPES[kernel.out_dtype],
         areas="".join(f"    {line}\n" for line in _areas(kernel)),
         pack=_packs(kernel),
-        begin=_tiles(driver.TILES_BEGIN, kernel) + (blocked.loop(kernel) if kernel.blocked else ""),
+        begin=_tiles(driver.TILES_BEGIN, kernel) + (groups.loop(kernel) if kernel.blocked else ""),
         end=_tiles(driver.TILES_END, kernel),
         join=driver.RUN_JOIN * kernel.split,
     )
@@ -376,7 +377,7 @@ def _areas(kernel: KernelClass) -> list[str]:
         lines.append("call.partials = (float *)area;")
     if kernel.blocked:
         lines += [f"area += w->partials * {_width(kernel, 'batch', 'call.')} * SUMS * sizeof(float);"] * kernel.split
-        lines += blocked.PREPARE
+        lines += groups.PREPARE
     return lines
 
 

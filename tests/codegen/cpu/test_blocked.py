@@ -1,12 +1,15 @@
 """The blocked loop nest on vector units: several tile rows and all the entries of a large batch at a time."""
 
+import ctypes
+import subprocess
 from dataclasses import replace
 
 import pytest
 import torch
 
 import stoicc
-from stoicc.codegen.cpu.build import able_instruction_sets
+from stoicc.codegen.cpu.build import able_instruction_sets, compiler
+from stoicc.codegen.cpu.groups import functions
 from stoicc.codegen.cpu.layouts import BLOCKED_ENTRIES
 from stoicc.codegen.cpu.plan import classify
 from stoicc.ir.dtypes import TORCH_DTYPES
@@ -68,6 +71,41 @@ def test_the_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "most", "groups"),
+    [
+        ((4,) * 20, 64, (8, 8, 4)),
+        ((40, 40, 40, 0, 0, 1, 1, 1, 1, 1, 1, 1), 40, (1, 1, 3, 7)),  # dense rows that stand together
+        ((10, 10, 10, 10, 3, 3, 3), 20, (2, 2, 3)),
+        ((100, 1, 1, 100, 1), 20, (1, 2, 1, 1)),  # one item may have more than a group should
+        ((0,) * 9, 0, (8, 1)),
+    ],
+)
+def test_groups_are_no_more_than_a_share(tiles, most, groups, tmp_path) -> None:
+    """What threads take is bounded by tile rows, and by tiles where few rows have most of them."""
+    command = compiler()
+    if command is None:
+        pytest.skip("no C compiler")
+    kernel = classify(mosaic((64, 64), ("dense",), "f32", (64, 64)).module, torch.float32, "portable")
+    name = kernel.parts[0].name
+    (tmp_path / "groups.c").write_text(
+        f"#include <stdint.h>\nstruct item {{ int {name}_begin, {name}_end; }};\n"
+        "struct weight { const struct item *items; };\n"
+        f"{functions(kernel)}\n"
+        "int end_of(const struct item *items, int begin, int count, int tall, int64_t most)\n"
+        "{ struct weight w = {items}; return group_end(&w, begin, count, tall, most); }\n"
+    )
+    subprocess.run([*command, "-shared", "-fPIC", "groups.c", "-o", "groups.so"], cwd=tmp_path, check=True)
+    end_of = ctypes.CDLL(str(tmp_path / "groups.so")).end_of
+    end_of.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_int64]
+    items = torch.tensor([(7, 7 + count) for count in tiles], dtype=torch.int32)
+    begin, found = 0, []
+    while begin < len(tiles):
+        found.append(end_of(items.data_ptr(), begin, len(tiles), 8, most) - begin)
+        begin += found[-1]
+    assert tuple(found) == groups
 
 
 def test_where_it_is_used() -> None:

@@ -49,8 +49,8 @@ class Elements:
         lanes: order of the packed plane that `TileMac` code reads, without which composed formats have no C. "words":
             32-bit lanes of 16 rows, in which field i (`bits` wide) of byte b is column 4 i + b of those of the word.
             "columns": bytes, 16 rows of a column.
-        signed_bytes: whether each weight is a whole number from -128 to 127 times what its group is scaled by. Composed
-            formats keep codes in another order then, and `TileMac.signed_of` has to be there.
+        in_lanes: whether `TileMac.in_lanes` says what codes mean one by one. Composed formats may keep codes in another
+            order then, from which lanes of a CPU pick.
     """
 
     plane: str
@@ -59,7 +59,7 @@ class Elements:
     groups: int = 1
     zeros: str | None = None
     lanes: Literal["words", "columns"] | None = None
-    signed_bytes: bool = False
+    in_lanes: bool = False
 
 
 def nonzero_codes(codes: TileCodes) -> Tensor:

@@ -129,21 +129,27 @@ class PairsOfCodes:
 
 
 @dataclass(frozen=True)
-class SignedBytes:
-    """How codes become whole numbers from -128 to 127, for a composed format that has them elsewhere.
+class LaneCodes:
+    """What codes mean one by one, wherever they stand, for a composed format that has them elsewhere.
 
-    In all three texts `at` is the group of scales, counted over strips.
+    In all texts `code` is a vint of four codes to a lane, as the canonical plane has them, in bytes of their own, and `at`
+    the group of scales, counted over strips.
 
     Attributes:
+        scale: C of what a group's sums are multiplied by in fp32.
         start: C before a group's codes.
-        signed: C of a vint of four signed bytes to a lane, from `code`: four codes as the canonical plane has them,
-            unsigned, in bytes of their own.
-        scale: C of what the group's sums are multiplied by in fp32.
+        signed: C of a vint of signed bytes, where codes are whole numbers from -128 to 127; "" where they are not.
+        floats: C of a vfloat, of the codes in bytes j; "" where `signed` says it.
+        pairs: C that sets `vint pair[2]`, bf16 numbers of bytes 0 and 2, then 1 and 3; "" where `signed` says it.
+        tables: C before `pairs`.
     """
 
-    start: str
-    signed: str
     scale: str
+    start: str = ""
+    signed: str = ""
+    floats: str = ""
+    pairs: str = ""
+    tables: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ class TileMac:
             `vint four[4]` to the stored codes of columns k .. k + 15 of a `group` of a `strip`, four neighbours in a
             lane's bytes, and moves `codes` on; and C that goes first.
         pairs_of: optional: how codes are looked up, for the same.
-        signed_of: how codes are whole numbers, for the same, where `Elements.signed_bytes` says that they are.
+        in_lanes: what codes mean one by one, for the same, where `Elements.in_lanes` says that this is here.
         pairs: optional code for matrix units, used for bf16 weights and x at a larger batch.
         octets: optional code for integer matrix units, used from batch 2 on for x in digits, of any dtype.
         unpack: optional exact inverse of `pack`, for any run of entries: `unpack(packed, tile)` are canonical planes
@@ -226,7 +232,7 @@ class TileMac:
     code_bits: int = 8
     digits_of: Callable[[str, str, str, str], str] | None = None
     pairs_of: PairsOfCodes | None = None
-    signed_of: SignedBytes | None = None
+    in_lanes: LaneCodes | None = None
 
     @property
     def units(self) -> TilePairs | None:

@@ -32,8 +32,8 @@ def c_multiply(c: Contract) -> Problems:
     code, elements = c.fmt.tile_mac(c.tile, c.dtype), c.fmt.elements(c.tile, c.dtype)
     if code is None:
         raise NotTried("the format has no tile_mac")
-    if elements is not None and elements.signed_bytes and code.signed_of is None:
-        yield "elements says that codes are signed bytes, tile_mac has no signed_of"
+    if elements is not None and elements.in_lanes and code.in_lanes is None:
+        yield "elements says that tile_mac has in_lanes, found none"
     kernel, weight, kinds = sample_kernel(c, "cpu")
     got = run_executor(kernel, "tiles", torch.eye(weight.shape[1])).T.to(weight.dtype)
     for kind in wrong_rows(c, got != weight, kinds):

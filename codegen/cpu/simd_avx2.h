@@ -332,6 +332,17 @@ static inline __m256 eight_e5m2(const uint8_t *p)
     return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p)), 8));
 }
 
+static inline __m256 eight_halves(__m256i v)
+{
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+
+/* Halves in the low 16 bits of lanes, nothing above. */
+static inline vfloat vf_of_halves(vint v)
+{
+    return (vfloat){eight_halves(v.lo), eight_halves(v.hi)};
+}
+
 /* Sixteen bytes and sixteen more as 8-bit floats of kind e4m3: 1/256 of what they mean. */
 static inline void vf_pair_e4m3(const uint8_t *p, vfloat *first, vfloat *second)
 {

@@ -224,6 +224,12 @@ static inline void vf_expand_bf16(const bf16 *p, const bf16 *end, const int32_t 
     *second = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_permutex2var_epi32(low, odd, high), 16));
 }
 
+/* Halves in the low 16 bits of lanes, nothing above. */
+static inline vfloat vf_of_halves(vint v)
+{
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+}
+
 /* Sixteen bytes and sixteen more as 8-bit floats of kind e4m3: 1/256 of what they mean. */
 static inline void vf_pair_e4m3(const uint8_t *p, vfloat *first, vfloat *second)
 {

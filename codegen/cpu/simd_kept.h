@@ -167,3 +167,16 @@ INLINE void multiply_add_apart(
             acc[16 * n + row] += weight[row] * x[(*columns / 4 * nb + n) * 4 + *columns % 4];
     }
 }
+
+/* Byte j of each lane as an 8-bit float of kind e4m3: 1/256 of what it means. */
+static inline vfloat vf_e4m3(vint codes, const int j)
+{
+    vint sign = vi_and(vi_shift(codes, 8 * j - 8), 0x8000), size = vi_and(vi_shift(codes, 8 * j - 7), 0x3f80);
+    return vf_of_halves(vi_select(sign, size, 0x8000));
+}
+
+/* The same of kind e5m2, as it is. */
+static inline vfloat vf_e5m2(vint codes, const int j)
+{
+    return vf_of_halves(vi_and(vi_shift(codes, 8 * j - 8), 0xff00));
+}

@@ -63,6 +63,12 @@ static inline vfloat vf_load_i8(const int8_t *p)
     return v;
 }
 
+/* Halves in the low 16 bits of lanes, nothing above. */
+static inline vfloat vf_of_halves(vint v)
+{
+    return (vfloat){{four_halves(v.part[0]), four_halves(v.part[1]), four_halves(v.part[2]), four_halves(v.part[3])}};
+}
+
 /* Two vectors that stand one after the other. */
 static inline void vf_pair_f32(const float *p, vfloat *first, vfloat *second)
 {

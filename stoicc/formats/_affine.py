@@ -248,8 +248,8 @@ class Affine(TileFormat):
             return None
         values = TritonDecode(affine_values if self.zero_points else symmetric_values)
         zeros = "zeros" if self.zero_points else None
-        signed_bytes = self.bits < 8 or not self.zero_points  # a code of eight bits less its zero point takes nine
-        return Elements("codes", self.bits, values, self.grid(tile[1]).per_tile, zeros, "words", signed_bytes)
+        in_lanes = self.bits < 8 or not self.zero_points  # a code of eight bits less its zero point takes nine
+        return Elements("codes", self.bits, values, self.grid(tile[1]).per_tile, zeros, "words", in_lanes)
 
     def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
         """Zero what the format cannot keep (nothing here; 2:4 formats drop two of four)."""

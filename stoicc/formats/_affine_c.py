@@ -17,7 +17,7 @@ from stoicc.formats import _affine_digits as _digits
 from stoicc.formats import _affine_units as _units
 from stoicc.formats._lane_order import byte_lanes, nibble_lanes, scale_lanes, signed
 from stoicc.formats._nm_c import position_words
-from stoicc.ir.format import PairsOfCodes, Planes, SignedBytes, TileMac, TileOctets, TilePairs
+from stoicc.ir.format import LaneCodes, PairsOfCodes, Planes, TileMac, TileOctets, TilePairs
 
 _INT4_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Columns of an int4 word by nibble: its low nibbles are four neighbours, its high nibbles the next four."""
@@ -217,13 +217,13 @@ class _Groups:
         scale = "vf_load_bf16(scales + unit / GROUP * LANES)"
         return PairsOfCodes(Template(start).substitute(group="GROUP"), by_turns(pair), scale, self.size)
 
-    def signed(self, bits: int) -> SignedBytes | None:
+    def in_lanes(self, bits: int) -> LaneCodes | None:
         """How a code less its zero point is a signed byte; zero points are stored as those of 4 bits are."""
         if bits == 8 and self.zeros:  # it would need nine bits
             return None
         zero = "vi_zero_bytes(zeros + at * LANES)" if self.zeros else f"vi_set_bytes({1 << (bits - 1)})"
         scale = f"vf_load_{self.dtype}(scales + at * LANES)"
-        return SignedBytes(f"const vint zero = {zero};", "vi_sub_bytes(code, zero)", scale)
+        return LaneCodes(scale, f"const vint zero = {zero};", "vi_sub_bytes(code, zero)")
 
     def octets(self, body: str, per_word: int, step: int, bits: int, **names: str) -> TileOctets | None:
         """The code for integer matrix units, `per_word` columns to a word of codes, `step` columns at a time.
@@ -275,7 +275,7 @@ def int8_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     decode = _decode(_INT8_DECODE, dtype, groups, size, zeros, 8)
     text = _digits.of_words(digits, _digits.INT8_SIXTEEN)
     of_kept = digits.text if digits else None
-    return TileMac(source, pack, decode, text, pairs, octets, digits_of=of_kept, signed_of=grid.signed(8))
+    return TileMac(source, pack, decode, text, pairs, octets, digits_of=of_kept, in_lanes=grid.in_lanes(8))
 
 
 def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) -> TileMac | None:
@@ -302,7 +302,7 @@ def int4_mac(dtype: str, groups: int, size: int, zeros: bool, unpack: Unpack) ->
     of_kept, looked_up = digits.text if digits else None, grid.looked_up(start, pair)
     return TileMac(
         source, pack, decode, text, pairs, octets,
-        dots=dots, code_bits=4, digits_of=of_kept, pairs_of=looked_up, signed_of=grid.signed(4),
+        dots=dots, code_bits=4, digits_of=of_kept, pairs_of=looked_up, in_lanes=grid.in_lanes(4),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ whole numbers from -12 to 12, so that integer units take them too; there 12 is a
 """
 
 import textwrap
+from dataclasses import replace
 from string import Template
 
 import torch
@@ -13,7 +14,7 @@ from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _affine_c, _affine_digits, _lane_order
 from stoicc.formats._affine import unpack_nibbles
 from stoicc.formats._table import e2m1_values, fp8_values
-from stoicc.ir.format import PairsOfCodes, Planes, SignedBytes, Tile, TileMac, TilePairs
+from stoicc.ir.format import LaneCodes, PairsOfCodes, Planes, Tile, TileMac, TilePairs
 
 _FP8 = Template("""\
 INLINE void {name}(const uint8_t *codes, const $T *scales, const float *x, float *acc, const int nb)
@@ -166,8 +167,11 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     unit = "256" if kind == "e4m3" else "1"
     names = {"T": dtype, "groups": str(groups), "size": str(size), "kind": kind, "unit": unit}
     pairs = looked_up = None
+    scale = f"vf_mul(vf_load_{dtype}(scales + at * LANES), vf_set1({unit}))"
+    in_lanes = LaneCodes(scale, floats=f"vf_{kind}(code, j)")
     if dtype == "bf16" and size % 32 == 0:
         pairs, looked_up = _fp8_pairs(size, kind, unit)
+        in_lanes = replace(in_lanes, pairs=looked_up.pairs, tables=looked_up.start)
 
     def pack(planes: Planes) -> Planes:
         return {name: to_lanes(plane) for name, plane in planes.items()}
@@ -176,8 +180,9 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
         return {name: from_lanes(plane, tile[0]) for name, plane in packed.items()}
 
     return TileMac(
-        _FP8.substitute(names), pack, _FP8_DECODE.substitute(names), pairs=pairs, unpack=unpack, pairs_of=looked_up
-    )
+        _FP8.substitute(names), pack, _FP8_DECODE.substitute(names),
+        pairs=pairs, unpack=unpack, pairs_of=looked_up, in_lanes=in_lanes,
+    )  # fmt: skip
 
 
 def _fp8_pairs(size: int, kind: str, unit: str) -> tuple[TilePairs, PairsOfCodes]:
@@ -224,7 +229,7 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
         codes="four[i] = vi_twice_e2m1(four[i]);",
     )  # fmt: skip
     at = names["scale"].replace("(scales)", "(scales + at * LANES)")
-    signed = SignedBytes("", "vi_sub_bytes(vi_twice_e2m1(code), vi_set_bytes(12))", f"vf_mul({at}, vf_set1(0.5f))")
+    in_lanes = LaneCodes(f"vf_mul({at}, vf_set1(0.5f))", signed="vi_sub_bytes(vi_twice_e2m1(code), vi_set_bytes(12))")
     pairs = dots = looked_up = None
     if dtype == "bf16" and groups * size % 32 == 0:
         pairs = TilePairs(_FP4_PAIRS.substitute(names), groups * size, least_blocked=48 if own else 64)
@@ -244,5 +249,5 @@ def fp4_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac:
     return TileMac(
         _FP4.substitute(names), pack, _FP4_DECODE.substitute(names),
         _affine_digits.of_words(digits, _FP4_SIXTEEN), pairs,
-        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text, pairs_of=looked_up, signed_of=signed,
+        unpack=unpack, dots=dots, code_bits=5, digits_of=digits.text, pairs_of=looked_up, in_lanes=in_lanes,
     )  # fmt: skip

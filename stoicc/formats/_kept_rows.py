@@ -32,7 +32,7 @@ class KeptRows:
         A lane picks four or eight of 16 columns, by positions that are no longer than the masks that they replace; the
         codes of a group of scales fill whole words.
         """
-        if keep is None or not elements.signed_bytes:
+        if keep is None or not elements.in_lanes:
             return None
         n, m = keep
         size = tile[1] // elements.groups

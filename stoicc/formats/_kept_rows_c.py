@@ -42,11 +42,10 @@ INLINE void {name}($arguments, const float *x, float *acc, const int nb)
                         const int quad = half * $quads + q;
                         vint code = $code;
                         ahead(codes + quad / $quads_of_word * LANES, LANES * sizeof *codes);
-                        code = $signed;
-                        #pragma GCC unroll 4
+$signs                        #pragma GCC unroll 4
                         for (int j = 0; j < 4; j++)
                             multiply_add_of_columns(
-                                vf_byte(code, j), $place, entries + k, 16 * half + $first, $m, sum, j, nb);
+                                $floats, $place, entries + k, 16 * half + $first, $m, sum, j, nb);
                     }
                 }
             }
@@ -124,17 +123,18 @@ INLINE vfloat {name}($arguments, const int unit, bf16 *kept)
     const int at = unit / ($size / 32);
     vint place = vi_load(masks + unit * LANES);
     ahead(masks + unit * LANES, LANES * sizeof *masks);
-    $start
+$tables    $start
     #pragma GCC unroll 4
     for (int i = 0; i < 2 * $quads; i++) { /* quads of two halves */
         const int quad = unit * 2 * $quads + i, half = i / $quads, q = i % $quads;
         vint code = $code;
         if (quad % $quads_of_word == 0)
             ahead(codes + quad / $quads_of_word * LANES, LANES * sizeof *codes);
-        code = $signed;
+        vint pair[2]; /* bytes 0 and 2, then 1 and 3 */
+        $pairs
         #pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) { /* bytes 0 and 2, then 1 and 3 */
-            vp_store(kept + (2 * i + j) * 2 * LANES, vp_of_bytes(code, j));
+        for (int j = 0; j < 2; j++) {
+            vp_store(kept + (2 * i + j) * 2 * LANES, pair[j]);
             vp_store(
                 kept + (8 * $quads + (2 * i + j) * 2) * LANES,
                 vp_places(place, 8 * j + 4 * half + 2 * q, $range, 16 * half + $first_pick, 16 * half + $second_pick));
@@ -154,13 +154,15 @@ INLINE vfloat {name}($arguments, const int unit, bf16 *pairs)
     for (int i = 0; i < 2 * $quads; i++) {
         const int quad = unit * 2 * $quads + i, half = i / $quads, q = i % $quads;
         vint code = $code;
-        int8_t kept[4 * LANES] __attribute__((aligned(64)));
-        vp_store((bf16 *)kept, $signed);
-        for (int lane = 0; lane < LANES; lane++)
-            for (int j = 0; j < 4; j++) {
+$signs        #pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            float kept[LANES] __attribute__((aligned(64)));
+            vf_store_f32(kept, $floats);
+            for (int lane = 0; lane < LANES; lane++) {
                 const int k = 16 * half + $column;
-                pairs[(k / 2 * LANES + lane) * 2 + k % 2] = float_to_bf16(kept[4 * lane + j]);
+                pairs[(k / 2 * LANES + lane) * 2 + k % 2] = float_to_bf16(kept[lane]);
             }
+        }
     }
     return $scale;
 }
@@ -209,13 +211,19 @@ _OF_FOUR = {
 def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Tile, dtype: str) -> TileMac | None:
     """The C of a format of values for tiles whose rows keep as many codes each; None where it has none that serves."""
     code = values.tile_mac(tile, dtype)
-    if code is None or code.signed_of is None:
+    if code is None or code.in_lanes is None:
         return None
-    beside, signed = Beside.of(values, elements.plane, code, tile, dtype), code.signed_of
+    beside, meant = Beside.of(values, elements.plane, code, tile, dtype), code.in_lanes
+    signs = f"        code = {meant.signed};\n" * bool(meant.signed)
     names = _names(rows, elements, tile) | {
-        "start": signed.start,
-        "signed": signed.signed,
-        "scale": signed.scale,
+        "start": meant.start,
+        "signed": meant.signed,
+        "signs": signs,
+        "floats": meant.floats or "vf_byte(code, j)",
+        "pairs": meant.pairs
+        or f"{signs.strip()}\n        pair[0] = vp_of_bytes(code, 0);\n        pair[1] = vp_of_bytes(code, 1);",
+        "tables": meant.tables,
+        "scale": meant.scale,
         "arguments": ", ".join(("const int32_t *masks", "const int32_t *codes", *beside.parameters)),
         "beside": ", ".join(beside.names),
     }
@@ -226,10 +234,15 @@ def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Til
         text = _DECODE.substitute(names, **own | {"arguments": ", ".join(canonical)})
         decode = f"{code.decode.replace('{name}', '{name}_values')}\n{text}"
     pairs = picks = None
-    if dtype == "bf16":
+    if dtype == "bf16" and (meant.signed or meant.pairs):
         pairs = TilePairs(Template(_SPREAD).substitute(names), UNIT, scaled=True, group=int(names["size"]) // UNIT)
         picks = TilePairs(
-            _PICKS.substitute(names), UNIT, scaled=True, group=pairs.group, picked=8 * rows.quads, least_in_vectors=3
+            _PICKS.substitute(names),
+            UNIT,
+            scaled=True,
+            group=pairs.group,
+            picked=8 * rows.quads,
+            least_in_vectors=3 if meant.signed else 1,
         )
 
     def pack(planes: Planes) -> Planes:
@@ -243,7 +256,7 @@ def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Til
             _FLOATS.substitute(names),
             pack,
             decode,
-            _DIGITS.substitute(names),
+            _DIGITS.substitute(names) if meant.signed else "",
             pairs,
             unpack=unpack if code.unpack is not None else None,
             code_bits=code.code_bits,

@@ -180,7 +180,7 @@ def int2_mac(dtype: str, groups: int, size: int, zeros: bool) -> TileMac | None:
     of_kept, looked_up = digits.text if digits else None, grid.looked_up(names["pair_zero"], names["pair"])
     return TileMac(
         source, pack, decode, text, pairs, octets,
-        dots=dots, code_bits=2, digits_of=of_kept, pairs_of=looked_up, signed_of=grid.signed(2),
+        dots=dots, code_bits=2, digits_of=of_kept, pairs_of=looked_up, in_lanes=grid.in_lanes(2),
     )  # fmt: skip
 
 

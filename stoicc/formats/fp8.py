@@ -90,7 +90,7 @@ class Fp8(BlockFloat):
 
     def elements(self, tile: Tile, dtype: str) -> Elements:
         values = TritonDecode(e4m3_values if self.kind == "e4m3" else e5m2_values)
-        return Elements("codes", 8, values, self.grid(tile[1]).per_tile, lanes="columns")
+        return Elements("codes", 8, values, self.grid(tile[1]).per_tile, lanes="columns", in_lanes=True)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
         groups = self.grid(tile[1]).per_tile

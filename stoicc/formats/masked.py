@@ -45,9 +45,9 @@ _OWN = ("masks", "starts", "codes", "codes_ptr")
 class Masked(TileFormat):
     """Masks, the codes of what is kept, and what else the format of values stores.
 
-    Where the mask keeps n of every m and codes are whole numbers, every row has as many codes, those of kept zeros
-    among them (`_kept_rows.py`). Elsewhere the codes of what is not zero are runs (`_kept.py`). A -0.0 is kept where
-    the values have one.
+    Where the mask keeps n of every m and lanes can pick (`_kept_rows.py`), every row has as many codes, those of kept
+    zeros among them. Elsewhere the codes of what is not zero are runs (`_kept.py`). A -0.0 is kept where the values
+    have one.
 
     Attributes:
         mask: which weights may be kept.

@@ -67,7 +67,7 @@ class Mxfp4(BlockFloat):
         return TritonDecode(decode_mxfp4)
 
     def elements(self, tile: Tile, dtype: str) -> Elements:
-        return Elements("codes", 4, TritonDecode(mxfp4_values), tile[1] // BLOCK, lanes="words", signed_bytes=True)
+        return Elements("codes", 4, TritonDecode(mxfp4_values), tile[1] // BLOCK, lanes="words", in_lanes=True)
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac:
         return _float_c.fp4_mac(dtype, tile[1] // BLOCK, BLOCK, "e8m0")

@@ -32,6 +32,7 @@ COMPOSED = (
     *("masked<mask=nm, values=int4>", "masked<mask=nm<n=1, m=4>, values=int2<zero_points=true>>"),
     *("masked<mask=nm<n=4, m=16>, values=int8>", "masked<mask=nv24, values=int4<group_size=32, zero_points=true>>"),
     *("masked<mask=nv24, values=int8<group_size=0>>", "masked<mask=nm, values=mxfp4>"),
+    *("masked<mask=nv24, values=fp8>", "masked<mask=nm, values=fp8<kind=e5m2, group_size=32>>"),
     "group_sparse<group_size=8, zero_points=true>",
     "group_sparse<group_size=32>",
     "group_sparse<group_size=64>",

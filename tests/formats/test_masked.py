@@ -177,7 +177,7 @@ def test_rows_of_codes_by_hand(n, m, width):
         ("masked<mask=nm<n=4, m=16>, values=mxfp4>", True),
         ("masked<mask=nm, values=int4<zero_points=true>>", True),
         ("masked<mask=nm, values=int8<zero_points=true>>", False),  # a code less its zero point has nine bits
-        ("masked<mask=nm, values=fp8>", False),  # not whole numbers
+        ("masked<mask=nm, values=fp8>", True),
         ("masked<mask=nm<n=1>, values=int4>", False),  # two of sixteen columns
         ("masked<mask=nm<n=3>, values=int4>", False),  # positions would be longer than masks
         ("masked<mask=nm, values=int2<group_size=32>>", False),  # half a word of codes to a scale
@@ -230,23 +230,23 @@ def test_a_users_format_composes():
         REGISTRY.unregister("signs")
 
 
-class NoSignedBytes(Int8):
-    """Says that others may ask it for signed bytes, and has none."""
+class NotInLanes(Int8):
+    """Promises what its codes mean one by one, and does not say it."""
 
-    name = "no_signed_bytes"
+    name = "not_in_lanes"
 
     def tile_mac(self, tile, dtype):
         code = super().tile_mac(tile, dtype)
-        return code and replace(code, signed_of=None)
+        return code and replace(code, in_lanes=None)
 
 
-def test_signed_bytes_that_are_promised_have_to_be_there():
-    stoicc.register_format(NoSignedBytes())
+def test_codes_in_lanes_that_are_promised_have_to_be_there():
+    stoicc.register_format(NotInLanes())
     try:
-        with pytest.raises(FormatError, match="elements says that codes are signed bytes, tile_mac has no signed_of"):
-            check_format("no_signed_bytes", (16, 64), ("f32",))
+        with pytest.raises(FormatError, match="elements says that tile_mac has in_lanes, found none"):
+            check_format("not_in_lanes", (16, 64), ("f32",))
         weight = stoicc.ops.nm_magnitude(pruned(1.0, (64, 64)).sign() * 0.25, 2, 8).dense()
         with pytest.raises(FormatError, match="expected code for target 'cpu', found none"):
-            stoicc.compile(weight, ["masked<mask=nm, values=no_signed_bytes>"], target="cpu")
+            stoicc.compile(weight, ["masked<mask=nm, values=not_in_lanes>"], target="cpu")
     finally:
-        REGISTRY.unregister("no_signed_bytes")
+        REGISTRY.unregister("not_in_lanes")

@@ -139,17 +139,14 @@ class LaneCodes:
         scale: C of what a group's sums are multiplied by in fp32.
         start: C before a group's codes.
         signed: C of a vint of signed bytes, where codes are whole numbers from -128 to 127; "" where they are not.
-        floats: C of a vfloat, of the codes in bytes j; "" where `signed` says it.
-        pairs: C that sets `vint pair[2]`, bf16 numbers of bytes 0 and 2, then 1 and 3; "" where `signed` says it.
-        tables: C before `pairs`.
+        floats: C of a vfloat, of the codes in bytes j; "" where `signed` says it. For pairs of bf16 there is
+            `TileMac.pairs_of`, without which they are made of signed bytes.
     """
 
     scale: str
     start: str = ""
     signed: str = ""
     floats: str = ""
-    pairs: str = ""
-    tables: str = ""
 
 
 @dataclass(frozen=True)

@@ -258,6 +258,7 @@ _WALK = Template("""\
             }
 """)
 
+
 def constants(kernel: KernelClass) -> str:
     """Enumerators of the blocked loop nest."""
     return CONSTANTS.substitute(

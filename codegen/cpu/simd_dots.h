@@ -52,19 +52,12 @@ static inline vint vp_places(vint places, const int bit, const int size, const i
     return _mm512_ternarylogic_epi32(place, _mm512_set1_epi16((short)(size - 1)), base, 0xea); /* and, or */
 }
 
-/* Bytes j and j + 2 of each lane, two's complement numbers, as bf16. */
-static inline vint vp_of_bytes(vint bytes, const int j)
+/* The low (0) or the high (1) 16 bits of each lane of a, then those of b. */
+static inline vint vp_of_both(vint a, vint b, const int high)
 {
-    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
-    __m512i even = _mm512_castps_si512(vf_byte(bytes, j)), odd = _mm512_castps_si512(vf_byte(bytes, j + 2));
-    return _mm512_ternarylogic_epi32(high, odd, _mm512_srli_epi32(even, 16), 0xca); /* high ? odd : even */
-}
-
-/* The low (0) or the high (1) 16 bits of each lane, twice. */
-static inline vint vp_half(vint word, const int high)
-{
-    const __m512i lane = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
-    return _mm512_shuffle_epi8(word, high ? _mm512_add_epi8(lane, _mm512_set1_epi8(2)) : lane);
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    __m512i first = high ? _mm512_srli_epi32(a, 16) : a, second = high ? b : _mm512_slli_epi32(b, 16);
+    return _mm512_ternarylogic_epi32(upper, second, first, 0xca); /* upper ? second : first */
 }
 
 /* Both 16-bit words of each lane, moved down by as many places as each says. */

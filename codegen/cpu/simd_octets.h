@@ -34,6 +34,28 @@ static inline void vo_spread(int8_t *octets, vint kept, const int half, vint pla
     vo_store(octets, _mm512_shuffle_epi8(kept, _mm512_or_si512(_mm512_permutexvar_epi32(place, picks), base)));
 }
 
+/* Byte j of each lane in all four. */
+static inline vint vo_byte(vint word, const int j)
+{
+    const __m512i lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    return _mm512_shuffle_epi8(word, _mm512_add_epi8(lane, _mm512_set1_epi8((char)j)));
+}
+
+/* As `vp_spread_group`, of signed bytes, in all four bytes of each lane. */
+INLINE void vo_spread_group(
+    int8_t *octets, const vint *kept, const vint *column, const int count, const int first, const int columns)
+{
+    #pragma GCC unroll 4
+    for (int k = 0; k < columns; k += 4) {
+        const __m512i own = _mm512_set1_epi32(0x03020100 + 0x01010101 * (first + k));
+        __m512i four = _mm512_setzero_si512();
+        #pragma GCC unroll 4
+        for (int i = 0; i < count; i++)
+            four = _mm512_mask_mov_epi8(four, _mm512_cmpeq_epi8_mask(column[i], own), kept[i]);
+        vo_store(octets + k * LANES, four);
+    }
+}
+
 /* Rows of x in octets of up to 16 batch entries, three digits each, in whole tiles of 16. */
 static inline int digit_rows(int entries)
 {

@@ -75,6 +75,37 @@ static inline vint vp_bytes(vint word, const int even, const int odd)
     return _mm512_shuffle_epi8(word, _mm512_add_epi32(lane, _mm512_set1_epi32(even | odd << 16)));
 }
 
+/* The low (0) or the high (1) 16 bits of each lane, twice. */
+static inline vint vp_half(vint word, const int high)
+{
+    const __m512i lane = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
+    return _mm512_shuffle_epi8(word, high ? _mm512_add_epi8(lane, _mm512_set1_epi8(2)) : lane);
+}
+
+/* Bytes j and j + 2 of each lane, two's complement numbers, as bf16. */
+static inline vint vp_of_bytes(vint bytes, const int j)
+{
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+    __m512i even = _mm512_castps_si512(vf_byte(bytes, j)), odd = _mm512_castps_si512(vf_byte(bytes, j + 2));
+    return _mm512_ternarylogic_epi32(high, odd, _mm512_srli_epi32(even, 16), 0xca); /* high ? odd : even */
+}
+
+/* The columns first .. first + columns - 1 of a group that keeps `count` of them, as pairs: numbers and their columns, both
+ * in both words of each lane; zeros between. */
+INLINE void vp_spread_group(
+    bf16 *pairs, const vint *kept, const vint *column, const int count, const int first, const int columns)
+{
+    #pragma GCC unroll 8
+    for (int k = 0; k < columns; k += 2) {
+        const __m512i own = _mm512_set1_epi32((first + k) | (first + k + 1) << 16);
+        __m512i pair = _mm512_setzero_si512();
+        #pragma GCC unroll 4
+        for (int i = 0; i < count; i++)
+            pair = _mm512_mask_mov_epi16(pair, _mm512_cmpeq_epi16_mask(column[i], own), kept[i]);
+        vp_store(pairs + k * LANES, pair);
+    }
+}
+
 /* One of 32 values for each 16-bit word, by its low five bits. */
 static inline vint vp_look_up(const bf16 *table, vint words)
 {

@@ -46,6 +46,11 @@ class Beside:
         planes = self.values.planes(self.tile, self.dtype)
         return [f"const {C_TYPES[plane.dtype]} *{plane.name}" for plane in planes if plane.name != self.plane]
 
+    def flip(self, bits: int) -> int:
+        """The bits in which a packed code differs from what it is in the canonical plane."""
+        code, packed = (planes[self.plane].view(torch.uint8).flatten()[0] for planes in (self.zeros, self.packed))
+        return int(code ^ packed) & (1 << bits) - 1
+
     def arguments(self, codes: str) -> str:
         """C of the arguments for a function of the format of values, with `codes` for its codes."""
         planes = self.values.planes(self.tile, self.dtype)

@@ -5,7 +5,6 @@ whole numbers from -12 to 12, so that integer units take them too; there 12 is a
 """
 
 import textwrap
-from dataclasses import replace
 from string import Template
 
 import torch
@@ -168,10 +167,8 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
     names = {"T": dtype, "groups": str(groups), "size": str(size), "kind": kind, "unit": unit}
     pairs = looked_up = None
     scale = f"vf_mul(vf_load_{dtype}(scales + at * LANES), vf_set1({unit}))"
-    in_lanes = LaneCodes(scale, floats=f"vf_{kind}(code, j)")
     if dtype == "bf16" and size % 32 == 0:
         pairs, looked_up = _fp8_pairs(size, kind, unit)
-        in_lanes = replace(in_lanes, pairs=looked_up.pairs, tables=looked_up.start)
 
     def pack(planes: Planes) -> Planes:
         return {name: to_lanes(plane) for name, plane in planes.items()}
@@ -181,7 +178,7 @@ def fp8_mac(dtype: str, groups: int, size: int, kind: str) -> TileMac | None:
 
     return TileMac(
         _FP8.substitute(names), pack, _FP8_DECODE.substitute(names),
-        pairs=pairs, unpack=unpack, pairs_of=looked_up, in_lanes=in_lanes,
+        pairs=pairs, unpack=unpack, pairs_of=looked_up, in_lanes=LaneCodes(scale, floats=f"vf_{kind}(code, j)"),
     )  # fmt: skip
 
 

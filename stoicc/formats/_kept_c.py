@@ -8,8 +8,6 @@ import re
 from dataclasses import replace
 from string import Template
 
-import torch
-
 from stoicc.formats._beside import Beside
 from stoicc.formats._kept import COLUMNS
 from stoicc.ir.format import Elements, PlaneKind, Planes, Tile, TileFormat, TileMac, TilePairs
@@ -140,8 +138,8 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         return None
     beside, most = Beside.of(values, elements.plane, code, tile, dtype), (1 << elements.bits) - 1
     code_of_zero = int(beside.zeros[elements.plane].flatten()[0]) & most
-    zeros, zero = elements.zeros, beside.packed
-    point = 0 if zeros is None else int(zero[zeros].flatten()[0])  # as C reads it
+    zeros = elements.zeros
+    point = 0 if zeros is None else int(beside.packed[zeros].flatten()[0])  # as C reads it
     names = {
         "values": str(values),
         "bits": str(elements.bits),
@@ -154,7 +152,7 @@ def masked_mac(values: TileFormat, elements: Elements, tile: Tile, dtype: str) -
         "zeros": f" const int8_t *{zeros}," if zeros else "",
         "rows": f"{zeros} + k / {tile[1] // elements.groups} * 16" if zeros else "0",
         "otherwise": str((code_of_zero - point) & most),
-        "flip": str((code_of_zero ^ int(zero[elements.plane].view(torch.uint8).flatten()[0])) & most),
+        "flip": str(beside.flip(elements.bits)),
         "strip_zeros": f" {zeros} + strip * {elements.groups * 16}," if zeros else "",
     }
     spread = _SPREAD.substitute(names)

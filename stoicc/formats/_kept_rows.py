@@ -36,7 +36,7 @@ class KeptRows:
             return None
         n, m = keep
         size = tile[1] // elements.groups
-        quarter = 4 * n == m and m <= SIXTEEN
+        quarter = 4 * n == m and m in (4, 8, 16)
         if not (quarter or (n, m) == (2, 4)) or size % 32 or size * n // m * elements.bits % 32:
             return None
         return KeptRows(n, m, elements.bits)

@@ -6,16 +6,19 @@ each byte of word i // (8 / bits). Positions of 32 columns are a word: byte b of
 that are byte b of the quads of half h; four bits, or for 2:4, where byte b is of group b of four columns, two and two.
 """
 
+from dataclasses import replace
 from string import Template
+from typing import Any
 
 import torch
 
 from stoicc.codegen.cpu.lanes import from_lanes, to_lanes
 from stoicc.formats import _kept, _mask
+from stoicc.formats import _kept_rows_units as _units
 from stoicc.formats._beside import Beside
 from stoicc.formats._kept_rows import SIXTEEN, KeptRows
 from stoicc.ir.errors import FormatError
-from stoicc.ir.format import Elements, Planes, Tile, TileFormat, TileMac, TilePairs
+from stoicc.ir.format import Elements, LaneCodes, Planes, Tile, TileFormat, TileMac, TileOctets, TilePairs
 
 UNIT = 32
 """Columns of a word of positions."""
@@ -117,57 +120,6 @@ INLINE void {name}($arguments, const int8_t *x, float *acc, const int nb)
 }
 """)
 
-_PICKS = Template("""\
-INLINE vfloat {name}($arguments, const int unit, bf16 *kept)
-{
-    const int at = unit / ($size / 32);
-    vint place = vi_load(masks + unit * LANES);
-    ahead(masks + unit * LANES, LANES * sizeof *masks);
-$tables    $start
-    #pragma GCC unroll 4
-    for (int i = 0; i < 2 * $quads; i++) { /* quads of two halves */
-        const int quad = unit * 2 * $quads + i, half = i / $quads, q = i % $quads;
-        vint code = $code;
-        if (quad % $quads_of_word == 0)
-            ahead(codes + quad / $quads_of_word * LANES, LANES * sizeof *codes);
-        vint pair[2]; /* bytes 0 and 2, then 1 and 3 */
-        $pairs
-        #pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) {
-            vp_store(kept + (2 * i + j) * 2 * LANES, pair[j]);
-            vp_store(
-                kept + (8 * $quads + (2 * i + j) * 2) * LANES,
-                vp_places(place, 8 * j + 4 * half + 2 * q, $range, 16 * half + $first_pick, 16 * half + $second_pick));
-        }
-    }
-    return $scale;
-}
-""")
-
-_SPREAD = Template("""\
-INLINE vfloat {name}($arguments, const int unit, bf16 *pairs)
-{
-    const int at = unit / ($size / 32);
-    $start
-    memset(pairs, 0, UNIT * LANES * sizeof *pairs);
-    masks += unit * LANES;
-    for (int i = 0; i < 2 * $quads; i++) {
-        const int quad = unit * 2 * $quads + i, half = i / $quads, q = i % $quads;
-        vint code = $code;
-$signs        #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            float kept[LANES] __attribute__((aligned(64)));
-            vf_store_f32(kept, $floats);
-            for (int lane = 0; lane < LANES; lane++) {
-                const int k = 16 * half + $column;
-                pairs[(k / 2 * LANES + lane) * 2 + k % 2] = float_to_bf16(kept[lane]);
-            }
-        }
-    }
-    return $scale;
-}
-""").template.replace("UNIT", str(UNIT))
-
 _DECODE = Template("""\
 static void {name}($arguments, $T *out, const int64_t stride)
 {
@@ -192,20 +144,17 @@ _OF_SIXTEEN = {
     "range": "16",
     "first_pick": "0",
     "second_pick": "0",
-    "column": "(masks[lane] >> (8 * j + 4 * half) & 15)",
 }
-"""C of columns among the 16 of a half: for digits, for pairs of bytes j and j + 2, and of byte j of one lane."""
+"""C of columns among the 16 of a half, in four bytes, and of byte j; and for pairs of bytes j and j + 2."""
 _OF_FOUR = {
     "places": "vi_places(place, half % 2 * 2 + q)",
     "place": "vi_and(vi_shift_right(place, 8 * j + half % 2 * 4 + 2 * q), 3)",
     "range": "4",
     "first_pick": "4 * j",
     "second_pick": "4 * j + 8",
-    "column": "4 * j + (masks[lane] >> (8 * j + 4 * half + 2 * q) & 3)",
     "first": "4 * j",
-    "m": "4",
 }
-"""The same for 2:4, and where the group of byte j begins and how many columns it has."""
+"""The same for 2:4, and where the group of byte j begins."""
 
 
 def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Tile, dtype: str) -> TileMac | None:
@@ -220,9 +169,6 @@ def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Til
         "signed": meant.signed,
         "signs": signs,
         "floats": meant.floats or "vf_byte(code, j)",
-        "pairs": meant.pairs
-        or f"{signs.strip()}\n        pair[0] = vp_of_bytes(code, 0);\n        pair[1] = vp_of_bytes(code, 1);",
-        "tables": meant.tables,
         "scale": meant.scale,
         "arguments": ", ".join(("const int32_t *masks", "const int32_t *codes", *beside.parameters)),
         "beside": ", ".join(beside.names),
@@ -233,17 +179,6 @@ def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Til
         own = {"T": dtype, "most": str((1 << rows.bits) - 1), "given": beside.arguments("whole")}
         text = _DECODE.substitute(names, **own | {"arguments": ", ".join(canonical)})
         decode = f"{code.decode.replace('{name}', '{name}_values')}\n{text}"
-    pairs = picks = None
-    if dtype == "bf16" and (meant.signed or meant.pairs):
-        pairs = TilePairs(Template(_SPREAD).substitute(names), UNIT, scaled=True, group=int(names["size"]) // UNIT)
-        picks = TilePairs(
-            _PICKS.substitute(names),
-            UNIT,
-            scaled=True,
-            group=pairs.group,
-            picked=8 * rows.quads,
-            least_in_vectors=3 if meant.signed else 1,
-        )
 
     def pack(planes: Planes) -> Planes:
         return {**_lanes(planes, rows, tile), **beside.pack(planes)}
@@ -251,22 +186,51 @@ def picked_mac(values: TileFormat, elements: Elements, rows: KeptRows, tile: Til
     def unpack(packed: Planes, tile: Tile) -> Planes:
         return {**_canonical(packed, rows, tile), **beside.unpack(packed)}
 
-    def with_pairs(pairs: TilePairs | None, in_vectors: TileMac | None = None) -> TileMac:
-        return TileMac(
-            _FLOATS.substitute(names),
-            pack,
-            decode,
-            _DIGITS.substitute(names) if meant.signed else "",
-            pairs,
-            unpack=unpack if code.unpack is not None else None,
-            code_bits=code.code_bits,
-            in_vectors=in_vectors,
+    inverse = unpack if code.unpack is not None else None
+    digits, octets = _DIGITS.substitute(names) if meant.signed else "", None
+    if meant.signed and names["size"] % 64 == 0:
+        most = 16 if rows.bits == 8 else 8
+        octets = TileOctets(_units.OCTETS.substitute(names), 64, most=most, group=names["size"] // 64)
+    floats = _FLOATS.substitute(names)
+    mac = TileMac(floats, pack, decode, digits, None, octets, unpack=inverse, code_bits=code.code_bits)
+    if dtype == "bf16" and (meant.signed or code.pairs_of):
+        return _with_pairs(mac, names | _pairs(code, meant, beside.flip(rows.bits)))
+    return mac
+
+
+def _with_pairs(code: TileMac, names: dict[str, Any]) -> TileMac:
+    """The same with products of bf16: spread for matrix units, in vectors by lanes that pick."""
+
+    def pairs(template: Template, least: int = 2, picked: int = 0) -> TilePairs:
+        group = names["size"] // UNIT
+        text = template.substitute(names)
+        return TilePairs(text, UNIT, True, group, least_in_vectors=least, least_blocked=48, picked=picked)
+
+    spread = pairs(_units.SPREAD)
+    picked = pairs(_units.PICKS, 2 if code.digits else 1, 8 * names["quads"])
+    if names["quads"] == 2:
+        return replace(code, pairs=spread, picks=pairs(_units.PICKS_OF_FOUR), dots=picked)
+    own = replace(code, pairs=picked, octets=None) if code.unpack is not None else None
+    return replace(code, pairs=spread, in_vectors=own)
+
+
+def _pairs(code: TileMac, meant: LaneCodes, flip: int) -> dict[str, str]:
+    """C of pairs of bf16, by a look-up where the values have one; `flip`: what their packed codes differ by."""
+    if code.pairs_of is None:
+        made = "\n        ".join(
+            (f"code = {meant.signed};", "pair[0] = vp_of_bytes(code, 0);", "pair[1] = vp_of_bytes(code, 1);")
         )
+        return {"pairs": made, "pairs_start": f"    {meant.start}\n", "pairs_scale": meant.scale}
+    turn = f"code = vi_turn(code, {flip});\n        " if flip else ""
+    texts = {
+        "pairs": turn + code.pairs_of.pairs,
+        "pairs_start": code.pairs_of.start,
+        "pairs_scale": code.pairs_of.scale,
+    }
+    return {name: text.replace("unit / GROUP", "at") for name, text in texts.items()}
 
-    return with_pairs(pairs, with_pairs(picks) if pairs is not None and code.unpack is not None else None)
 
-
-def _names(rows: KeptRows, elements: Elements, tile: Tile) -> dict[str, str]:
+def _names(rows: KeptRows, elements: Elements, tile: Tile) -> dict[str, Any]:
     """Sizes, and C for the codes of a quad and where they stand."""
     quads, per, size = rows.quads, 8 // rows.bits, tile[1] // elements.groups
     step = max(UNIT, per * SIXTEEN // quads)
@@ -274,21 +238,23 @@ def _names(rows: KeptRows, elements: Elements, tile: Tile) -> dict[str, str]:
     code = word if per == 1 else f"vi_and(vi_shift_right({word}, quad % $per * $bits), $fields)"
     fields = f"{((1 << rows.bits) - 1) * 0x01010101:#010x}"
     code = Template(code).substitute(per=per, bits=rows.bits, fields=fields)
-    names = {
-        "bits": str(rows.bits),
-        "quads": str(quads),
-        "quads_of_word": str(per),
-        "groups": str(elements.groups),
-        "size": str(size),
-        "step": str(step),
-        "halves": str(step // SIXTEEN),
-        "step_words": str(step // SIXTEEN * quads // per),
-        "group_words": str(size // SIXTEEN * quads // per),
-        "row_words": str(tile[1] // SIXTEEN * quads // per),
+    names: dict[str, Any] = {
+        "n": rows.n,
+        "m": rows.m,
+        "bits": rows.bits,
+        "quads": quads,
+        "quads_of_word": per,
+        "groups": elements.groups,
+        "size": size,
+        "step": step,
+        "halves": step // SIXTEEN,
+        "step_words": step // SIXTEEN * quads // per,
+        "group_words": size // SIXTEEN * quads // per,
+        "row_words": tile[1] // SIXTEEN * quads // per,
         "code": code.format(""),
         "code_beside": code.format(" + s * CODES"),
     }
-    return names | (_OF_FOUR if quads == 2 else {**_OF_SIXTEEN, "first": f"j / {rows.n} * {rows.m}", "m": str(rows.m)})
+    return names | (_OF_FOUR if quads == 2 else {**_OF_SIXTEEN, "first": f"j / {rows.n} * {rows.m}"})
 
 
 def _lanes(planes: Planes, rows: KeptRows, tile: Tile) -> Planes:

@@ -103,16 +103,12 @@ class Masked(TileFormat):
         layout, runs = self._layout(elements, tile), KeptRuns(elements.bits)
         if layout == runs:
             return planes
-        beside = {name: plane for name, plane in planes.items() if name not in _OWN}
         codes, kept = runs.unpack(planes)
-        if elements.zeros is None:
-            encoded = self.values.encode(torch.zeros(1, *tile, dtype=TORCH_DTYPES[dtype]))
-            zero = _kept.unpack_rows(encoded[elements.plane], elements.bits)
-        else:
-            zero = beside[elements.zeros].repeat_interleave(tile[1] // elements.groups, 2)
-            if len(zero) != len(codes):  # tiles share zero points, and nothing here says which
-                return None
-        return {**layout.pack(codes.where(kept, zero), kept), **beside}
+        if elements.zeros is not None and len(planes[elements.zeros]) != len(codes):
+            return None  # tiles share zero points, and nothing here says which
+        rest = {name: plane for name, plane in planes.items() if name not in _OWN}
+        zero = self._codes_of_zero(elements, rest, tile, dtype)
+        return {**layout.pack(codes.where(kept, zero), kept), **rest}
 
     def reject(self, tiles: Tensor) -> Tensor:
         return self._outside(bits(tiles).ne(0)) | self.values.reject(tiles)
@@ -216,10 +212,21 @@ class Masked(TileFormat):
 
     def _keep(self, whole: Planes, kept: Tensor, dtype: str) -> Planes:
         """Of the planes of values the codes of what is kept, and all others as they are."""
-        elements = self.elements_of(tile_shape(kept), dtype)
+        tile = tile_shape(kept)
+        elements = self.elements_of(tile, dtype)
         rest = dict(whole)
         codes = _kept.unpack_rows(rest.pop(elements.plane), elements.bits)
-        return {**self._layout(elements, tile_shape(kept)).pack(codes, kept), **rest}
+        layout = self._layout(elements, tile)
+        if isinstance(layout, KeptRows):  # which hold codes of zeros as well
+            codes = codes.where(kept, self._codes_of_zero(elements, rest, tile, dtype))
+        return {**layout.pack(codes, kept), **rest}
+
+    def _codes_of_zero(self, elements: Elements, rest: Planes, tile: Tile, dtype: str) -> Tensor:
+        """What is a zero in tiles with these planes beside their codes: u8 `[T or 1, BM, BK]`."""
+        if elements.zeros is not None:
+            return rest[elements.zeros].repeat_interleave(tile[1] // elements.groups, 2)
+        encoded = self.values.encode(torch.zeros(1, *tile, dtype=TORCH_DTYPES[dtype]))
+        return _kept.unpack_rows(encoded[elements.plane], elements.bits)
 
 
 register_format(Masked())

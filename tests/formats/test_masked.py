@@ -17,8 +17,9 @@ from stoicc.formats.int8 import Int8
 from stoicc.formats.masked import Masked
 from stoicc.formats.nm import Nm
 from stoicc.ir import parse, print_module
-from stoicc.ir.dtypes import bits
+from stoicc.ir.dtypes import DTYPE_NAMES, bits
 from stoicc.ir.errors import FormatError
+from stoicc.ir.format import Approximation
 from stoicc.ir.registry import REGISTRY, find_format
 from stoicc.testing import check_format
 from tests.products import assert_product
@@ -228,6 +229,28 @@ def test_a_users_format_composes():
         assert torch.equal(kernel.to_dense(), weight)
     finally:
         REGISTRY.unregister("signs")
+
+
+class Odd(Int4):
+    """Approximates to odd multiples of a step: no weight comes back as zero."""
+
+    name = "odd"
+
+    def approximate(self, tiles, slots, statistics=None):
+        found = super().approximate(tiles, slots, statistics)
+        planes = found.planes | {"codes": found.planes["codes"] | 0x11}
+        back = self.decode(planes, tuple(tiles.shape[1:]), DTYPE_NAMES[tiles.dtype])
+        return Approximation(planes, (back.double() - tiles.double()).square().flatten(1).sum(1))
+
+
+def test_zeros_that_are_kept_are_zeros_whatever_the_values_make_of_them():
+    stoicc.register_format(Odd())
+    try:
+        weight = torch.randn(64, 64).where(torch.arange(64) % 8 == 3, 0)
+        kernel = stoicc.compile(weight, tile_map=[["masked<mask=nm, values=odd>"]], approximate=True, target="cpu")
+        assert torch.equal(kernel.to_dense() == 0, weight == 0)
+    finally:
+        REGISTRY.unregister("odd")
 
 
 class NotInLanes(Int8):

@@ -132,8 +132,8 @@ class PairsOfCodes:
 class LaneCodes:
     """What codes mean one by one, wherever they stand, for a composed format that has them elsewhere.
 
-    In all texts `code` is a vint of four codes to a lane, as the canonical plane has them, in bytes of their own, and `at`
-    the group of scales, counted over strips.
+    In all texts `code` is a vint of four codes to a lane, as the canonical plane has them, in bytes of their own, and
+    `at` is the group of scales, counted over strips.
 
     Attributes:
         scale: C of what a group's sums are multiplied by in fp32.

@@ -1,7 +1,7 @@
 """How threads share work items where several tile rows are multiplied at a time (`blocked.py`).
 
-A thread takes the next group of neighbours when it is free. A group has as many tile rows as keep a block of x busy, but
-no more than a quarter of a thread's share of all tiles: dense tile rows that stand together go to all threads.
+A thread takes the next group of neighbours when it is free. A group has as many tile rows as keep a block of x busy,
+but no more than a quarter of a thread's share of all tiles: dense tile rows that stand together go to all threads.
 """
 
 from string import Template
@@ -17,7 +17,7 @@ static inline int64_t tiles_of(const struct weight *w, int i)
     return $tiles;
 }
 
-/* The end of the group of work items that begins at `begin`: at most `tall`, and `most` tiles unless one alone has more. */
+/* The end of the group of work items that begins at `begin`: at most `tall`, and `most` tiles unless one has more. */
 static int group_end(const struct weight *w, int begin, int items, int tall, int64_t most)
 {
     int end = begin;

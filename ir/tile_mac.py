@@ -42,6 +42,10 @@ class TilePairs:
             INLINE void {name}(<planes>, const int strip, const bf16 *x, float *acc, const int nb, int64_t *place)
 
             x is bf16 `[nb][BK]`, acc the strip's fp32 `[nb][16]`, and place as above.
+        whole: of `TileMac.dots`: the function multiplies a whole tile in an order of its own, as `TileMac.source` does,
+            and serves any batch: what it leaves out would come back where tiles are unpacked.
+
+            INLINE void {name}(<planes>, const bf16 *x, float *acc, const int nb)
     """
 
     source: str
@@ -56,11 +60,12 @@ class TilePairs:
     most: int = 8
     ordered: bool = False
     apart: str = ""
+    whole: bool = False
 
     @property
     def alone(self) -> bool:
         """Whether a unit is all there is to it: no place that goes on from unit to unit, nothing after a strip."""
-        return not self.ordered and not self.apart
+        return not (self.ordered or self.apart or self.whole)
 
     def in_units(self, columns: int, name: str = "") -> "TilePairs":
         """The same for units of so many columns, which the text then says as a number or by name."""

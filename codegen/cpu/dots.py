@@ -30,6 +30,8 @@ def add_dots(part: FormatPart, kernel: KernelClass, names: dict[str, str]) -> st
 
 def _multiply(part: FormatPart, kernel: KernelClass, names: dict[str, str], form: str, code: TilePairs) -> str:
     """C that multiplies a tile whose units are unpacked in one form: `dots` or `pairs`."""
+    if code.whole:
+        return _WHOLE.substitute(names, cross=_CROSS * code.crossed)
     add, size, x = "add_dots", "SIZE", "x + unit * SIZE * nb"
     if code.picked:
         add, size, x = "add_dots_of_columns", str(code.picked), "entries + unit * SIZE"
@@ -87,6 +89,14 @@ $asks$clear_group            $scale${name}_$form($planes, strip * UNITS + unit, 
             $add(sum, pairs, $size, $from, nb);
 $store_group        }
 $store_strip$apart    }
+}
+""")
+
+_WHOLE = Template("""\
+/* One tile times x in pairs, nb entries. */
+INLINE void ${inner}($parameters, const bf16 *x, float *acc, const int nb)
+{
+$cross    ${name}_dots($planes, x, acc, nb);
 }
 """)
 

@@ -204,8 +204,9 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
         if kernel.has_dots(part):
             codes["dots"] = kernel.dots_of(part)
         for form, code in codes.items():
-            # `units.add_dots` asks for what comes: it knows nb
-            text = re.sub(r"\bahead\(", "ahead_if(0, ", code.source) if least else code.source
+            # of units, `dots.add_dots` asks for what comes: it knows nb
+            units = re.sub(r"\bahead\(", "ahead_if(0, ", code.source) if least else code.source
+            text = _asking_from(least, code.source) if code.whole else units
             texts.append(text.replace("{name}", f"{part.name}_{form}"))
             texts += [code.apart.replace("{name}", f"{part.name}_apart")] * bool(code.apart)
     if kernel.octets and part.code.octets:

@@ -132,8 +132,8 @@ class KernelClass:
         return code.in_units(code.columns, "BK" if code.columns == self.tile[1] else "")
 
     def walked(self, part: FormatPart) -> bool:
-        """Whether a part's tiles are never unpacked for a large batch: its lanes pick, at any batch."""
-        return self.pairs and self.pairs_of(part).picked > 0
+        """Whether a part's tiles are never unpacked for a large batch: what it leaves out would come back."""
+        return self.pairs and (self.pairs_of(part).picked > 0 or self.dots_of(part).whole)
 
     def has_dots(self, part: FormatPart) -> bool:
         """Whether a part's tiles are unpacked in a way of their own where a batch of few meets them in vectors."""

@@ -145,20 +145,24 @@ INLINE void add_joined_digits(float *acc, const vfloat *digit, float unit, vfloa
     vf_store_f32(acc, vf_fma(vf_mul(all, vf_set1(unit)), scale, vf_load_f32(acc)));
 }
 
-/* acc[n] += scale * (unit[n] * digits of sum[n]), over nb entries of acc [nb][LANES]. Two digits are joined as whole
- * numbers where 257 times a sum fits 32 bits: additions have ports that products leave free. */
+/* unit * the digits of `sum`. Two digits are joined as whole numbers where 257 times a sum fits 32 bits: additions have
+ * ports that products leave free. */
+INLINE vfloat joined_digits(const vint *sum, const float unit, const int fits)
+{
+    vfloat high = vf_whole(sum[2]), all;
+    if (fits)
+        all = vf_whole(vi_add(sum[0], vi_times_power(sum[1], 8)));
+    else
+        all = vf_fma(vf_whole(sum[1]), vf_set1(256), vf_whole(sum[0]));
+    return vf_mul(vf_fma(high, vf_set1(65536), all), vf_set1(unit));
+}
+
+/* acc[n] += scale * (unit[n] * digits of sum[n]), over nb entries of acc [nb][LANES]. */
 INLINE void add_digits(float *acc, const vint *sum, vfloat scale, const float *unit, const int fits, const int nb)
 {
     #pragma GCC unroll 4
-    for (int n = 0; n < nb; n++, acc += LANES, sum += 3) {
-        vfloat high = vf_whole(sum[2]), all;
-        if (fits)
-            all = vf_whole(vi_add(sum[0], vi_times_power(sum[1], 8)));
-        else
-            all = vf_fma(vf_whole(sum[1]), vf_set1(256), vf_whole(sum[0]));
-        all = vf_mul(vf_fma(high, vf_set1(65536), all), vf_set1(unit[n]));
-        vf_store_f32(acc, vf_fma(all, scale, vf_load_f32(acc)));
-    }
+    for (int n = 0; n < nb; n++, acc += LANES, sum += 3)
+        vf_store_f32(acc, vf_fma(joined_digits(sum, unit[n], fits), scale, vf_load_f32(acc)));
 }
 
 /* The same after `multiply_add_picked_digits`: `of_codes` are the sums of the codes, which were 1 << up times too large. */

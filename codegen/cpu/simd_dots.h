@@ -103,31 +103,6 @@ static inline vint vi_expand_lanes(__mmask16 mask, vint lanes)
     return to;
 }
 
-/* Words of those of sixteen rows that the mask names, from p on, `none` in others. No word is read after the last. */
-static inline vint vi_kept_words(uint32_t mask, const int32_t *p, const int none)
-{
-    const struct { int32_t word[16]; } *words = (const void *)p;
-    vint to = _mm512_set1_epi32(none);
-    __asm__("vpexpandd %1, %0%{%2%}" : "+v"(to) : "m"(*words), "Yk"((__mmask16)mask));
-    return to;
-}
-
-/* The same of bf16 numbers, as floats; zeros in others. */
-static inline vfloat vf_kept_bf16(uint32_t mask, const bf16 *p)
-{
-    const struct { uint16_t number[16]; } *numbers = (const void *)p;
-    __m256i to = _mm256_setzero_si256();
-    __asm__("vpexpandw %1, %0%{%2%}" : "+v"(to) : "m"(*numbers), "Yk"((__mmask16)mask));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(to), 16));
-}
-
-/* Zero points from 0 to 15 of the rows that the mask names, as `vp_codes_less` takes them; 8 in others. */
-static inline vint vp_kept_zeros(uint32_t mask, const uint8_t *p)
-{
-    __m512i zero = _mm512_cvtepu8_epi32(_mm_mask_expandloadu_epi8(_mm_set1_epi8(8), (__mmask16)mask, p));
-    return _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16));
-}
-
 /* In assembly, as `vi_expand_words` is: `none` is copied for each block, so that none waits for the one before. */
 static inline vint vi_expand_bytes(vint none, __mmask64 mask, vint bytes)
 {

@@ -136,6 +136,90 @@ static inline void spread_bytes(uint32_t mask, const uint8_t *p, const int less,
         to[row] = mask >> row & 1 ? (int8_t)(*p++ - less) : 0;
 }
 
+/* What the masks from one on, and before another, keep. */
+INLINE int kept_before(const int16_t *masks, int first, const int end)
+{
+    int kept = 0;
+    for (; first % 4 == 0 && first + 4 <= end; first += 4) {
+        uint64_t four;
+        memcpy(&four, masks + first, sizeof four);
+        kept += __builtin_popcountll(four);
+    }
+    for (; first < end; first++)
+        kept += __builtin_popcount((uint16_t)masks[first]);
+    return kept;
+}
+
+/* Rows of a tile that keep a group of columns, by the masks of its strips. */
+INLINE int kept_rows(const int16_t *masks)
+{
+    return kept_before(masks, 0, STRIPS);
+}
+
+/* Sixteen numbers of so many bytes, of which n are at p; zeros for the others. */
+static inline void first_of_sixteen(const void *p, const int n, const int bytes, void *to)
+{
+    memset(to, 0, (size_t)(16 * bytes));
+    memcpy(to, p, (size_t)((n < 16 ? n : 16) * bytes));
+}
+
+/* The same words or numbers in lanes. */
+static inline vint vi_load_first(const int32_t *p, const int n)
+{
+    int32_t all[16];
+    first_of_sixteen(p, n, sizeof *p, all);
+    return vi_load(all);
+}
+
+static inline vfloat vf_load_first_f32(const f32 *p, const int n)
+{
+    f32 all[16];
+    first_of_sixteen(p, n, sizeof *p, all);
+    return vf_load_f32(all);
+}
+
+static inline vfloat vf_load_first_bf16(const bf16 *p, const int n)
+{
+    bf16 all[16];
+    first_of_sixteen(p, n, sizeof *p, all);
+    return vf_load_bf16(all);
+}
+
+static inline vfloat vf_load_first_f16(const f16 *p, const int n)
+{
+    f16 all[16];
+    first_of_sixteen(p, n, sizeof *p, all);
+    return vf_load_f16(all);
+}
+
+/* Bytes, of which some number is taken. */
+static inline void bytes_less(const uint8_t *p, const int n, const int less, int8_t *to)
+{
+    uint8_t all[16];
+    first_of_sixteen(p, n, sizeof *p, all);
+    for (int row = 0; row < 16; row++)
+        to[row] = (int8_t)(all[row] - less);
+}
+
+/* To acc [STRIPS][nb][LANES] the sums of rows that keep a group, [groups][nb][room], at the lanes of those rows. */
+INLINE void add_kept_rows(
+    const float *sums, const int room, const int16_t *masks, const int groups, float *acc, const int nb)
+{
+    for (int group = 0; group < groups; group++, masks += STRIPS, sums += room * nb) {
+        const float *from = sums;
+        for (int strip = 0; strip < STRIPS; strip++) {
+            const uint32_t mask = (uint16_t)masks[strip];
+            #pragma GCC unroll 8
+            for (int n = 0; n < nb; n++) {
+                float row[16], *to = acc + (strip * nb + n) * LANES;
+                spread_f32(mask, from + n * room, row);
+                vf_store_f32(to, vf_add(vf_load_f32(to), vf_load_f32(row)));
+            }
+            from += __builtin_popcount(mask);
+        }
+    }
+}
+
 /* x in digits as floats, in their order. */
 INLINE void digit_floats(const int8_t *x, const int nb, float *to)
 {

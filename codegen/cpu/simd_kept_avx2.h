@@ -195,3 +195,9 @@ static inline void spread_bf16(uint32_t mask, const bf16 *p, bf16 *to)
         p += n;
     }
 }
+
+/* Sixteen words of which n are at p; zeros for the others. */
+static inline vint vi_load_first(const int32_t *p, const int n)
+{
+    return (vint){first_words(p, n < 8 ? n : 8), first_words(p + 8, n < 8 ? 0 : n < 16 ? n - 8 : 8)};
+}

@@ -29,6 +29,80 @@ static inline void spread_bf16(uint32_t mask, const bf16 *p, bf16 *to)
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(words));
 }
 
+/* The first n of sixteen lanes; all where there are more. */
+static inline __mmask16 first_lanes(const int n)
+{
+    return (__mmask16)(0xffff >> (16 - (n < 16 ? n : 16)));
+}
+
+/* Sixteen words or numbers of which n are at p; zeros for the others. */
+static inline vint vi_load_first(const int32_t *p, const int n)
+{
+    return _mm512_maskz_loadu_epi32(first_lanes(n), p);
+}
+
+static inline vfloat vf_load_first_f32(const f32 *p, const int n)
+{
+    return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+
+static inline vfloat vf_load_first_bf16(const bf16 *p, const int n)
+{
+    __m256i words = _mm256_maskz_loadu_epi16(first_lanes(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+}
+
+static inline vfloat vf_load_first_f16(const f16 *p, const int n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+
+/* To acc [STRIPS][nb][LANES] the sums of rows that keep a group, [groups][nb][room], at the lanes of those rows. */
+INLINE void add_kept_rows(
+    const float *sums, const int room, const int16_t *masks, const int groups, float *acc, const int nb)
+{
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    enum { FEW = STRIPS < 8 ? STRIPS : 8 };
+    if (nb == 1 && STRIPS <= 8) {
+    __m512 all[FEW];
+        #pragma GCC unroll 8
+    for (int s = 0; s < FEW; s++) all[s] = _mm512_loadu_ps(acc + LANES * s);
+    for (int group = 0; group < groups; group++, masks += STRIPS, sums += room) {
+        const float *from = sums;
+        #pragma GCC unroll 8
+        for (int s = 0; s < FEW; s++) {
+            const __mmask16 mask = (__mmask16)masks[s];
+            all[s] = _mm512_add_ps(all[s], (__m512)vi_expand_lanes(mask, (vint)_mm512_loadu_ps(from)));
+            from += __builtin_popcount((uint16_t)masks[s]);
+        }
+    }
+        #pragma GCC unroll 8
+    for (int s = 0; s < FEW; s++) _mm512_storeu_ps(acc + LANES * s, all[s]);
+    return;
+    }
+    int before[BK / 8] = {0}; /* rows of strips that come first */
+    for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
+        __m512 all[8];
+        #pragma GCC unroll 8
+        for (int n = 0; n < nb; n++)
+            all[n] = _mm512_loadu_ps(acc + LANES * n);
+        for (int group = 0; group < groups; group++) {
+            const __mmask16 mask = (__mmask16)masks[group * STRIPS + strip];
+            const float *from = sums + group * nb * room + before[group];
+            const vint place = vi_expand_lanes(mask, nb == 1 ? (vint)_mm512_loadu_ps(from) : order);
+            #pragma GCC unroll 8
+            for (int n = 0; n < nb; n++) {
+                __m512 own = nb == 1 ? (__m512)place : _mm512_maskz_permutexvar_ps(mask, place, _mm512_loadu_ps(from + n * room));
+                all[n] = _mm512_add_ps(all[n], own);
+            }
+            before[group] += __builtin_popcount((uint16_t)mask);
+        }
+        #pragma GCC unroll 8
+        for (int n = 0; n < nb; n++)
+            _mm512_storeu_ps(acc + LANES * n, all[n]);
+    }
+}
+
 /* x in digits as floats, in their order. */
 INLINE void digit_floats(const int8_t *x, const int nb, float *to)
 {

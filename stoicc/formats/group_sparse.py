@@ -39,19 +39,26 @@ NO_CODES = -0x77777778
 
 
 @triton.jit
-def kept_groups(masks, starts, BM: tl.constexpr, GROUPS: tl.constexpr):
-    """Of each row's groups `[BM, GROUPS]`: whether it is kept, its place and how many its strip's column keeps
-    before and in all, as int32."""
+def kept_groups(masks, BM: tl.constexpr, GROUPS: tl.constexpr):
+    """Of each row's groups `[BM, GROUPS]`: whether it is kept, its place among those of its column, how many the
+    columns before keep and how many its own, as int32."""
     strips = tl.arange(0, BM // 16)[:, None]
-    words = tl.load(masks + strips * GROUPS + tl.arange(0, GROUPS)[None, :]).to(tl.uint32) & 0xFFFF
+    words = tl.load(masks + tl.arange(0, GROUPS)[None, :] * (BM // 16) + strips).to(tl.uint32) & 0xFFFF
     counts = ones(words)
-    first = tl.cumsum(counts, 1) - counts + tl.load(starts + strips)
-    word = tl.reshape(tl.broadcast_to(words[:, None, :], (BM // 16, 16, GROUPS)), (BM, GROUPS))
-    count = tl.reshape(tl.broadcast_to(counts[:, None, :], (BM // 16, 16, GROUPS)), (BM, GROUPS))
-    base = tl.reshape(tl.broadcast_to(first[:, None, :], (BM // 16, 16, GROUPS)), (BM, GROUPS))
+    above = tl.cumsum(counts, 0) - counts
+    all = tl.broadcast_to(tl.sum(counts, 0)[None, :], (BM // 16, GROUPS))
+    before = tl.cumsum(all, 1) - all
+    word, above = in_rows(words, BM, GROUPS), in_rows(above, BM, GROUPS)
     bit = (tl.arange(0, BM)[:, None] & 15).to(tl.uint32)
     one = tl.full((BM, 1), 1, tl.uint32)
-    return ((word >> bit) & 1) != 0, ones(word & ((one << bit) - 1)), base, count
+    rank = above + ones(word & ((one << bit) - 1))
+    return ((word >> bit) & 1) != 0, rank, in_rows(before, BM, GROUPS), in_rows(all, BM, GROUPS)
+
+
+@triton.jit
+def in_rows(strips, BM: tl.constexpr, GROUPS: tl.constexpr):
+    """`[BM / 16, GROUPS]` -> `[BM, GROUPS]`."""
+    return tl.reshape(tl.broadcast_to(strips[:, None, :], (BM // 16, 16, GROUPS)), (BM, GROUPS))
 
 
 @triton.jit
@@ -75,11 +82,11 @@ def group_codes(codes, kept, rank, base, count, WORDS: tl.constexpr):
 
 @triton.jit
 def decode_group_sparse(
-    masks, starts, codes, words, scales, kept_count,
+    masks, codes, words, scales, kept_count,
     BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """`(code - 8) * scale` in groups that are kept."""
-    kept, rank, base, count = kept_groups(masks, starts, BM, GROUPS)
+    kept, rank, base, count = kept_groups(masks, BM, GROUPS)
     values = group_codes(codes, kept, rank, base, count, BK // GROUPS // 8) - 8.0
     scale = tl.load(scales + base + rank, mask=kept, other=0.0)
     return scale_codes(values, scale[:, :, None], GROUPS, DTYPE)
@@ -87,11 +94,11 @@ def decode_group_sparse(
 
 @triton.jit
 def decode_group_sparse_zeros(
-    masks, starts, codes, words, scales, kept_count, zeros, again,
+    masks, codes, words, scales, kept_count, zeros, again,
     BM: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """`(code - zero) * scale` in groups that are kept."""
-    kept, rank, base, count = kept_groups(masks, starts, BM, GROUPS)
+    kept, rank, base, count = kept_groups(masks, BM, GROUPS)
     values = group_codes(codes, kept, rank, base, count, BK // GROUPS // 8)
     zero = tl.load(zeros + base + rank, mask=kept, other=8)
     scale = tl.load(scales + base + rank, mask=kept, other=0.0)
@@ -100,8 +107,10 @@ def decode_group_sparse_zeros(
 
 @dataclass(frozen=True)
 class GroupSparse(Affine):
-    """Masks i16 `[BM / 16, groups]` (bit r: row r of the strip keeps its group), and what is kept, by strip, column of
-    groups and row: codes as words of eight (field i of byte b is column 4 i + b), word by word; scales; zeros.
+    """Masks i16 `[groups, BM / 16]` (bit r: row r of the strip keeps its group), and what is kept, by column of groups
+    and row: codes as words of eight (field i of byte b is column 4 i + b), word by word; scales; zeros.
+
+    Rows that keep a group of the same columns of x are thus neighbours, whatever rows they are.
 
     Attributes:
         group_size: weights of a group, a multiple of 8 that divides the tile's columns.
@@ -109,6 +118,7 @@ class GroupSparse(Affine):
     """
 
     name: ClassVar[str] = "group_sparse"
+    revision: ClassVar[int] = 2
     by_default: ClassVar[bool] = False  # by bytes it would win wherever a group is zero, at int4's time or more
     group_size: int = 16
     share: float = 0.5
@@ -137,37 +147,22 @@ class GroupSparse(Affine):
                 "another tile"
             )
         return (
-            Plane("masks", "i16", (tile[0] // ROWS, groups)),
-            Plane("starts", "i32", (tile[0] // ROWS,)),
+            Plane("masks", "i16", (groups, tile[0] // ROWS)),
             Plane("codes", "i32", (), PlaneKind.RAGGED),
             Plane("scales", dtype, (), PlaneKind.RAGGED),
             *((Plane("zeros", "u8", (), PlaneKind.RAGGED),) if self.zero_points else ()),
         )
 
     def code_planes(self, tile: Tile) -> tuple[Plane, ...]:
-        return self.planes(tile, "f32")[:3]
+        return self.planes(tile, "f32")[:2]
 
     def pack(self, codes: TileCodes) -> Planes:
         """All planes: what is kept depends on codes and zeros."""
         groups = codes.scales.shape[2]
-        kept = _in_strips(nonzero_codes(codes).unflatten(2, (groups, -1)).any(3))  # T, strip, group, row
+        kept = _by_columns(nonzero_codes(codes).unflatten(2, (groups, -1)).any(3))  # T, group, row
         eight = codes.codes.unflatten(2, (groups, -1, 2, WORD // 2))
         words = (eight[..., 0, :] | eight[..., 1, :] << 4).contiguous().view(torch.int32).squeeze(-1)
-        words = words.unflatten(1, (-1, ROWS)).permute(0, 1, 3, 4, 2)  # T, strip, group, word, row
-        sizes = kept.sum(3)
-        strips = sizes.sum(2)
-        counts = strips.sum(1)
-        planes = {
-            "masks": (kept.long() << torch.arange(ROWS)).sum(3).to(torch.int16),
-            "starts": (strips.cumsum(1) - strips).to(torch.int32),
-            "codes": words[kept[:, :, :, None].expand(words.shape)],
-            "codes_ptr": offsets(counts * words.shape[3]),
-            "scales": _in_strips(codes.scales)[kept],
-            "scales_ptr": offsets(counts),
-        }
-        if codes.zeros is not None:
-            planes |= {"zeros": _in_strips(codes.zeros)[kept], "zeros_ptr": offsets(counts)}
-        return planes
+        return _planes(kept, words.permute(0, 2, 3, 1), _by_columns(codes.scales), codes.zeros)
 
     def from_planes(self, codes: TileCodes) -> Planes:
         return self.pack(codes)
@@ -175,10 +170,11 @@ class GroupSparse(Affine):
     def unpack(self, planes: Planes, tile: Tile) -> Tensor:
         """The codes `[T, BM, BK]`; 8 in groups that are dropped."""
         kept = _kept(planes)
-        shape = (*kept.shape[:3], tile[1] // kept.shape[2] // WORD, ROWS)
+        shape = (*kept.shape[:2], tile[1] // kept.shape[1] // WORD, tile[0])
         words = torch.full(shape, NO_CODES, dtype=torch.int32, device=kept.device)
-        words.masked_scatter_(kept[:, :, :, None].expand(shape), planes["codes"])
-        four = words.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous().view(torch.uint8).unflatten(3, (-1, WORD // 2))
+        words.masked_scatter_(kept[:, :, None].expand(shape), planes["codes"])
+        rows = words.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        four = rows.view(torch.uint8).unflatten(3, (-1, WORD // 2))
         return torch.cat((four & 15, four >> 4), -1).flatten(2)
 
     def decode(self, planes: Planes, tile: Tile, dtype: str) -> Tensor:
@@ -187,9 +183,24 @@ class GroupSparse(Affine):
         wide = scales.new_zeros(kept.shape).masked_scatter_(kept, scales)
         zeros = planes.get("zeros")
         if zeros is not None:
-            zeros = _in_rows(zeros.new_full(kept.shape, 8).masked_scatter_(kept, zeros))
-        codes = TileCodes(self.unpack(planes, tile), _in_rows(wide), zeros, 4, self.group_size)
+            zeros = _by_columns(zeros.new_full(kept.shape, 8).masked_scatter_(kept, zeros))
+        codes = TileCodes(self.unpack(planes, tile), _by_columns(wide), zeros, 4, self.group_size)
         return dequantize(codes, TORCH_DTYPES[dtype])
+
+    def migrate(self, planes: Planes, tile: Tile, dtype: str, revision: int) -> Planes | None:
+        """Revision 1 had what a strip keeps together, by column of groups and row of the strip."""
+        masks = planes["masks"]
+        old = (masks[..., None].int() >> torch.arange(ROWS, dtype=torch.int32) & 1).bool()  # T, strip, group, row
+
+        def by_columns(plane: Tensor, kept: Tensor = old) -> Tensor:
+            """What is kept in places of its own, `[T, group, .., BM]`."""
+            spread = plane.new_zeros(kept.shape).masked_scatter_(kept, plane)
+            return spread.movedim(1, -2).flatten(-2)
+
+        zeros = by_columns(planes["zeros"]).transpose(1, 2) if self.zero_points else None
+        each = (*old.shape[:3], self.group_size // WORD, ROWS)
+        words = by_columns(planes["codes"], old[:, :, :, None].expand(each))
+        return _planes(by_columns(old[old], old), words, by_columns(planes["scales"]), zeros)
 
     def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
         groups = self.grid(tiles.shape[2]).per_tile
@@ -217,20 +228,31 @@ class GroupSparse(Affine):
         return _group_sparse_c.group_sparse_mac(tile, dtype, self.group_size, self.zero_points)
 
 
-def _in_strips(groups: Tensor) -> Tensor:
-    """`[T, BM, G]` -> `[T, BM / 16, G, 16]`."""
-    return groups.unflatten(1, (-1, ROWS)).transpose(2, 3).contiguous()
+def _planes(kept: Tensor, words: Tensor, scales: Tensor, zeros: Tensor | None) -> Planes:
+    """Of `kept` `[T, G, BM]`, words `[T, G, words, BM]`, scales `[T, G, BM]` and zero points `[T, BM, G]`."""
+    counts = kept.sum((1, 2))
+    planes = {
+        "masks": (kept.unflatten(2, (-1, ROWS)).long() << torch.arange(ROWS)).sum(3).to(torch.int16),
+        "codes": words[kept[:, :, None].expand(words.shape)],
+        "codes_ptr": offsets(counts * words.shape[2]),
+        "scales": scales[kept],
+        "scales_ptr": offsets(counts),
+    }
+    if zeros is not None:
+        planes |= {"zeros": _by_columns(zeros)[kept], "zeros_ptr": offsets(counts)}
+    return planes
 
 
-def _in_rows(strips: Tensor) -> Tensor:
-    """The inverse of `_in_strips`."""
-    return strips.transpose(2, 3).flatten(1, 2).contiguous()
+def _by_columns(groups: Tensor) -> Tensor:
+    """`[T, BM, G]` -> `[T, G, BM]`, and back."""
+    return groups.transpose(1, 2).contiguous()
 
 
 def _kept(planes: Planes) -> Tensor:
-    """Which groups are kept, bool `[T, BM / 16, G, 16]`."""
+    """Which groups are kept, bool `[T, G, BM]`."""
     masks = planes["masks"]
-    return (masks[..., None].int() >> torch.arange(ROWS, device=masks.device, dtype=torch.int32) & 1).bool()
+    rows = torch.arange(ROWS, device=masks.device, dtype=torch.int32)
+    return (masks[..., None].int() >> rows & 1).bool().flatten(2)
 
 
 register_format(GroupSparse())

@@ -5,7 +5,6 @@ import torch
 
 import stoicc
 from stoicc.formats.bitmap import Bitmap
-from stoicc.formats.group_sparse import GroupSparse
 from stoicc.formats.int3 import Int3
 from stoicc.formats.int4 import Int4
 from stoicc.formats.outlier import Outlier, _slopes
@@ -87,53 +86,6 @@ def test_a_kernel_holds_its_weight_once(tmp_path):
     assert torch.equal(loaded(x), y)
 
 
-@pytest.mark.parametrize("zeros", [False, True])
-def test_groups_by_hand(zeros):
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randint(-7, 8, (64, 64), generator=generator).float()
-    weight[:, 0::16], weight[:, 1::16] = -7, 8 if zeros else 7
-    kept = torch.rand(64, 4, generator=generator) < 0.4
-    weight = weight.where(kept.repeat_interleave(16, 1), 0)
-    fmt = GroupSparse(16, zeros)
-    planes = fmt.encode(weight[None])
-    assert torch.equal(bits(fmt.decode(planes, (64, 64), "f32")), bits(weight[None]))
-    at = 0
-    for strip in range(4):
-        assert planes["starts"][0, strip] == at
-        for group in range(4):
-            rows = [r for r in range(16) if kept[16 * strip + r, group]]
-            assert int(planes["masks"][0, strip, group]) & 0xFFFF == sum(1 << r for r in rows)
-            words = planes["codes"][2 * at : 2 * (at + len(rows))].view(2, -1)
-            for place, row in enumerate(rows):
-                scale, zero = planes["scales"][at + place], int(planes["zeros"][at + place]) if zeros else 8
-                for k in range(16):
-                    code = int(words[k // 8, place]) >> (k % 4 * 8 + k % 8 // 4 * 4) & 15
-                    assert (code - zero) * scale == weight[16 * strip + row, 16 * group + k]
-            at += len(rows)
-    assert len(planes["scales"]) == at == int(planes["scales_ptr"][-1])
-    assert fmt.tile_bytes(weight[None], "f32").item() == at * (8 + 4 + zeros) + 4 * 4 * 2 + 4 * 4
-
-
-def test_groups_with_the_most_energy_are_kept():
-    tiles = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(4))
-    for share in (0.25, 0.5):
-        planes = GroupSparse(share=share).approximate(tiles, EACH).planes
-        assert planes["scales_ptr"].diff().tolist() == [256 * share] * 2
-    weight = torch.zeros(2, 64)
-    weight[:, 16:32] = 1
-    planes = GroupSparse(share=0.25).approximate(tiles, EACH, weight).planes
-    assert torch.equal(planes["masks"][:, :, 1], torch.full((2, 4), -1, dtype=torch.int16))
-
-
-def test_an_operators_codes_in_groups():
-    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
-    weight[:, 16:32] = 0
-    compressed = stoicc.ops.group_absmax(weight, 4, 16)
-    kernel = stoicc.compile(compressed, ["group_sparse"], target="cpu")
-    assert torch.equal(bits(kernel.to_dense()), bits(compressed.dense()))
-    assert "group_sparse" not in str(stoicc.inspect(compressed).program)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -145,9 +97,6 @@ def test_an_operators_codes_in_groups():
             lambda: Outlier(Bitmap()).planes((64, 64), "f32"),
             r"outlier: expected values with planes of fixed size",
         ),
-        (lambda: GroupSparse(share=0.0), r"format group_sparse: expected a share above 0, at most 1, found 0.0"),
-        (lambda: GroupSparse(12).planes((64, 64), "f32"), r"group_sparse: expected a group_size of 8, 16, .. that div"),
-        (lambda: GroupSparse().planes((8, 64), "f32"), r"group_sparse: expected tiles of a multiple of 16 rows"),
     ],
 )
 def test_sentences(call, message):

@@ -181,3 +181,39 @@ def test_an_older_layout_without_a_way_is_refused_for_files_and_state_dicts(turn
     REGISTRY.unregister("turned")
     stoicc.register_format(Turned())
     assert torch.equal(stoicc.load(tmp_path / "w.safetensors").to_dense(), kernel.to_dense())
+
+
+def strip_by_strip(pools):
+    """What is kept in the order that revision 1 of group_sparse had: by strip, column of groups and row."""
+    index = next(name.removesuffix("_masks") for name in pools if name.endswith("_masks"))
+    own = {name: pools.pop(f"{index}_{name}") for name in ("masks", "codes", "scales", "zeros")}
+    bits = own["masks"][..., None].int() >> torch.arange(16) & 1
+    kept = bits.bool()  # T, group, strip, row
+    strips = kept.transpose(1, 2)
+
+    def moved(plane, words=1):
+        new = torch.zeros(*kept.shape[:2], words, *kept.shape[2:], dtype=plane.dtype)
+        new[kept[:, :, None].expand(new.shape)] = plane
+        old = new.permute(0, 3, 1, 2, 4)
+        return old[strips[:, :, :, None].expand(old.shape)]
+
+    counts = strips.sum((2, 3))
+    pools |= {
+        f"{index}_masks": own["masks"].transpose(1, 2).contiguous(),
+        f"{index}_starts": (counts.cumsum(1) - counts).to(torch.int32),
+        f"{index}_codes": moved(own["codes"], words=2),
+        f"{index}_scales": moved(own["scales"]),
+        f"{index}_zeros": moved(own["zeros"]),
+    }
+
+
+def test_groups_that_stood_strip_by_strip_are_put_in_order(tmp_path):
+    fmt = "group_sparse<zero_points=true>"
+    weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    tiled = stoicc.inspect(weight, tile=(64, 64), tile_map=[[fmt, "dense"], [fmt, fmt]], approximate=True)
+    kernel = stoicc.compile(tiled, target="cpu")
+    kernel.save(tmp_path / "w.safetensors")
+    rewrite(tmp_path / "w.safetensors", {"group_sparse": 1}, strip_by_strip)
+    loaded = stoicc.load(tmp_path / "w.safetensors")
+    assert torch.equal(loaded.to_dense(), kernel.to_dense())
+    assert loaded.ir == kernel.ir

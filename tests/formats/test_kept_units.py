@@ -1,4 +1,4 @@
-"""Units of rows for matrix units, which few machines have: what is unpacked for them, on any with AVX512-BF16."""
+"""Units of kept codes for matrix units, which few machines have: what is unpacked for them, on any with AVX512-BF16."""
 
 import ctypes
 
@@ -17,12 +17,12 @@ TILE = (32, 128)
 _CALLS = """
 void unit_of_pairs($pointers, int unit, bf16 *pairs, float *scale)
 {
-    vf_store_f32(scale, masked_pairs($names, unit, pairs));
+    vf_store_f32(scale, $format_pairs($names, unit, pairs));
 }
 
 void unit_of_octets($pointers, int unit, int8_t *octets, float *scale)
 {
-    vf_store_f32(scale, masked_octets($names, unit, octets));
+    vf_store_f32(scale, $format_octets($names, unit, octets));
 }
 """
 
@@ -38,9 +38,15 @@ def units(fmt: str, form: str, columns: int) -> tuple[Tensor, Tensor]:
     resolved = find_format(fmt)
     encoded = resolved.approximate(weight[None], torch.zeros(1, dtype=torch.int64)).planes
     planes = code.pack({name: plane.contiguous() for name, plane in encoded.items()})
-    names = ", ".join(f"p{i}" for i in range(len(planes)))
-    pointers = ", ".join(f"const void *p{i}" for i in range(len(planes)))
-    calls = _CALLS.replace("$pointers", pointers).replace("$names", names)
+    arguments: list[ctypes.c_void_p | ctypes.c_int64] = []
+    for name, plane in planes.items():
+        if name == name.removesuffix("_ptr"):
+            arguments.append(ctypes.c_void_p(plane.data_ptr()))
+            arguments += [ctypes.c_int64(len(plane))] * (f"{name}_ptr" in planes)  # of a plane of any length
+    names = ", ".join(f"p{i}" for i in range(len(arguments)))
+    types = {ctypes.c_void_p: "const void *", ctypes.c_int64: "const int64_t "}
+    pointers = ", ".join(f"{types[type(value)]}p{i}" for i, value in enumerate(arguments))
+    calls = _CALLS.replace("$format", resolved.name).replace("$pointers", pointers).replace("$names", names)
     if form == "pairs":
         calls = calls[: calls.index("void unit_of_octets")]
     library = load(emit(classify(kernel.ir, torch.bfloat16, "amx")) + calls, "units", "amx")
@@ -50,7 +56,6 @@ def units(fmt: str, form: str, columns: int) -> tuple[Tensor, Tensor]:
     parts = []
     for unit in range(TILE[0] // 16 * TILE[1] // columns):
         scale = torch.empty(16)
-        arguments = [ctypes.c_void_p(plane.data_ptr()) for plane in planes.values()]
         getattr(library, f"unit_of_{form}")(
             *arguments, unit, ctypes.c_void_p(to.data_ptr()), ctypes.c_void_p(scale.data_ptr())
         )
@@ -75,6 +80,13 @@ def units(fmt: str, form: str, columns: int) -> tuple[Tensor, Tensor]:
 )
 def test_units_for_matrix_units(fmt, form):
     found, tile = units(fmt, form, 32 if form == "pairs" else 64)
+    assert torch.equal(found.bfloat16(), tile)
+
+
+@pytest.mark.parametrize(("size", "form"), [(32, "pairs"), (64, "pairs"), (64, "octets"), (128, "octets")])
+@pytest.mark.parametrize("zeros", ["", ", zero_points=true"])
+def test_units_of_groups(size, form, zeros):
+    found, tile = units(f"group_sparse<group_size={size}{zeros}>", form, 32 if form == "pairs" else 64)
     assert torch.equal(found.bfloat16(), tile)
 
 

@@ -186,3 +186,10 @@ static inline vint vi_add_bytes(vint sum, vint bytes)
     return (vint){
         add_twos(sum.lo, _mm256_maddubs_epi16(one, bytes.lo)), add_twos(sum.hi, _mm256_maddubs_epi16(one, bytes.hi))};
 }
+
+/* Nibble j of each lane, an unsigned number, less 8: a look-up takes twice as many instructions here. */
+static inline vfloat vf_nibble_less_8(vint word, const int j)
+{
+    const __m256i eights = _mm256_set1_epi32((int)0x88888888);
+    return vf_nibble((vint){_mm256_xor_si256(word.lo, eights), _mm256_xor_si256(word.hi, eights)}, j);
+}

@@ -156,6 +156,13 @@ INLINE int kept_rows(const int16_t *masks)
     return kept_before(masks, 0, STRIPS);
 }
 
+/* Nibble j of each lane, an unsigned number, less 8. */
+static inline vfloat vf_nibble_less_8(vint word, const int j)
+{
+    static const float value[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    return vf_look_up(value, vi_shift_right(word, 4 * j));
+}
+
 /* Sixteen numbers of so many bytes, of which n are at p; zeros for the others. */
 static inline void first_of_sixteen(const void *p, const int n, const int bytes, void *to)
 {

@@ -48,7 +48,6 @@ $next        group -= over;
 """)
 
 _OF_FLOATS = Template("""\
-        static const float value[16] = {$floats};
         const float *xg = x + group * $size * nb;
         vfloat sum[8];
         clear_sums(sum, nb);
@@ -233,7 +232,7 @@ def group_sparse_mac(tile: Tile, dtype: str, size: int, zeros: bool) -> TileMac 
 def _names(dtype: str, size: int, zeros: bool) -> dict[str, str]:
     """What the templates need."""
     arguments = _ARGUMENTS + _ZERO_ARGUMENTS * zeros
-    nibble = "vf_look_up(value, vi_shift_right(eight, j % 4 * 8 + j / 4 * 4))"
+    nibble = "vf_nibble_less_8(eight, j % 4 * 2 + j / 4)"
     return {
         "T": dtype,
         "size": str(size),
@@ -243,7 +242,6 @@ def _names(dtype: str, size: int, zeros: bool) -> dict[str, str]:
         "own_zeros": "        int8_t zero[LANES] __attribute__((aligned(16)));\n"
         "        bytes_less(zeros + row, rows, 8, zero);\n" * zeros,
         "next": "        zeros += over & all;\n" * zeros,
-        "floats": ", ".join(map(str, range(-8, 8))),
         "weight": f"vf_sub({nibble}, vf_load_i8(zero))" if zeros else nibble,
         "digit_zero": "vi_zero_points(zero, 8)" if zeros else "vi_set1(1)",
         "values": textwrap.fill(bf16_words(torch.arange(32) % 16 - 8), 110, subsequent_indent=" " * 12),

@@ -201,3 +201,32 @@ static inline vint vi_load_first(const int32_t *p, const int n)
 {
     return (vint){first_words(p, n < 8 ? n : 8), first_words(p + 8, n < 8 ? 0 : n < 16 ? n - 8 : 8)};
 }
+
+/* Those of sixteen rows that count more than `less`. */
+static inline uint32_t rows_above(const uint8_t *counts, int less)
+{
+    __m128i more = _mm_subs_epu8(_mm_loadu_si128((const __m128i *)counts), _mm_set1_epi8((char)less));
+    return 0xffff & ~(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(more, _mm_setzero_si128()));
+}
+
+/* x in digits as floats, in their order. */
+INLINE void digit_floats(const int8_t *x, const int nb, float *to)
+{
+    #pragma GCC unroll 2
+    for (int k = 0; k < BK; k += 16)
+        for (int n = 0; n < nb; n++, x += 48) {
+            const __m256 unit = _mm256_set1_ps(digit_units(x - (k / 16 * nb + n) * 48, nb)[n]);
+            #pragma GCC unroll 2
+            for (int i = 0; i < 16; i += 8) {
+                __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(x + i)));
+                __m256i middle = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(x + i + 16)));
+                __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(x + i + 32)));
+                middle = _mm256_add_epi32(middle, _mm256_slli_epi32(high, 8));
+                __m256i whole = _mm256_add_epi32(low, _mm256_slli_epi32(middle, 8));
+                __m256 all = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), unit);
+                float *entry = to + (k + i) * nb + 4 * n;
+                _mm_storeu_ps(entry, _mm256_castps256_ps128(all));
+                _mm_storeu_ps(entry + 4 * nb, _mm256_extractf128_ps(all, 1));
+            }
+        }
+}

@@ -156,4 +156,5 @@ def outlier_mac(values: TileFormat, tile: Tile, dtype: str) -> TileMac | None:
         pairs,
         unpack=unpack if unpack_values is not None else None,
         dots=dots,
-    )  # code_bits of 8: outliers take x as floats, and without VNNI digits do not pay for making floats of them
+        code_bits=code.code_bits,
+    )

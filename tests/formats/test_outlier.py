@@ -9,6 +9,7 @@ from stoicc.formats.int3 import Int3
 from stoicc.formats.int4 import Int4
 from stoicc.formats.outlier import Outlier, _slopes
 from stoicc.ir.dtypes import bits
+from tests.codegen.cpu.mosaics import need
 from tests.products import assert_product
 
 EACH = torch.arange(2)
@@ -84,6 +85,18 @@ def test_a_kernel_holds_its_weight_once(tmp_path):
     loaded = stoicc.load(tmp_path / "w.safetensors")
     assert torch.equal(bits(loaded.to_dense()), bits(held))
     assert torch.equal(loaded(x), y)
+
+
+@pytest.mark.parametrize("isa", ["avx512bf16", "vnni", "avx2", "portable"])
+def test_a_row_most_of_which_stands_apart(isa, monkeypatch):
+    need(isa, monkeypatch)
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(6)) * 0.1
+    weight[3, :250] += 100  # more than a signed byte counts
+    tiled = stoicc.inspect(weight, tile=(16, 256), tile_map=[["outlier<share=0.125>"]], approximate=True)
+    kernel = stoicc.compile(tiled, target="cpu")
+    for batch in (1, 5):
+        x = torch.randn(batch, 256, generator=torch.Generator().manual_seed(batch))
+        assert_product(kernel(x), x, kernel.to_dense(), 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from stoicc.ir.errors import FormatError
 from stoicc.ir.fragment import Fragment, Planes, Tile
 from stoicc.ir.lattice import Lattice
 from stoicc.ir.options import print_options, read_options
-from stoicc.ir.tile_mac import LaneCodes, PairsOfCodes, TileFloats, TileMac, TileOctets, TilePairs
+from stoicc.ir.tile_mac import NEVER, LaneCodes, PairsOfCodes, TileFloats, TileMac, TileOctets, TilePairs
 
 __all__ = [
-    "Approximation", "Elements", "Fragment", "LaneCodes", "Lattice", "PairsOfCodes", "Plane", "PlaneKind", "Planes",
+    "NEVER", "Approximation", "Elements", "Fragment", "LaneCodes", "Lattice", "PairsOfCodes", "Plane", "PlaneKind",
+    "Planes",
     "Tile", "TileCodes", "TileCost", "TileFloats", "TileFormat", "TileMac", "TileOctets", "TilePairs", "TritonDecode",
     "nonzero_codes", "squared_error", "tile_shape",
 ]  # fmt: skip

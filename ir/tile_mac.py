@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 
 from stoicc.ir.fragment import Planes, Tile
 
+NEVER = 1 << 30
+"""Batch entries from which something is done that is never done."""
+
 
 @dataclass(frozen=True)
 class TilePairs:
@@ -43,7 +46,7 @@ class TilePairs:
 
             x is bf16 `[nb][BK]`, acc the strip's fp32 `[nb][16]`, and place as above.
         whole: of `TileMac.dots`: the function multiplies a whole tile in an order of its own, as `TileMac.source` does,
-            and serves any batch: what it leaves out would come back where tiles are unpacked.
+            and serves any batch below the `least_blocked` of `pairs`, or any at all where that is `NEVER`:
 
             INLINE void {name}(<planes>, const bf16 *x, float *acc, const int nb)
     """

@@ -6,7 +6,8 @@ in steps of a few hundred columns, unpacks the tiles of one row and step, and mu
 What is unpacked stays in the first level of the cache, x and sums in the second; tiles that are not there cost nothing.
 
 Matrix units take bf16 (codes times scale, rounded as `to_dense` rounds), vector units fp32. Tiles whose lanes pick
-among more than four columns are not unpacked, as that would bring the zeros back: they are walked as for a small batch.
+among more than four columns, or that are multiplied without what they drop, are not unpacked, as that would bring the
+zeros back: they are walked as for a small batch.
 """
 
 import textwrap

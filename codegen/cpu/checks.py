@@ -45,8 +45,15 @@ def check_units(fmt: TileFormat, code: TileMac, tile: Tile, dtype: str, isa: str
     for name, units in (("pairs", code.pairs), ("dots", code.dots)):
         if units is not None:
             _check_picked(fmt, name, units)
+    if code.pairs is not None and code.pairs.whole:
+        raise FormatError(f"format {fmt}: expected pairs in units, found the whole tile; move them to dots")
     if code.dots is None:
         return
+    if code.dots.whole and (code.dots.ordered or code.dots.apart or code.dots.picked or code.dots.most < 8):
+        raise FormatError(
+            f"format {fmt}: expected dots of a whole tile to serve 8 entries and to be neither ordered, apart nor "
+            "picked, found one of these; leave it out"
+        )
     if code.pairs is None:
         raise FormatError(f"format {fmt}: expected pairs beside its dots, found none; a larger batch takes those")
     if code.dots.columns % 16 or tile[1] % code.dots.columns:

@@ -1,7 +1,7 @@
 """C that multiplies bf16 pairs of tiles and of x in vectors, a few batch entries at a time, unit by unit.
 
 A format's pairs are unpacked for each eight entries again, and most of them meet x before they leave the registers;
-`blocked.py` unpacks them once for many, but for those whose lanes pick.
+`blocked.py` unpacks them once for many, but for those whose lanes pick or that leave out what is dropped.
 """
 
 from string import Template

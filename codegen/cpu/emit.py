@@ -200,9 +200,9 @@ def _tile_functions(part: FormatPart, kernel: KernelClass) -> str:
     if kernel.takes_digits(part):
         texts.append(_asking_from(least, part.code.digits).replace("{name}", f"{part.name}_digits"))
     if kernel.pairs and part.code.pairs:
-        codes = {"pairs": kernel.pairs_of(part)}
-        if kernel.has_dots(part):
-            codes["dots"] = kernel.dots_of(part)
+        whole = kernel.walked(part) and kernel.dots_of(part).whole
+        codes = {} if whole else {"pairs": kernel.pairs_of(part)}
+        codes |= {"dots": kernel.dots_of(part)} if kernel.has_dots(part) else {}
         for form, code in codes.items():
             # of units, `dots.add_dots` asks for what comes: it knows nb
             units = re.sub(r"\bahead\(", "ahead_if(0, ", code.source) if least else code.source

@@ -22,7 +22,7 @@ from stoicc.codegen.cpu.layouts import (
 from stoicc.codegen.cpu.plane_types import PackedPlane, packed_planes
 from stoicc.ir.dtypes import DTYPE_NAMES, output_dtype
 from stoicc.ir.errors import CodegenError, FormatError
-from stoicc.ir.format import Tile, TileFormat, TileMac, TilePairs
+from stoicc.ir.format import NEVER, Tile, TileFormat, TileMac, TilePairs
 from stoicc.ir.registry import find_format
 from stoicc.ir.schedule import EPILOGUE, PROLOGUE, Schedule
 from stoicc.ir.types import Beside, CodedFactor, Module, TileProgram
@@ -133,7 +133,8 @@ class KernelClass:
 
     def walked(self, part: FormatPart) -> bool:
         """Whether a part's tiles are never unpacked for a large batch: what it leaves out would come back."""
-        return self.pairs and (self.pairs_of(part).picked > 0 or self.dots_of(part).whole)
+        whole = self.has_dots(part) and self.dots_of(part).whole and self.pairs_of(part).least_blocked == NEVER
+        return self.pairs and (self.pairs_of(part).picked > 0 or whole)
 
     def has_dots(self, part: FormatPart) -> bool:
         """Whether a part's tiles are unpacked in a way of their own where a batch of few meets them in vectors."""

@@ -57,28 +57,31 @@ static inline vfloat vf_load_first_f16(const f16 *p, const int n)
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
 
-/* To acc [STRIPS][nb][LANES] the sums of rows that keep a group, [groups][nb][room], at the lanes of those rows. */
+/* To acc [STRIPS][nb][LANES] the sums of rows that keep a group, [groups][nb][room], at the lanes of those rows. A
+ * single entry has the sums of few strips in registers, and the groups in the order in which they were stored. */
 INLINE void add_kept_rows(
     const float *sums, const int room, const int16_t *masks, const int groups, float *acc, const int nb)
 {
     const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    enum { FEW = STRIPS < 8 ? STRIPS : 8 };
-    if (nb == 1 && STRIPS <= 8) {
-    __m512 all[FEW];
+    enum { TOGETHER = STRIPS < 8 ? STRIPS : 8 };
+    if (nb == 1 && STRIPS == TOGETHER) {
+        __m512 all[TOGETHER];
         #pragma GCC unroll 8
-    for (int s = 0; s < FEW; s++) all[s] = _mm512_loadu_ps(acc + LANES * s);
-    for (int group = 0; group < groups; group++, masks += STRIPS, sums += room) {
-        const float *from = sums;
-        #pragma GCC unroll 8
-        for (int s = 0; s < FEW; s++) {
-            const __mmask16 mask = (__mmask16)masks[s];
-            all[s] = _mm512_add_ps(all[s], (__m512)vi_expand_lanes(mask, (vint)_mm512_loadu_ps(from)));
-            from += __builtin_popcount((uint16_t)masks[s]);
+        for (int strip = 0; strip < TOGETHER; strip++)
+            all[strip] = _mm512_loadu_ps(acc + LANES * strip);
+        for (int group = 0; group < groups; group++, masks += STRIPS, sums += room) {
+            const float *from = sums;
+            #pragma GCC unroll 8
+            for (int strip = 0; strip < TOGETHER; strip++) {
+                const vint own = vi_expand_lanes((__mmask16)masks[strip], (vint)_mm512_loadu_ps(from));
+                all[strip] = _mm512_add_ps(all[strip], (__m512)own);
+                from += __builtin_popcount((uint16_t)masks[strip]);
+            }
         }
-    }
         #pragma GCC unroll 8
-    for (int s = 0; s < FEW; s++) _mm512_storeu_ps(acc + LANES * s, all[s]);
-    return;
+        for (int strip = 0; strip < TOGETHER; strip++)
+            _mm512_storeu_ps(acc + LANES * strip, all[strip]);
+        return;
     }
     int before[BK / 8] = {0}; /* rows of strips that come first */
     for (int strip = 0; strip < STRIPS; strip++, acc += LANES * nb) {
@@ -89,10 +92,10 @@ INLINE void add_kept_rows(
         for (int group = 0; group < groups; group++) {
             const __mmask16 mask = (__mmask16)masks[group * STRIPS + strip];
             const float *from = sums + group * nb * room + before[group];
-            const vint place = vi_expand_lanes(mask, nb == 1 ? (vint)_mm512_loadu_ps(from) : order);
+            const vint place = vi_expand_lanes(mask, order);
             #pragma GCC unroll 8
             for (int n = 0; n < nb; n++) {
-                __m512 own = nb == 1 ? (__m512)place : _mm512_maskz_permutexvar_ps(mask, place, _mm512_loadu_ps(from + n * room));
+                __m512 own = _mm512_maskz_permutexvar_ps(mask, place, _mm512_loadu_ps(from + n * room));
                 all[n] = _mm512_add_ps(all[n], own);
             }
             before[group] += __builtin_popcount((uint16_t)mask);

@@ -191,6 +191,10 @@ class GroupSparse(Affine):
         """Revision 1 had what a strip keeps together, by column of groups and row of the strip."""
         masks = planes["masks"]
         old = (masks[..., None].int() >> torch.arange(ROWS, dtype=torch.int32) & 1).bool()  # T, strip, group, row
+        kept = {planes["codes"].numel() * WORD // self.group_size, len(planes["scales"]), int(old.sum())}
+        here = tile[0] // ROWS, self.grid(tile[1]).per_tile
+        if "starts" not in planes or masks.shape[1:] != here or len(kept) > 1:
+            return None  # they are not what revision 1 had
 
         def by_columns(plane: Tensor, kept: Tensor = old) -> Tensor:
             """What is kept in places of its own, `[T, group, .., BM]`."""
@@ -225,7 +229,7 @@ class GroupSparse(Affine):
         return TritonDecode(function, {"GROUPS": self.grid(tile[1]).per_tile})
 
     def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
-        return _group_sparse_c.group_sparse_mac(tile, dtype, self.group_size, self.zero_points)
+        return _group_sparse_c.group_sparse_mac(tile, dtype, self.group_size, self.zero_points, self.share)
 
 
 def _planes(kept: Tensor, words: Tensor, scales: Tensor, zeros: Tensor | None) -> Planes:

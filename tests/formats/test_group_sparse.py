@@ -106,12 +106,19 @@ def test_columns_of_groups_that_few_rows_or_none_keep(isa, size, zeros, monkeypa
 def test_what_is_dropped_is_not_unpacked_for_a_large_batch(monkeypatch):
     need("avx512bf16", monkeypatch)
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(8)).bfloat16()
-    sources = {}
-    for fmt in ("group_sparse", "group_sparse<group_size=8>"):  # eight columns are too few for a product of pairs
-        tiled = stoicc.inspect(weight, tile=(64, 64), tile_map=[[fmt] * 2], approximate=True)
-        sources[fmt] = stoicc.compile(tiled, target="cpu").source
-    assert not re.search(r"LEAST_BLOCKED|unpack_group_sparse", sources["group_sparse"])
-    assert "unpack_group_sparse_tile" in sources["group_sparse<group_size=8>"]
+
+    def source(options):
+        tiled = stoicc.inspect(weight, tile=(64, 64), tile_map=[[f"group_sparse<{options}>"] * 2], approximate=True)
+        return stoicc.compile(tiled, target="cpu").source
+
+    assert not re.search(r"LEAST_BLOCKED|unpack_group_sparse|pairs_spread", source("group_size=64"))
+    for options, least in (
+        ("group_size=16", 96),
+        ("group_size=16, share=0.9", 48),
+        ("group_size=64, share=0.9", 64),  # little is dropped
+        ("group_size=8", 16),  # too few columns for a product of pairs
+    ):
+        assert f"LEAST_BLOCKED = {least}," in source(options)
 
 
 @pytest.mark.parametrize(

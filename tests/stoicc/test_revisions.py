@@ -1,7 +1,7 @@
 """Files of formats whose layout has changed since: read as they were meant, or refused."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -16,10 +16,11 @@ from stoicc.formats.dense import Dense
 from stoicc.formats.outlier import Outlier, _by_row, _undone
 from stoicc.io import text_hash
 from stoicc.ir.parser import parse
+from stoicc.ir.planes import pool_name
 from stoicc.ir.printer import print_module
 from stoicc.ir.registry import REGISTRY
 from stoicc.ir.types import Module
-from stoicc.pools import rehash
+from stoicc.pools import describe, rehash
 
 
 def rewrite(path, revisions, change=lambda pools: None):
@@ -29,6 +30,12 @@ def rewrite(path, revisions, change=lambda pools: None):
         pools = {name: file.get_tensor(name).clone() for name in file.keys()}
     change(pools)
     module = parse(metadata["stoicc.ir"])
+    segments = []
+    for index, segment in enumerate(module.tiles.segments):
+        names = dict.fromkeys(pool.name for pool in segment.pools if pool.name in pools)
+        names |= dict.fromkeys(name for name in pools if name.startswith(pool_name(index, "")))
+        segments.append(replace(segment, pools=tuple(describe(name, pools[name]) for name in names)))
+    module = replace(module, tiles=replace(module.tiles, segments=tuple(segments)))
     text = print_module(Module(rehash(module.tiles, pools), module.schedule), exact=True)
     metadata |= {"stoicc.ir": text, "stoicc.ir.hash": text_hash(text)}
     metadata.pop("stoicc.formats")
@@ -207,13 +214,33 @@ def strip_by_strip(pools):
     }
 
 
-def test_groups_that_stood_strip_by_strip_are_put_in_order(tmp_path):
+@pytest.fixture
+def groups(tmp_path):
+    """A kernel of groups that are kept or dropped, and its file."""
     fmt = "group_sparse<zero_points=true>"
     weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
     tiled = stoicc.inspect(weight, tile=(64, 64), tile_map=[[fmt, "dense"], [fmt, fmt]], approximate=True)
     kernel = stoicc.compile(tiled, target="cpu")
     kernel.save(tmp_path / "w.safetensors")
-    rewrite(tmp_path / "w.safetensors", {"group_sparse": 1}, strip_by_strip)
-    loaded = stoicc.load(tmp_path / "w.safetensors")
+    return kernel, tmp_path / "w.safetensors"
+
+
+def test_groups_that_stood_strip_by_strip_are_put_in_order(groups):
+    kernel, path = groups
+    rewrite(path, {"group_sparse": 1}, strip_by_strip)
+    loaded = stoicc.load(path)
     assert torch.equal(loaded.to_dense(), kernel.to_dense())
     assert loaded.ir == kernel.ir
+
+
+def more_kept(pools):
+    """Masks that keep more than is stored."""
+    strip_by_strip(pools)
+    next(pool for name, pool in pools.items() if name.endswith("_masks")).fill_(-1)
+
+
+@pytest.mark.parametrize("change", [lambda pools: None, more_kept], ids=["of today", "more kept than stored"])
+def test_groups_that_are_not_what_they_are_said_to_be_are_refused(groups, change):
+    rewrite(groups[1], {"group_sparse": 1}, change)
+    with pytest.raises(stoicc.StoiccError, match="expected planes of format group_sparse in revision 2, found"):
+        stoicc.load(groups[1])

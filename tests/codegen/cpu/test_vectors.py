@@ -206,6 +206,16 @@ class NarrowPickedDots(Int4Nv24):
         return code and replace(code, dots=code.dots and replace(code.dots, columns=16))
 
 
+class WholeInOrder(Int4):
+    """A function of a whole tile that would be called for units in their order."""
+
+    name: ClassVar[str] = "whole_in_order"
+
+    def tile_mac(self, tile: Tile, dtype: str) -> TileMac | None:
+        code = super().tile_mac(tile, dtype)
+        return code and replace(code, dots=code.dots and replace(code.dots, whole=True, ordered=True))
+
+
 class OddPicks(Int4Nv24):
     """Units for one entry or two whose weights do not come two by two."""
 
@@ -251,6 +261,7 @@ class DenseDots(Dense):
     [
         (WidePicks, "picks in units of 32 columns, found 64"),
         (NarrowPickedDots, "picked dots in units of 32 columns, found 16"),
+        (WholeInOrder, "dots of a whole tile to serve 8 entries and to be neither ordered"),
         (OddPicks, "dots that pick 2, 4, .. 32 columns, found 15"),
         (NarrowPairs, "pairs in units of 32, 64, .. columns that divide the tile's 64, found 16"),
         (OnlyDots, "pairs beside its dots, found none"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from stoicc.ir.fragment import Planes, Tile
 
 NEVER = 1 << 30
-"""Batch entries from which something is done that is never done."""
+"""For a `least_..`: batch entries that no call has."""
 
 
 @dataclass(frozen=True)

@@ -191,9 +191,10 @@ class GroupSparse(Affine):
         """Revision 1 had what a strip keeps together, by column of groups and row of the strip."""
         masks = planes["masks"]
         old = (masks[..., None].int() >> torch.arange(ROWS, dtype=torch.int32) & 1).bool()  # T, strip, group, row
-        kept = {planes["codes"].numel() * WORD // self.group_size, len(planes["scales"]), int(old.sum())}
+        each = [len(planes[name]) for name in ("scales", "zeros") if name in planes]
+        kept = {planes["codes"].numel() * WORD // self.group_size, int(old.sum()), *each}
         here = tile[0] // ROWS, self.grid(tile[1]).per_tile
-        if "starts" not in planes or masks.shape[1:] != here or len(kept) > 1:
+        if "starts" not in planes or len(each) != 1 + self.zero_points or masks.shape[1:] != here or len(kept) > 1:
             return None  # they are not what revision 1 had
 
         def by_columns(plane: Tensor, kept: Tensor = old) -> Tensor:
@@ -202,8 +203,8 @@ class GroupSparse(Affine):
             return spread.movedim(1, -2).flatten(-2)
 
         zeros = by_columns(planes["zeros"]).transpose(1, 2) if self.zero_points else None
-        each = (*old.shape[:3], self.group_size // WORD, ROWS)
-        words = by_columns(planes["codes"], old[:, :, :, None].expand(each))
+        of_words = old[:, :, :, None].expand(*old.shape[:3], self.group_size // WORD, ROWS)
+        words = by_columns(planes["codes"], of_words)
         return _planes(by_columns(old[old], old), words, by_columns(planes["scales"]), zeros)
 
     def prune(self, tiles: Tensor, statistics: Tensor | None) -> Tensor:
